@@ -1,0 +1,71 @@
+# Every target sets up what it needs: a wheel of the sources as they are, and a virtual environment in .venv/
+# that it is installed in. Nothing is run from the source tree, which has no compiled modules.
+#
+#   PYTHON=python3.12 make test      another interpreter (start with make clean)
+#   FASTOPT_OPENMP=0 make test       a build without OpenMP (start with make clean)
+#   make demo ARGS="--help"          arguments for fastopt demo; for test and bench they go to pytest
+
+PYTHON ?= python3
+ARGS ?=
+STRICT := -std=c11 -Wall -Wextra -Werror -fsyntax-only
+
+PIP := -m pip --disable-pip-version-check -qq
+HEADERS = $(shell .venv/test/bin/python -c "import numpy, sysconfig; \
+    print('-isystem', sysconfig.get_path('include'), '-isystem', numpy.get_include())")
+SOURCES := setup.py pyproject.toml MANIFEST.in LICENSE README.md \
+    $(shell find fastopt src_c -type f -not -name '*.so' -not -path '*/__pycache__/*')
+
+.PHONY: help demo test test-peers bench lint wheel clean
+.DELETE_ON_ERROR:
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: .venv/demo/ready  ## train on the handwritten digits with every optimizer in turn
+	.venv/demo/bin/fastopt demo $(ARGS)
+
+test: .venv/test/ready  ## the test suite, without the comparison with other libraries
+	cd tests && ../.venv/test/bin/pytest -q . --ignore=peers $(ARGS)
+
+test-peers: .venv/peers/ready  ## compare with torch, keras, optax and the other peers (a large download)
+	cd tests && ../.venv/peers/bin/pytest -q peers $(ARGS)
+
+bench: .venv/peers/ready  ## time fastopt beside the NumPy reference and torch
+	cd bench && ../.venv/peers/bin/pytest -q . $(ARGS)
+
+lint: .venv/test/ready  ## ruff, mypy, cython-lint, and the C sources with every warning an error
+	.venv/test/bin/ruff check .
+	.venv/test/bin/mypy
+	PATH="$(CURDIR)/.venv/test/bin:$$PATH" cython-lint fastopt
+	for openmp in "" -fopenmp; do for source in src_c/*.[ch]; do \
+	    $(CC) $(STRICT) $(HEADERS) $$openmp -x c $$source || exit 1; done; done
+
+wheel: dist/ready  ## build dist/fastopt-*.whl
+
+clean:  ## remove the virtual environments and all that was built
+	rm -rf .venv build dist *.egg-info
+
+# --- how the environments are made ------------------------------------------------------------------------
+
+# From an empty build folder: setuptools would put into the wheel whatever an earlier build left there.
+# The log is shown if the build fails; otherwise only what setup.py itself has to say.
+dist/ready: $(SOURCES) | .venv/build/bin/python
+	rm -rf build dist
+	.venv/build/bin/python -m pip --disable-pip-version-check -v wheel --no-deps --wheel-dir dist . \
+	    >.venv/build/log 2>&1 || { cat .venv/build/log; exit 1; }
+	@grep '^ *fastopt: ' .venv/build/log || true
+	touch $@
+
+.venv/demo/ready: EXTRAS := demo
+.venv/test/ready: EXTRAS := test,lint
+.venv/peers/ready: EXTRAS := test,bench,peers
+
+# Twice: the first brings the dependencies, the second replaces a fastopt of the same version number.
+.venv/%/ready: dist/ready | .venv/%/bin/python
+	.venv/$*/bin/python $(PIP) install "$$(echo dist/fastopt-*.whl)[$(EXTRAS)]"
+	.venv/$*/bin/python $(PIP) install --force-reinstall --no-deps dist/fastopt-*.whl
+	touch $@
+
+.PRECIOUS: .venv/%/bin/python
+.venv/%/bin/python:
+	$(PYTHON) -m venv .venv/$*

@@ -1,0 +1,91 @@
+"""fastopt: fused optimizer steps for NumPy arrays, bit for bit equal to a NumPy reference."""
+
+from fastopt._openmp import calm_openmp
+
+with calm_openmp():
+    from fastopt import engine as _engine  # noqa: F401
+
+from fastopt.adagrad import Adadelta, Adagrad
+from fastopt.adam import Adam, Adamax, AdamW, NAdam, RAdam
+from fastopt.errors import (
+    ConcurrentStepError,
+    ConventionError,
+    DTypeError,
+    FastoptError,
+    GradientError,
+    HyperparameterError,
+    LayoutError,
+    MissingExtraError,
+    NonFiniteError,
+    OverlapError,
+    ParameterError,
+    ReadOnlyError,
+    ShapeError,
+    StateDictError,
+)
+from fastopt.lion import Lion
+from fastopt.optimizer import Optimizer
+from fastopt.rmsprop import RMSprop
+from fastopt.sgd import NAG, SGD, Momentum
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    cls.__name__: cls
+    for cls in (SGD, Momentum, NAG, Adagrad, Adadelta, RMSprop, Adam, AdamW, Adamax, NAdam, RAdam, Lion)
+}
+"""Every optimizer by name: what tests, benchmarks and documentation walk."""
+
+__all__ = [
+    "NAG",
+    "OPTIMIZERS",
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "ConcurrentStepError",
+    "ConventionError",
+    "DTypeError",
+    "FastoptError",
+    "GradientError",
+    "HyperparameterError",
+    "LayoutError",
+    "Lion",
+    "MinimizeResult",
+    "MissingExtraError",
+    "Momentum",
+    "NAdam",
+    "NonFiniteError",
+    "Optimizer",
+    "OverlapError",
+    "ParameterError",
+    "RAdam",
+    "RMSprop",
+    "ReadOnlyError",
+    "ShapeError",
+    "StateDictError",
+    "functional",
+    "minibatches",
+    "minimize",
+    "reference",
+    "schedules",
+]
+
+_LAZY = {"minimize": "training", "minibatches": "training", "MinimizeResult": "training"}
+
+
+def __getattr__(name: str) -> object:
+    # What a step does not need is imported when first asked for.
+    from importlib import import_module, metadata
+
+    if name == "__version__":
+        return metadata.version("fastopt")
+    if name in _LAZY:
+        return getattr(import_module(f"fastopt.{_LAZY[name]}"), name)
+    if name in __all__:
+        return import_module(f"fastopt.{name}")
+    raise AttributeError(f"module 'fastopt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

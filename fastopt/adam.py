@@ -1,0 +1,363 @@
+"""Adam and its kin: Adam, AdamW, Adamax, NAdam, RAdam."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fastopt.optimizer import DECOUPLED, DECOUPLED_LAST, DECOUPLED_WITHOUT_LR, L2, Convention, Optimizer
+
+BETAS = {"betas": (0.9, 0.999)}
+ADAM = {"lr": 1e-3, **BETAS, "eps": 1e-8}
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Adam(Optimizer):
+    """Adam: averages of the gradient and of its square, both corrected for their start at zero.
+
+    In the order computed, with ``bc1 = 1 - beta1**t``, ``bc2 = 1 - beta2**t`` (both 1 with ``bias_correction=False``)::
+
+        g          = g + weight_decay * p               (where decay is coupled)
+        exp_avg    = beta1 * exp_avg + (1 - beta1) * g
+        exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * g * g
+        p          = p - (lr / bc1) * exp_avg / denominator
+
+    and the denominator by ``eps_placement``::
+
+        "outside"              sqrt(exp_avg_sq / bc2) + eps            torch, optax, paper
+        "inside"               sqrt(exp_avg_sq / bc2 + eps)
+        "outside_uncorrected"  (sqrt(exp_avg_sq) + eps) / sqrt(bc2)    keras, sklearn, thinc
+        "inside_uncorrected"   sqrt(exp_avg_sq + eps) / sqrt(bc2)
+
+    ``amsgrad`` puts the largest exp_avg_sq so far in its place: before its correction (torch, keras, paper) or after
+    (optax). With ``eps=0``, 0/0 is 0: the element does not move; PyTorch gives NaN there.
+
+    Parameters
+    ----------
+    params
+        See `Optimizer`.
+    lr : float >= 0 or schedule
+        Default 1e-3; optax has none: give one.
+    betas : pair of floats in [0, 1), or schedules
+        Default (0.9, 0.999).
+    eps : float >= 0
+        Default 1e-8 (keras 1e-7).
+    weight_decay : float >= 0 or schedule
+        Default 0. torch adds it to the gradient (``decoupled_weight_decay=True`` shrinks first, as `AdamW`), keras
+        shrinks first, thinc shrinks after the update (False: adds it to the gradient).
+    amsgrad : bool
+        Default False; torch, keras, optax, paper. Under paper it also means ``bias_correction=False`` and ``eps=0``
+        unless given, as in Reddi et al.
+    eps_placement, bias_correction
+        See above; available under every convention.
+    eps_root : float >= 0
+        optax only: ``sqrt(exp_avg_sq / bc2 + eps_root) + eps``. Default 0.
+    **common
+        See `Optimizer`.
+
+    Notes
+    -----
+    State: ``exp_avg``, ``exp_avg_sq``, with amsgrad ``max_exp_avg_sq``, like the parameter.
+    DeepSpeed and ONNX without correction are ``bias_correction=False``.
+
+    References
+    ----------
+    Kingma & Ba, Adam (2015), algorithm 1; Reddi, Kale & Kumar, On the convergence of Adam and beyond (2018).
+    """
+
+    hyperparameters = (
+        "lr", "betas", "eps", "weight_decay", "amsgrad", "eps_placement", "bias_correction", "eps_root",
+    )  # fmt: skip
+    conventions = {
+        "torch": Convention(
+            {**ADAM, "weight_decay": 0.0, "amsgrad": False}, {False: L2, True: DECOUPLED}, {"max_corrected": 0}
+        ),
+        "keras": Convention(
+            {**ADAM, "eps": 1e-7, "weight_decay": 0.0, "amsgrad": False, "eps_placement": "outside_uncorrected"},
+            {True: DECOUPLED}, {"max_corrected": 0},
+        ),
+        "optax": Convention({**ADAM, "lr": None, "amsgrad": False, "eps_root": 0.0}, {}, {"max_corrected": 1}),
+        "sklearn": Convention({**ADAM, "eps_placement": "outside_uncorrected"}),
+        "thinc": Convention(
+            {**ADAM, "weight_decay": 0.0, "eps_placement": "outside_uncorrected"}, {True: DECOUPLED_LAST, False: L2}
+        ),
+        "paper": Convention({**ADAM, "amsgrad": False}, {}, {"max_corrected": 0}),
+    }  # fmt: skip
+
+    def __init__(
+        self, params: Any, lr: Any = None, betas: Any = None, eps: Any = None, weight_decay: Any = None,
+        amsgrad: bool | None = None, *, eps_placement: str | None = None, bias_correction: bool | None = None,
+        eps_root: Any = None, **common: Any,
+    ) -> None:  # fmt: skip
+        if amsgrad and common.get("convention") == "paper":
+            bias_correction = False if bias_correction is None else bias_correction
+            eps = 0.0 if eps is None else eps
+        options = {
+            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
+            "eps_placement": eps_placement, "bias_correction": bias_correction, "eps_root": eps_root,
+        }  # fmt: skip
+        super().__init__(params, options, **common)
+
+    @staticmethod
+    def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
+        return ("amsgrad", (*MOMENTS, "max_exp_avg_sq")) if group["amsgrad"] else ("adam", MOMENTS)
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay: the parameter itself shrinks, the averages do not see it.
+
+    As `Adam`, but for weight decay::
+
+        p = p * (1 - lr * weight_decay) first           torch, keras, optax
+        p = p * (1 - weight_decay) first                paper: the schedule multiplier 1, lr does not scale the decay
+        p = p * (1 - lr * weight_decay) last            thinc
+
+    Parameters
+    ----------
+    params, lr, betas, eps, amsgrad, eps_placement, bias_correction, eps_root
+        See `Adam`. optax and the paper have no amsgrad here.
+    weight_decay : float >= 0 or schedule
+        Default 0.01 (torch), 0.004 (keras), 1e-4 (optax), 0 (thinc); the paper has none: give one.
+    **common
+        See `Optimizer`.
+
+    Notes
+    -----
+    State as `Adam`. The libraries' orders of rounding differ (Keras subtracts ``p * wd * lr``, optax adds ``wd * p``
+    to the update); the algebra does not.
+
+    References
+    ----------
+    Loshchilov & Hutter, Decoupled weight decay regularization (2019).
+    """
+
+    conventions = {
+        "torch": Convention(
+            {**ADAM, "weight_decay": 0.01, "amsgrad": False}, {True: DECOUPLED}, {"max_corrected": 0}
+        ),
+        "keras": Convention(
+            {**ADAM, "eps": 1e-7, "weight_decay": 0.004, "amsgrad": False, "eps_placement": "outside_uncorrected"},
+            {True: DECOUPLED}, {"max_corrected": 0},
+        ),
+        "optax": Convention({**ADAM, "lr": None, "weight_decay": 1e-4, "eps_root": 0.0}, {True: DECOUPLED}),
+        "thinc": Convention(
+            {**ADAM, "weight_decay": 0.0, "eps_placement": "outside_uncorrected"}, {True: DECOUPLED_LAST}
+        ),
+        "paper": Convention({**ADAM, "weight_decay": None}, {True: DECOUPLED_WITHOUT_LR}),
+    }  # fmt: skip
+
+
+class Adamax(Optimizer):
+    """Adamax: Adam with the infinity norm in place of the second moment.
+
+    In the order computed, with ``bc1 = 1 - beta1**t`` (1 with ``bias_correction=False``)::
+
+        g       = g + weight_decay * p                          (torch; keras, optax: p * (1 - lr * weight_decay) first)
+        exp_avg = beta1 * exp_avg + (1 - beta1) * g
+        exp_inf = max(beta2 * exp_inf, |g| + eps)               (torch, optax)
+        exp_inf = max(beta2 * exp_inf, |g|)                     (keras, paper)
+        p       = p - (lr / bc1) * exp_avg / exp_inf            (keras: / (exp_inf + eps))
+
+    0/0 is 0: without eps an element whose gradients were all zero does not move.
+
+    Parameters
+    ----------
+    params
+        See `Optimizer`.
+    lr : float >= 0 or schedule
+        Default 2e-3 (torch, paper), 1e-3 (keras); optax has none: give one.
+    betas : pair of floats in [0, 1), or schedules
+        Default (0.9, 0.999).
+    eps : float >= 0
+        Default 1e-8 (torch, optax), 1e-7 (keras); the paper has none.
+    weight_decay : float >= 0 or schedule
+        Default 0; torch, keras, optax (its adamaxw).
+    bias_correction : bool, default True
+    **common
+        See `Optimizer`.
+
+    Notes
+    -----
+    State: ``exp_avg``, ``exp_inf``, like the parameter.
+
+    References
+    ----------
+    Kingma & Ba, Adam (2015), algorithm 2.
+    """
+
+    hyperparameters = ("lr", "betas", "eps", "weight_decay", "bias_correction")
+    conventions = {
+        "torch": Convention({**ADAM, "lr": 2e-3, "weight_decay": 0.0}, {False: L2}, {"eps_inside": 1}),
+        "keras": Convention({**ADAM, "eps": 1e-7, "weight_decay": 0.0}, {True: DECOUPLED}, {"eps_inside": 0}),
+        "optax": Convention({**ADAM, "lr": None, "weight_decay": 0.0}, {True: DECOUPLED}, {"eps_inside": 1}),
+        "paper": Convention({"lr": 2e-3, **BETAS}),
+    }
+
+    def __init__(
+        self, params: Any, lr: Any = None, betas: Any = None, eps: Any = None, weight_decay: Any = None,
+        *, bias_correction: bool | None = None, **common: Any,
+    ) -> None:  # fmt: skip
+        options = {
+            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "bias_correction": bias_correction,
+        }  # fmt: skip
+        super().__init__(params, options, **common)
+
+    @staticmethod
+    def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
+        return "adamax", ("exp_avg", "exp_inf")
+
+
+class NAdam(Optimizer):
+    """NAdam: Adam with Nesterov's momentum, and a momentum that warms up.
+
+    In the order computed, with ``mu_t = beta1 * (1 - 0.5 * 0.96**(t * momentum_decay))`` and P the product of mu_1 to
+    mu_t::
+
+        g          = g + weight_decay * p               (where decay is coupled; else p * (1 - lr * weight_decay) first)
+        exp_avg    = beta1 * exp_avg + (1 - beta1) * g
+        exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * g * g
+        p          = p - (lr * (1 - mu_t) / (1 - P) * g + lr * mu_{t+1} / (1 - P * mu_{t+1}) * exp_avg) / denominator
+
+    with the denominator of `Adam`. optax has no schedule of momenta: ``lr * (1 - beta1) / (1 - beta1**t) * g +
+    lr * beta1 / (1 - beta1**(t + 1)) * exp_avg``.
+
+    Parameters
+    ----------
+    params
+        See `Optimizer`.
+    lr : float >= 0 or schedule
+        Default 2e-3 (torch, paper), 1e-3 (keras); optax has none: give one.
+    betas : pair of floats in [0, 1), or schedules
+        Default (0.9, 0.999).
+    eps : float >= 0
+        Default 1e-8 (keras 1e-7).
+    weight_decay : float >= 0 or schedule
+        Default 0; torch (``decoupled_weight_decay`` as you like), keras and optax (nadamw): decoupled.
+    momentum_decay : float >= 0
+        Default 0.004 (torch, paper); keras has 1, optax none.
+    eps_placement, eps_root
+        See `Adam`.
+    **common
+        See `Optimizer`.
+
+    Notes
+    -----
+    State: ``mu_product`` (the number P), ``exp_avg``, ``exp_avg_sq``, like the parameter. Under torch P is kept and
+    multiplied in float32, as PyTorch does, also for float64 parameters; elsewhere in float64. Keras keeps one P for
+    the whole optimizer, fastopt one for each parameter: they differ where gradients are None.
+
+    References
+    ----------
+    Dozat, Incorporating Nesterov momentum into Adam (2016).
+    """
+
+    hyperparameters = ("lr", "betas", "eps", "weight_decay", "momentum_decay", "eps_placement", "eps_root")
+    carry = 1.0
+    conventions = {
+        "torch": Convention(
+            {**ADAM, "lr": 2e-3, "weight_decay": 0.0, "momentum_decay": 0.004},
+            {False: L2, True: DECOUPLED}, {"product": 1},
+        ),
+        "keras": Convention(
+            {**ADAM, "eps": 1e-7, "weight_decay": 0.0}, {True: DECOUPLED}, {"product": 0},
+            {"momentum_decay": 1.0},
+        ),
+        "optax": Convention(
+            {**ADAM, "lr": None, "weight_decay": 0.0, "eps_root": 0.0}, {True: DECOUPLED}, {"product": 2}
+        ),
+        "paper": Convention({**ADAM, "lr": 2e-3, "momentum_decay": 0.004}, {}, {"product": 0}),
+    }  # fmt: skip
+
+    def __init__(
+        self, params: Any, lr: Any = None, betas: Any = None, eps: Any = None, weight_decay: Any = None,
+        momentum_decay: Any = None, *, eps_placement: str | None = None, eps_root: Any = None, **common: Any,
+    ) -> None:  # fmt: skip
+        options = {
+            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "momentum_decay": momentum_decay,
+            "eps_placement": eps_placement, "eps_root": eps_root,
+        }  # fmt: skip
+        super().__init__(params, options, **common)
+
+    @staticmethod
+    def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
+        return "nadam", MOMENTS
+
+    def _extra_state(self, carry: float) -> dict[str, Any]:
+        return {"mu_product": np.array(carry, np.float32 if self.convention == "torch" else np.float64)}
+
+    def _carry_from(self, entry: Mapping[str, Any]) -> float:
+        return float(entry["mu_product"])
+
+
+class RAdam(Optimizer):
+    """RAdam: Adam that steps like momentum until its second moment can be trusted.
+
+    In the order computed, with ``rho_inf = 2 / (1 - beta2) - 1`` and
+    ``rho = rho_inf - 2 * t * beta2**t / (1 - beta2**t)``::
+
+        g          = g + weight_decay * p               (where decay is coupled)
+        exp_avg    = beta1 * exp_avg + (1 - beta1) * g
+        exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * g * g
+        p          = p - (lr / bc1) * r * exp_avg / denominator         (rho > 5)
+        p          = p - (lr / bc1) * exp_avg                           (else)
+
+    with ``r = sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))`` and the denominator of
+    `Adam`. The threshold is rho >= 5 in optax and thinc, rho > 4 in the paper. thinc takes t + 1 for t.
+
+    Parameters
+    ----------
+    params
+        See `Optimizer`.
+    lr : float >= 0 or schedule
+        Default 1e-3; optax has none: give one.
+    betas : pair of floats in [0, 1), or schedules
+        Default (0.9, 0.999).
+    eps : float >= 0
+        Default 1e-8 (paper 0).
+    weight_decay : float >= 0 or schedule
+        Default 0; torch (``decoupled_weight_decay`` as you like), thinc (last, or with False into the gradient).
+    eps_placement, eps_root
+        See `Adam`. Default "outside_uncorrected" (torch, thinc), "outside" (optax, paper).
+    **common
+        See `Optimizer`.
+
+    Notes
+    -----
+    State: ``exp_avg``, ``exp_avg_sq``, like the parameter.
+
+    References
+    ----------
+    Liu et al., On the variance of the adaptive learning rate and beyond (2019), algorithm 2.
+    """
+
+    hyperparameters = ("lr", "betas", "eps", "weight_decay", "eps_placement", "eps_root")
+    conventions = {
+        "torch": Convention(
+            {**ADAM, "weight_decay": 0.0, "eps_placement": "outside_uncorrected"},
+            {False: L2, True: DECOUPLED}, {"rho_min": 5, "rho_inclusive": 0, "t_shift": 0},
+        ),
+        "optax": Convention(
+            {**ADAM, "lr": None, "eps_root": 0.0}, {}, {"rho_min": 5, "rho_inclusive": 1, "t_shift": 0}
+        ),
+        "thinc": Convention(
+            {**ADAM, "weight_decay": 0.0, "eps_placement": "outside_uncorrected"},
+            {True: DECOUPLED_LAST, False: L2}, {"rho_min": 5, "rho_inclusive": 1, "t_shift": 1},
+        ),
+        "paper": Convention({**ADAM, "eps": 0.0}, {}, {"rho_min": 4, "rho_inclusive": 0, "t_shift": 0}),
+    }  # fmt: skip
+
+    def __init__(
+        self, params: Any, lr: Any = None, betas: Any = None, eps: Any = None, weight_decay: Any = None,
+        *, eps_placement: str | None = None, eps_root: Any = None, **common: Any,
+    ) -> None:  # fmt: skip
+        options = {
+            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
+            "eps_placement": eps_placement, "eps_root": eps_root,
+        }  # fmt: skip
+        super().__init__(params, options, **common)
+
+    @staticmethod
+    def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
+        return "radam", MOMENTS

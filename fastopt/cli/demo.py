@@ -1,0 +1,455 @@
+"""``fastopt demo``: real data learned with every optimizer in turn, beside the NumPy reference.
+
+A small multilayer perceptron, in NumPy, learns the handwritten digits that scikit-learn ships. Each optimizer
+starts from the same weights and sees the same batches. The reference steps its own copy with the very same
+gradients, so that at the end the two can be compared bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import HyperparameterError, MissingExtraError
+from ..training import MinimizeState, minimize
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+
+__all__ = ["add_parser", "run"]
+
+HIDDEN = 64
+
+# Where the default of the class is not what this network likes; the other optimizers take their default.
+LEARNING_RATES = {
+    "SGD": 0.1,
+    "Momentum": 0.02,
+    "NAG": 0.02,
+    "Adagrad": 0.02,
+    "RMSprop": 1e-3,
+    "Adam": 2e-3,
+    "AdamW": 2e-3,
+    "Adamax": 5e-3,
+    "RAdam": 5e-3,
+    "Lion": 5e-4,
+}
+
+
+# --- the command line
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser's commands."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "demo",
+        help="learn handwritten digits with every optimizer, beside the NumPy reference",
+        description="Train a small neural network on scikit-learn's handwritten digits with every optimizer "
+        "in turn. Each step is repeated by the NumPy reference, timed, and compared bit for bit. "
+        'Defaults are in parentheses. Needs pip install "fastopt[demo]".',
+        epilog="exit code: 0 good, 1 if bits differ or an optimizer does not learn, 2 if it could not start",
+    )
+    parser.add_argument(
+        "--optimizer",
+        action="append",
+        metavar="NAME[,NAME...]",
+        help="only these, in this order; upper or lower case; may be repeated (all)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "float64"],
+        default="float32",
+        help="of weights, data and gradients (%(default)s)",
+    )
+    parser.add_argument(
+        "--epochs", type=_whole(1), default=15, metavar="N", help="passes through the data (%(default)s)"
+    )
+    parser.add_argument("--batch-size", type=_whole(1), default=32, metavar="N", help="samples in a step (%(default)s)")
+    parser.add_argument("--lr", type=_rate, metavar="X", help="learning rate of all of them (one that suits each)")
+    parser.add_argument("--threads", type=_whole(1), metavar="N", help="threads of the optimizer step (automatic)")
+    parser.add_argument(
+        "--seed", type=_whole(0), default=0, metavar="N", help="for weights, split and shuffles (%(default)s)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("fastopt-demo"),
+        metavar="DIR",
+        help="folder for the picture, made if missing (%(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="also write results.json, with the curves")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but what went wrong")
+    parser.set_defaults(run=run, command="demo")
+
+
+def _whole(least: int) -> Any:
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+        return number
+
+    return parse
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return rate
+
+
+def _chosen(names: list[str] | None) -> dict[str, type]:
+    """Return the optimizer classes by name: those asked for, in that order, or all."""
+    from .. import OPTIMIZERS as classes
+
+    if names is None:
+        return dict(classes)
+    by_lower = {name.lower(): name for name in classes}
+    wanted = [name.strip().lower() for item in names for name in item.split(",")]
+    unknown = [name for name in wanted if name not in by_lower]
+    if unknown:
+        raise HyperparameterError(f"--optimizer: {unknown[0]!r} is none of {', '.join(classes)}")
+    return {by_lower[name]: classes[by_lower[name]] for name in wanted}
+
+
+# --- the network
+
+
+def initial_weights(sizes: tuple[int, int, int], rng: np.random.Generator, dtype: str) -> list[Array]:
+    """Return weights and biases of two layers: He's normal weights, no biases."""
+    n_in, n_hidden, n_out = sizes
+    w1 = rng.normal(0, math.sqrt(2 / n_in), (n_in, n_hidden))
+    w2 = rng.normal(0, math.sqrt(2 / n_hidden), (n_hidden, n_out))
+    return [a.astype(dtype) for a in (w1, np.zeros(n_hidden), w2, np.zeros(n_out))]
+
+
+def scores(params: list[Array], x: Array) -> tuple[Array, Array]:
+    """Return the hidden layer, after its ReLU, and the scores of the classes."""
+    w1, b1, w2, b2 = params
+    hidden = np.maximum(x @ w1 + b1, 0)
+    return hidden, hidden @ w2 + b2
+
+
+def loss_and_gradients(params: list[Array], batch: tuple[Array, Array]) -> tuple[float, list[Array]]:
+    """Return the mean cross-entropy of the batch and its gradient."""
+    x, y = batch
+    w2 = params[2]
+    rows = np.arange(len(y))
+    hidden, z = scores(params, x)
+    z = z - z.max(axis=1, keepdims=True)  # so that exp cannot overflow
+    exp = np.exp(z)
+    total = exp.sum(axis=1, keepdims=True)
+    loss = np.mean(np.log(total[:, 0]) - z[rows, y])
+
+    dz = exp / total  # softmax - onehot, over the batch
+    dz[rows, y] -= 1
+    dz /= len(y)
+    dhidden = (dz @ w2.T) * (hidden > 0)
+    return float(loss), [x.T @ dhidden, dhidden.sum(axis=0), hidden.T @ dz, dz.sum(axis=0)]
+
+
+def accuracy(params: list[Array], data: tuple[Array, Array]) -> float:
+    """Return the share of samples whose highest score is that of their class."""
+    x, y = data
+    return float(np.mean(scores(params, x)[1].argmax(axis=1) == y))
+
+
+def load_digits(seed: int, dtype: str) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Return the training and the test samples of the digits, standardized."""
+    from sklearn import datasets
+    from sklearn.model_selection import train_test_split
+    from sklearn.preprocessing import StandardScaler
+
+    x, y = datasets.load_digits(return_X_y=True)
+    x_train, x_test, y_train, y_test = train_test_split(x, y, test_size=0.2, random_state=seed, stratify=y)
+    # Fitted on the training samples alone. Border pixels that are constant there are divided by 1.
+    scaler = StandardScaler().fit(x_train)
+    x_train, x_test = (np.ascontiguousarray(scaler.transform(part), dtype) for part in (x_train, x_test))
+    return (x_train, y_train), (x_test, y_test)
+
+
+# --- the run
+
+
+class SideBySide:
+    """An optimizer and its reference, stepped with the same gradients and timed one by one."""
+
+    def __init__(self, optimizer: Any) -> None:
+        from ..reference import twin
+
+        self.optimizer = optimizer
+        self.twin = twin(optimizer)
+        self.times: list[int] = []
+        self.reference_times: list[int] = []
+        if hasattr(optimizer, "lookahead"):
+            self.lookahead = optimizer.lookahead
+
+    def step(self, grads: list[Array]) -> None:
+        """Step both; only the steps are timed."""
+        start = perf_counter_ns()
+        self.optimizer.step(grads)
+        between = perf_counter_ns()
+        self.twin.step(grads)
+        end = perf_counter_ns()
+        self.times.append(between - start)
+        self.reference_times.append(end - between)
+
+    def equal_bits(self, params: list[Array]) -> bool:
+        """Return whether the reference went exactly the same way; a NaN equals a NaN."""
+        pairs = zip(params, self.twin.params, strict=True)
+        return all(_without_nans(a) == _without_nans(b) for a, b in pairs)
+
+
+def _without_nans(a: Array) -> bytes:
+    """Return where the NaNs stand, and the bits of everything else: a NaN's payload is nobody's promise."""
+    nan = np.isnan(a)
+    return bytes(nan.tobytes() + a[~nan].tobytes())
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one optimizer did."""
+
+    optimizer: str
+    lr: float
+    initial_loss: float
+    final_loss: float
+    test_accuracy: float
+    steps: int
+    fastopt_us: float
+    numpy_us: float
+    ratio: float
+    equal_bits: bool
+    reason: str
+    losses: list[float] = field(repr=False)
+
+    @property
+    def learned(self) -> bool:
+        """Whether it came to an end, and lower than it began."""
+        return self.reason != "nonfinite" and self.final_loss < self.initial_loss
+
+
+def train(name: str, cls: Any, args: argparse.Namespace, train_set: Any, test_set: Any, bar: Any) -> Row:
+    """Train the network with one optimizer."""
+    rng = np.random.default_rng(args.seed)
+    params = initial_weights((train_set[0].shape[1], HIDDEN, 10), rng, args.dtype)
+    initial_loss, _ = loss_and_gradients(params, train_set)
+    optimizer = cls(params, lr=args.lr or LEARNING_RATES.get(name), n_threads=args.threads)
+    pair = SideBySide(optimizer)
+
+    def show(state: MinimizeState) -> None:
+        bar.set_postfix_str(f"loss {state.loss:.3f}", refresh=False)
+        bar.update()
+
+    bar.set_description(name)
+    result = minimize(
+        loss_and_gradients,
+        params,
+        pair,
+        data=train_set,
+        batch_size=args.batch_size,
+        max_steps=args.epochs * steps_per_epoch(train_set, args.batch_size),
+        callback=show,
+        rng=rng,
+    )
+    final_loss, _ = loss_and_gradients(params, train_set)
+    fast = median(pair.times or [0]) / 1000
+    slow = median(pair.reference_times or [0]) / 1000
+    return Row(
+        optimizer=name,
+        lr=optimizer.param_groups[0]["lr"],
+        initial_loss=initial_loss,
+        final_loss=final_loss,
+        test_accuracy=accuracy(params, test_set),
+        steps=result.steps,
+        fastopt_us=fast,
+        numpy_us=slow,
+        ratio=slow / fast if fast else math.nan,
+        equal_bits=pair.equal_bits(params),
+        reason=result.reason,
+        losses=result.losses.tolist(),
+    )
+
+
+def steps_per_epoch(data: tuple[Array, Array], batch_size: int) -> int:
+    """Return the number of batches, the short one included."""
+    return math.ceil(len(data[1]) / batch_size)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train with each optimizer, print the table, write the picture; return the exit code."""
+    try:
+        import matplotlib  # noqa: F401
+        import sklearn  # noqa: F401
+        from tqdm import tqdm
+    except ImportError as error:
+        raise MissingExtraError(f'{error}; pip install "fastopt[demo]" brings what the demo needs') from error
+    classes = _chosen(args.optimizer)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        if not os.access(args.out, os.W_OK):
+            raise PermissionError("not writable")
+    except OSError as error:
+        raise HyperparameterError(f"--out: cannot write to {args.out}: {error.strerror or error}") from error
+
+    train_set, test_set = load_digits(args.seed, args.dtype)
+    per_epoch = steps_per_epoch(train_set, args.batch_size)
+    sizes = (train_set[0].shape[1], HIDDEN, 10)
+    n_params = sum(a.size for a in initial_weights(sizes, np.random.default_rng(0), args.dtype))
+
+    rows = []
+    # disable=None: a bar only where standard error is a terminal
+    bar = tqdm(total=len(classes) * args.epochs * per_epoch, unit="step", leave=False, disable=args.quiet or None)
+
+    def say(line: str) -> None:
+        if not args.quiet:
+            tqdm.write(line, file=sys.stdout)  # above the bar, where there is one
+            sys.stdout.flush()
+
+    with bar:
+        say(
+            f"Handwritten digits, 8x8 pixels: {len(train_set[1])} training, {len(test_set[1])} test images.\n"
+            f"Network {'-'.join(map(str, sizes))}: {n_params:,} parameters in 4 arrays, {args.dtype}; "
+            f"batches of {args.batch_size}, {args.epochs} epochs.\n"
+        )
+        say(HEADER)
+        for name, cls in classes.items():
+            with np.errstate(all="ignore"):  # a learning rate that is too large shows in the table
+                rows.append(train(name, cls, args, train_set, test_set, bar))
+            say(line_of(rows[-1]))
+
+    picture = args.out / "learning_curves.png"
+    draw(rows, picture, window=max(1, args.epochs * per_epoch // 20))
+    say(
+        "\nFinal loss: mean cross-entropy over the training images. Times: median of one optimizer step.\n"
+        "NumPy: fastopt's own reference, written to be read, not to be fast.\n"
+        "Equal bits: the reference, stepped with the same gradients, ended at the very same weights."
+    )
+    say(f"\nLearning curves: {picture}")
+    if args.json:
+        say(f"Results: {write_json(rows, args)}")
+
+    failed = [f"{row.optimizer}: bits differ from the reference" for row in rows if not row.equal_bits]
+    failed += [f"{row.optimizer}: training failed ({failure_of(row)})" for row in rows if not row.learned]
+    for line in failed:
+        print(f"fastopt demo: {line}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+# --- the report
+
+HEADER = (
+    f"{'optimizer':<10}{'lr':>8}{'final loss':>12}{'test acc.':>11}{'steps':>7}"
+    f"{'fastopt us':>12}{'NumPy us':>10}{'ratio':>8}  equal bits"
+)
+
+
+def line_of(row: Row) -> str:
+    """Return the row as a line of the table."""
+    loss = f"{row.final_loss:.4f}" if row.final_loss < 1000 else f"{row.final_loss:.3g}"
+    return (
+        f"{row.optimizer:<10}{row.lr:>8g}{loss:>12}{row.test_accuracy:>11.1%}{row.steps:>7}"
+        f"{row.fastopt_us:>12.1f}{row.numpy_us:>10.1f}{row.ratio:>7.1f}x  {'yes' if row.equal_bits else 'NO'}"
+    )
+
+
+def failure_of(row: Row) -> str:
+    """Return why the row does not count as learned."""
+    if row.reason == "nonfinite":
+        return f"loss or gradient not finite after {row.steps} steps"
+    return f"loss {row.initial_loss:.4g} before, {row.final_loss:.4g} after"
+
+
+def write_json(rows: list[Row], args: argparse.Namespace) -> Path:
+    """Write settings and results, and return where."""
+    settings = {key: getattr(args, key) for key in ("dtype", "epochs", "batch_size", "lr", "threads", "seed")}
+    path: Path = args.out / "results.json"
+    report = {"settings": settings, "results": [asdict(row) for row in rows]}
+    path.write_text(json.dumps(_finite(report), indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def _finite(value: Any) -> Any:
+    """Return the same with null for NaN and infinity, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def draw(rows: list[Row], path: Path, window: int) -> None:
+    """Draw the learning curves: one panel for each optimizer, the others behind it in grey."""
+    # Twelve curves in one panel hide each other (Adam and NAdam go the same way), and no dozen colours
+    # suits every eye.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(4, len(rows))
+    lines = math.ceil(len(rows) / columns)
+    figure = Figure(figsize=(7.5, 1.6 + 1.5 * lines), dpi=200, layout="constrained")
+    FigureCanvasAgg(figure)  # draws to memory, whatever backend the user has chosen
+    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat
+    curves = [smoothed(row.losses, window) for row in rows]
+    for i, axes in enumerate(panels):
+        if i >= len(rows):
+            axes.set_visible(False)
+            continue
+        for other in curves:
+            axes.plot(*other, color="0.8", linewidth=0.7)
+        axes.plot(*curves[i], color="#0072B2", linewidth=1.8)
+        axes.set_yscale("log")
+        axes.set_title(rows[i].optimizer, loc="left", fontsize=10, fontweight="bold")
+        axes.set_title(f"{100 * rows[i].test_accuracy:.1f} %", loc="right", fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8, labelbottom=i + columns >= len(rows))  # the lowest panel of each column
+    figure.suptitle(finding(rows), x=0.01, ha="left", fontsize=11)
+    notes = [f"loss: mean of the last {window} batches"] * (window > 1)
+    notes += ["grey: the other optimizers"] * (len(rows) > 1)
+    figure.supxlabel(f"step ({'; '.join(notes)})" if notes else "step", fontsize=9)
+    figure.supylabel("training loss", fontsize=9)
+    figure.savefig(path)
+
+
+def smoothed(losses: list[float], window: int) -> tuple[Array, Array]:
+    """Return steps and running means, without what a logarithmic axis cannot show."""
+    width = min(window, len(losses))
+    if not width:
+        return np.empty(0), np.empty(0)
+    means = np.convolve(losses, np.full(width, 1 / width), mode="valid")
+    steps = np.arange(width, len(losses) + 1)
+    shown = np.isfinite(means) & (means > 0)
+    return steps[shown], means[shown]
+
+
+def finding(rows: list[Row]) -> str:
+    """Return what the picture shows, in one sentence."""
+    good = [row for row in rows if row.learned]
+    if not good:
+        return "No optimizer learns the digits with these settings"
+    low, high = (f"{100 * pick(row.test_accuracy for row in good):.0f}" for pick in (min, max))
+    right = f"{low} % of unseen images right" if low == high else f"{low} to {high} % of unseen images right"
+    best = min(good, key=lambda row: row.final_loss).optimizer
+    if len(rows) == 1:
+        return f"{best} learns the digits: {right}"
+    every = "Both" if len(rows) == 2 else f"All {len(rows)}"
+    who = every if len(good) == len(rows) else f"{len(good)} of {len(rows)}"
+    return f"{who} optimizers learn the digits: {right}\n{best} ends with the lowest training loss"

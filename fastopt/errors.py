@@ -1,0 +1,80 @@
+"""The errors that fastopt raises.
+
+Each derives from `FastoptError` and from the builtin that fits, so that both ``except fastopt.FastoptError``
+and the habitual ``except ValueError`` catch it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConcurrentStepError",
+    "ConventionError",
+    "DTypeError",
+    "FastoptError",
+    "GradientError",
+    "HyperparameterError",
+    "LayoutError",
+    "MissingExtraError",
+    "NonFiniteError",
+    "OverlapError",
+    "ParameterError",
+    "ReadOnlyError",
+    "ShapeError",
+    "StateDictError",
+]
+
+
+class FastoptError(Exception):
+    """Base class of every error that fastopt raises on purpose."""
+
+
+class LayoutError(FastoptError, ValueError):
+    """Raised when an array's strides, order or alignment cannot be stepped in place."""
+
+
+class DTypeError(FastoptError, TypeError):
+    """Raised when an array has a type that is not supported where it stands."""
+
+
+class ShapeError(FastoptError, ValueError):
+    """Raised when two arrays that belong together differ in shape."""
+
+
+class ReadOnlyError(FastoptError, ValueError):
+    """Raised when a parameter or a state array cannot be written to."""
+
+
+class OverlapError(FastoptError, ValueError):
+    """Raised when arrays that must be distinct share memory."""
+
+
+class GradientError(FastoptError, ValueError):
+    """Raised when the gradients come in the wrong container, number or with the wrong keys."""
+
+
+class ParameterError(FastoptError, ValueError):
+    """Raised when the parameters come in the wrong container, or with names that clash."""
+
+
+class HyperparameterError(FastoptError, ValueError):
+    """Raised when a hyperparameter is of the wrong kind or outside its range."""
+
+
+class ConventionError(FastoptError, ValueError):
+    """Raised when an option or optimizer does not exist in the chosen convention."""
+
+
+class StateDictError(FastoptError, ValueError):
+    """Raised when a state dict does not fit the optimizer that loads it."""
+
+
+class NonFiniteError(FastoptError, ArithmeticError):
+    """Raised under ``nonfinite="raise"`` when a gradient holds a NaN or an infinity."""
+
+
+class ConcurrentStepError(FastoptError, RuntimeError):
+    """Raised when two threads step one optimizer at the same time."""
+
+
+class MissingExtraError(FastoptError, ImportError):
+    """Raised when a feature is asked for whose optional dependency is not installed."""

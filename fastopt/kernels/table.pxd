@@ -1,0 +1,29 @@
+# The shape that all rules share, so that one table serves them all. Types only: nothing is compiled from this file.
+
+ctypedef void (*F32Rule)(float *p, const float *g, float **s, const float *h, Py_ssize_t n) noexcept nogil
+ctypedef void (*F64Rule)(double *p, const double *g, double **s, const double *h, Py_ssize_t n) noexcept nogil
+# The scalars of step t, in double: from the hyperparameters x (in the order of Rule.hyper) to h[1:]. h[0] is the
+# factor of decoupled weight decay, which every rule has and the engine fills. carry is one number that a parameter
+# takes from step to step (NAdam's product of momenta; whether SGD's buffer has been started).
+ctypedef void (*Scalars)(const double *x, double t, double *carry, double *h) noexcept nogil
+
+cdef enum:
+    MAX_STATES = 3
+    MAX_SCALARS = 12      # h[0] and at most eleven more
+    MAX_HYPER = 10
+    MAX_RULES = 40
+    TABLE_VERSION = 1
+
+cdef struct Rule:
+    const char *name
+    const char *hyper     # names of x, separated by blanks
+    int n_states
+    int n_scalars         # h[0] included
+    Scalars scalars
+    F32Rule f32
+    F64Rule f64
+
+cdef struct Table:
+    int version
+    int n
+    Rule rules[MAX_RULES]

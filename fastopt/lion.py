@@ -1,0 +1,56 @@
+"""Lion: the sign of an interpolated momentum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastopt.optimizer import DECOUPLED, Convention, Optimizer
+
+
+class Lion(Optimizer):
+    """Lion: every element moves by lr, in the direction of the sign of an interpolated momentum.
+
+    In the order computed::
+
+        u       = sign(beta1 * exp_avg + (1 - beta1) * g)       (sign(0) = 0, sign(NaN) = NaN)
+        p       = p * (1 - lr * weight_decay) - lr * u
+        exp_avg = beta2 * exp_avg + (1 - beta2) * g
+
+    Parameters
+    ----------
+    params
+        See `Optimizer`.
+    lr : float >= 0 or schedule
+        Default 1e-4 (paper), 1e-3 (keras); optax has none: give one.
+    betas : pair of floats in [0, 1), or schedules
+        Default (0.9, 0.99).
+    weight_decay : float >= 0 or schedule
+        Decoupled. Default 0 (paper, keras), 1e-3 (optax).
+    **common
+        See `Optimizer`.
+
+    Notes
+    -----
+    State: ``exp_avg``, like the parameter. DeepSpeed takes +-1 for the sign of zero.
+
+    References
+    ----------
+    Chen et al., Symbolic discovery of optimization algorithms (2023).
+    """
+
+    hyperparameters = ("lr", "betas", "weight_decay")
+    conventions = {
+        "paper": Convention({"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0}, {True: DECOUPLED}),
+        "keras": Convention({"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0.0}, {True: DECOUPLED}),
+        "optax": Convention({"lr": None, "betas": (0.9, 0.99), "weight_decay": 1e-3}, {True: DECOUPLED}),
+    }
+
+    def __init__(
+        self, params: Any, lr: Any = None, betas: Any = None, weight_decay: Any = None, **common: Any
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay}, **common)
+
+    @staticmethod
+    def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
+        return "lion", ("exp_avg",)

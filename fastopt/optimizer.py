@@ -1,0 +1,447 @@
+"""Optimizer: parameter groups, step, state and state_dict. The classes that derive from it only declare.
+
+Design:
+- A class says which hyperparameters it has, what each convention makes of them (`Convention`), and which rule of
+  ``kernels/rules.pxi`` a group's options choose. `derive` turns that into a `Spec`, which the engine follows.
+- What a convention does not list, its library does not offer: such an option has to keep its neutral value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from math import inf
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from fastopt.engine import Plan
+from fastopt.errors import ConventionError, HyperparameterError, ParameterError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# How weight decay is applied; the numbers are the engine's.
+L2, DECOUPLED, DECOUPLED_WITHOUT_LR, DECOUPLED_LAST = range(4)
+EPS_PLACEMENTS = ("outside", "inside", "outside_uncorrected", "inside_uncorrected")
+# Accepted values: from, to, whether "to" itself is excluded. Every value must be finite.
+LIMITS: dict[str, tuple[float, float, bool]] = {
+    "lr": (0.0, inf, False),
+    "betas": (0.0, 1.0, True),
+    "momentum": (0.0, 1.0, False),
+    "dampening": (-inf, inf, False),
+    "weight_decay": (0.0, inf, False),
+    "eps": (0.0, inf, False),
+    "eps_root": (0.0, inf, False),
+    "alpha": (0.0, 1.0, False),
+    "rho": (0.0, 1.0, False),
+    "lr_decay": (0.0, inf, False),
+    "momentum_decay": (0.0, inf, False),
+    "initial_accumulator_value": (0.0, inf, False),
+}
+# What an option is where a convention does not offer it.
+NEUTRAL: dict[str, Any] = {
+    "weight_decay": 0.0, "momentum": 0.0, "dampening": 0.0, "nesterov": False, "centered": False, "amsgrad": False,
+    "lr_decay": 0.0, "momentum_decay": 0.0, "initial_accumulator_value": 0.0, "eps_root": 0.0, "eps": 0.0,
+    "bias_correction": False,
+}  # fmt: skip
+FLAGS = ("maximize", "decoupled_weight_decay", "nesterov", "centered", "amsgrad", "bias_correction")
+
+
+class Convention(NamedTuple):
+    """What one library, or the paper, makes of an optimizer."""
+
+    defaults: Mapping[str, Any]
+    """The hyperparameters that it offers, with its defaults. None: it has no default, one must be given."""
+    decay: Mapping[bool, int] = {}
+    """decoupled_weight_decay -> how weight decay is applied; the first is the default."""
+    forms: Mapping[str, float] = {}
+    """What else its formula differs in: constants for the rule."""
+    fixed: Mapping[str, Any] = {}
+    """Hyperparameters that its formula has as constants."""
+
+
+class Spec(NamedTuple):
+    """What the engine needs to know of a parameter group."""
+
+    rule: str
+    slots: tuple[str, ...]
+    """State slots, in the order of the rule."""
+    limits: Mapping[str, tuple[float, float, bool]]
+    """The numbers to read from the group and what is accepted for each."""
+    watched: tuple[str, ...]
+    """The options that, when edited, need another spec."""
+    forms: Mapping[str, float]
+    """Constants for the rule, by the name that its table entry uses."""
+    decay: int
+    maximize: bool
+    carry: float
+    """First value of the number that each parameter carries from step to step."""
+    initial: Mapping[str, float]
+    """First values of state slots that do not start at 0."""
+    owner: str
+    """How messages call the optimizer."""
+
+
+def one_of(key: str, value: Any, accepted: Iterable[Any], owner: str) -> None:
+    """Raise if an option is not among the accepted values."""
+    if value not in accepted:
+        choices = ", ".join(map(repr, accepted))
+        raise HyperparameterError(f"{owner}: {key}={value!r} must be one of {choices}")
+
+
+def is_zero(value: Any) -> bool:
+    """Whether a hyperparameter is switched off for good: a schedule never is."""
+    return not callable(value) and value == 0
+
+
+def derive(cls: type[Optimizer], convention: str, group: Mapping[str, Any]) -> Spec:
+    """The spec of a parameter group with these options; raises if they do not exist in the convention."""
+    offered = cls.conventions[convention]
+    owner = f"{cls.__name__}(convention={convention!r})"
+    for key in cls.hyperparameters:
+        value = group[key]
+        if key in FLAGS:
+            one_of(key, value, (True, False), owner)
+        if key == "eps_placement":
+            one_of(key, value, cls.eps_placements, owner)
+        only = offered.fixed.get(key, NEUTRAL.get(key))
+        if only is not None and key not in (*offered.defaults, *cls.ours) and (callable(value) or value != only):
+            having = [name for name, other in cls.conventions.items() if key in other.defaults]
+            raise ConventionError(
+                f"{owner} has no choice of {key}: {key}={value!r} must be {only!r}"
+                + (f"; conventions that have it: {', '.join(having)}" if having else "")
+            )
+    decoupled = group["decoupled_weight_decay"]
+    one_of("decoupled_weight_decay", decoupled, (True, False), owner)
+    one_of("maximize", group["maximize"], (True, False), owner)
+    if offered.decay and decoupled not in offered.decay:
+        raise ConventionError(f"{owner} has decoupled_weight_decay={not decoupled} only")
+    rule, slots = cls.rule(group, convention)
+    forms = {
+        "eps_placement": EPS_PLACEMENTS.index(group.get("eps_placement", "outside")),
+        "eps_inside": group.get("eps_placement") == "inside",
+        "bias_correction": group.get("bias_correction", True),
+        **offered.forms,
+    }
+    numbers = [key for key in cls.hyperparameters if key in LIMITS]
+    return Spec(
+        rule=rule,
+        slots=slots,
+        limits={key: LIMITS[key] for key in numbers},
+        watched=(
+            "maximize", "decoupled_weight_decay",
+            *(key for key in cls.hyperparameters if key not in LIMITS or key in ("momentum", "nesterov")),
+        ),
+        forms={key: float(value) for key, value in forms.items()},
+        decay=offered.decay.get(decoupled, L2),
+        maximize=bool(group["maximize"]),
+        carry=cls.carry,
+        initial={cls.accumulator: float(group["initial_accumulator_value"])} if cls.accumulator else {},
+        owner=owner,
+    )  # fmt: skip
+
+
+class Optimizer:
+    """Base of all optimizers: steps arrays in place.
+
+    Parameters
+    ----------
+    params : array, list of arrays, dict of arrays, or list of group dicts
+        What is stepped, in place: float32 or float64, contiguous in C or Fortran order, writable; NumPy arrays, or
+        anything with the buffer protocol or ``__dlpack__`` on the CPU. Types may be mixed. A group dict has the key
+        ``"params"`` and any hyperparameters of its own.
+    options : dict
+        The hyperparameters of the class; None stands for the convention's default.
+    maximize : bool, default False
+        Step up the gradient: it is negated first.
+    decoupled_weight_decay : bool, optional
+        False adds ``weight_decay * p`` to the gradient, True shrinks the parameter itself. The default, and which
+        values exist, is the convention's.
+    n_threads : int >= 1, optional
+        Threads for large steps. None decides at every step, from the CPUs that the process may use, the quota of its
+        control group, and ``OMP_NUM_THREADS`` or threadpoolctl.
+    nonfinite : {"propagate", "raise", "skip"}, default "propagate"
+        When any gradient holds a NaN or an infinity: let it through; raise `NonFiniteError`; or skip the whole step,
+        count none, and increment ``skipped_steps``. The last two look before the first write.
+    copy_grads : bool, default False
+        Accept gradients of another memory order or floating type, by copying them.
+    convention : {"torch", "keras", "optax", "sklearn", "thinc", "paper"}, optional
+        Whose formula and defaults to follow.
+    state_factory : callable(name, shape, dtype) -> array, optional
+        Supplies the memory of the state, such as a `numpy.memmap`; it is filled with the first values.
+
+    Raises
+    ------
+    FastoptError
+        Or the builtin that fits (ValueError, TypeError, RuntimeError), naming the parameter; before anything was
+        written.
+    """
+
+    hyperparameters: ClassVar[tuple[str, ...]] = ()
+    """Keys of a parameter group, in the order of the constructor."""
+    conventions: ClassVar[Mapping[str, Convention]] = {}
+    """The first is the default."""
+    ours: ClassVar[Mapping[str, Any]] = {"eps_placement": "outside", "bias_correction": True}
+    """What fastopt offers under every convention, and its value where the convention names none."""
+    eps_placements: ClassVar[tuple[str, ...]] = EPS_PLACEMENTS
+    carry: ClassVar[float] = 0.0
+    accumulator: ClassVar[str | None] = None
+    """The slot that initial_accumulator_value fills."""
+    counts_in_state: ClassVar[bool] = True
+    """Whether PyTorch stores "step" in the state of this optimizer."""
+    state_from_start: ClassVar[bool] = False
+    """Whether PyTorch makes the state in the constructor, so that state_dict() has it before the first step."""
+
+    @staticmethod
+    def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
+        """The rule in ``rules.pxi`` for a group, and its state slots in the rule's order."""
+        raise NotImplementedError
+
+    def __init__(
+        self,
+        params: Any,
+        options: Mapping[str, Any],
+        *,
+        maximize: bool = False,
+        decoupled_weight_decay: bool | None = None,
+        n_threads: int | None = None,
+        nonfinite: str = "propagate",
+        copy_grads: bool = False,
+        convention: str | None = None,
+        state_factory: Callable[..., Any] | None = None,
+    ) -> None:
+        cls = type(self)
+        if convention is None:
+            convention = next(iter(cls.conventions))
+        if convention not in cls.conventions:
+            raise ConventionError(
+                f"{cls.__name__} does not exist in convention={convention!r}; it does in: {', '.join(cls.conventions)}"
+            )
+        self.convention: str = convention
+        given = {**options, "decoupled_weight_decay": decoupled_weight_decay, "maximize": maximize}
+        self.defaults: dict[str, Any] = self._defaults(given)
+        self._settings = {
+            "n_threads": n_threads, "nonfinite": nonfinite, "copy_grads": copy_grads, "state_factory": state_factory,
+        }  # fmt: skip
+        self._plan = Plan(partial(derive, cls, convention), **self._settings)
+        self._single = False
+        if isinstance(params, Mapping):
+            groups = [{"params": params}]
+        elif not is_array(params) and isinstance(params, Iterable):
+            groups = list(params)
+            if not groups:
+                raise ParameterError(f"{cls.__name__} got an empty list of parameters")
+            if not all(isinstance(group, Mapping) for group in groups):
+                groups = [{"params": groups}]
+        else:
+            self._single = True
+            groups = [{"params": [params]}]
+        for group in groups:
+            self.add_param_group(group)
+
+    def _defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        offered = self.conventions[self.convention]
+        fallback = {**NEUTRAL, **self.ours, **offered.fixed, **offered.defaults}
+        defaults = {key: fallback.get(key) for key in self.hyperparameters}
+        defaults["maximize"] = False
+        defaults["decoupled_weight_decay"] = next(iter(offered.decay), False)
+        return {**defaults, **{key: value for key, value in given.items() if value is not None}}
+
+    # --- Parameter groups
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """One dict per group: ``params`` and the hyperparameters, which may be edited between steps."""
+        return self._plan.options
+
+    def add_param_group(self, group: Mapping[str, Any]) -> None:
+        """Add parameters with hyperparameters of their own; what the dict leaves out is the optimizer's default."""
+        plan = self._plan
+        if not isinstance(group, Mapping) or "params" not in group:
+            raise ParameterError(f"a parameter group is a dict with the key 'params', not {group!r:.80}")
+        params = group["params"]
+        names: list[str | None]
+        if isinstance(params, Mapping):
+            names, arrays = list(params), list(params.values())
+        else:
+            arrays = [params] if is_array(params) or not isinstance(params, Iterable) else list(params)
+            names = [None] * len(arrays)
+        known = {name for name in plan.names if name is not None}
+        clash = known.intersection(name for name in names if name is not None)
+        if clash:
+            raise ParameterError(f"parameter names must be unique; twice: {sorted(map(str, clash))}")
+        if arrays and plan.names and (names[0] is None) != (plan.names[0] is None):
+            raise ParameterError("either all parameter groups name their parameters (a dict), or none does")
+        known_keys = {*self.hyperparameters, "maximize", "decoupled_weight_decay", "params"}
+        unknown = [key for key in group if key not in known_keys]
+        if unknown:
+            raise HyperparameterError(
+                f"{type(self).__name__} has no {unknown[0]!r}; a group may have: {', '.join(sorted(known_keys))}"
+            )
+        own = {key: value for key, value in group.items() if key != "params" and value is not None}
+        options = {"params": tuple(arrays), **self.defaults, **own}
+        lacking = [key for key in self.hyperparameters if options[key] is None]
+        if lacking:
+            raise HyperparameterError(
+                f"{type(self).__name__}(convention={self.convention!r}) has no default for {lacking[0]}; give one"
+            )
+        plan.add_group(options, arrays, names)
+        plan.named = bool(plan.names) and plan.names[0] is not None
+
+    # --- Stepping
+
+    def step(self, grads: Any) -> None:
+        """Step every parameter that has a gradient, in place.
+
+        Parameters
+        ----------
+        grads : list or tuple of arrays, dict of arrays, or one array
+            In the order of the parameters of all groups; a dict, with the same names, if the parameters were given
+            as one; one array for a single parameter. Each has the shape, type and memory order of its parameter;
+            None skips that parameter, and its step count stands still.
+
+        Raises
+        ------
+        FastoptError
+            Before anything was written: parameters, state and counts are then unchanged.
+        """
+        self._plan.step(grads)
+
+    @property
+    def steps(self) -> int:
+        """Steps taken; what schedules are called with."""
+        return self._plan.steps
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps skipped by ``nonfinite="skip"``."""
+        return self._plan.skipped
+
+    @property
+    def params(self) -> list[np.ndarray]:
+        """The parameters of all groups, as arrays over their own memory."""
+        return list(self._plan.arrays)
+
+    # --- State
+
+    @property
+    def state(self) -> list[dict[str, Any]]:
+        """One dict per parameter: ``step``, its count as an int, and the live state arrays by PyTorch's names."""
+        plan = self._plan
+        return [{"step": plan.count(i)[0], **state} for i, state in enumerate(plan.states)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the parameters, in PyTorch's layout, with NumPy arrays for tensors.
+
+        The arrays are the live ones, as in PyTorch: copy them (`copy.deepcopy`) to keep a moment. ``step`` is float32
+        as PyTorch stores it, and float64 beyond 2**24. What PyTorch has no place for is under the key ``fastopt``,
+        which it ignores.
+        """
+        plan = self._plan
+        counts = [plan.count(i)[0] for i in range(len(plan.arrays))]
+        state = {i: entry for i in range(len(counts)) if (entry := self._state_entry(i)) is not None}
+        groups, first = [], 0
+        for group in self.param_groups:
+            n = len(group["params"])
+            packed = {key: value for key, value in group.items() if key != "params"}
+            packed["params"] = list(range(first, first + n))
+            if plan.named:
+                packed["param_names"] = plan.names[first : first + n]
+            groups.append(packed)
+            first += n
+        own = {
+            "version": 1, "optimizer": type(self).__name__, "convention": self.convention,
+            "steps": plan.steps, "skipped_steps": plan.skipped, "counts": counts,
+        }  # fmt: skip
+        return {"state": state, "param_groups": groups, "fastopt": own}
+
+    def _state_entry(self, i: int) -> dict[str, Any] | None:
+        count, carry = self._plan.count(i)
+        if count == 0 and not self.state_from_start:
+            return None
+        entry: dict[str, Any] = {}
+        if self.counts_in_state:
+            entry["step"] = np.array(count, np.float32 if count <= 2**24 else np.float64)
+        entry.update(self._extra_state(carry))
+        group = next(g for g in self._plan.groups if g.holds(i))
+        entry.update({name: self._plan.states[i][name] for name in group.slots})
+        return entry or None
+
+    def _extra_state(self, carry: float) -> dict[str, Any]:
+        """What the carried number is called in PyTorch's state."""
+        return {}
+
+    def _carry_from(self, entry: Mapping[str, Any]) -> float:
+        """The carried number, from an entry of a state dict."""
+        return self.carry
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`, PyTorch's own included (its tensors converted with ``.numpy()``).
+
+        Hyperparameters are replaced by the saved ones; state is copied into the optimizer's memory, cast to the type
+        of its parameter. Parameters without an entry start anew. Everything is checked before anything is changed.
+
+        Raises
+        ------
+        StateDictError
+            For a dict of another layout, optimizer, convention or shape, or with state missing.
+        HyperparameterError
+            For hyperparameters out of range.
+        """
+        from fastopt._state import load
+
+        load(self, state_dict)
+
+    # --- Copies and looks
+
+    def __getstate__(self) -> dict[str, Any]:
+        plan = self._plan
+        groups = []
+        for group in self.param_groups:
+            n, first = len(group["params"]), sum(len(g["params"]) for g in groups)
+            names = plan.names[first : first + n]
+            named = plan.named and n
+            groups.append({**group, "params": dict(zip(names, group["params"], strict=True)) if named else
+                           list(group["params"])})  # fmt: skip
+        return {
+            "convention": self.convention, "defaults": self.defaults, "settings": self._settings,
+            "single": self._single, "groups": groups, "state_dict": self.state_dict(),
+        }  # fmt: skip
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        self.convention, self.defaults = saved["convention"], saved["defaults"]
+        self._settings, self._single = saved["settings"], saved["single"]
+        self._plan = Plan(partial(derive, type(self), self.convention), **self._settings)
+        for group in saved["groups"]:
+            known = {*self.hyperparameters, "maximize", "decoupled_weight_decay", "params"}
+            self.add_param_group({key: value for key, value in group.items() if key in known})
+        self.load_state_dict(saved["state_dict"])
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return (_blank, (type(self),), self.__getstate__())
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__} (convention: {self.convention}"]
+        for k, group in enumerate(self.param_groups):
+            sizes = [np.size(p) for p in group["params"]]
+            lines.append(f"Parameter Group {k}: {len(sizes)} array{'s' * (len(sizes) != 1)}, {sum(sizes):,} elements")
+            lines += [f"    {key}: {group[key]!r}" for key in sorted(group) if key != "params"]
+        return "\n".join([*lines, ")"])
+
+
+def _blank(cls: type[Self]) -> Self:
+    return cls.__new__(cls)
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value is one array, rather than a collection of arrays."""
+    if isinstance(value, np.ndarray) or hasattr(value, "__dlpack__"):
+        return True
+    if isinstance(value, (str, Mapping)):
+        return False
+    try:
+        memoryview(value)
+    except TypeError:
+        return False
+    return True

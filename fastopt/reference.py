@@ -1,0 +1,444 @@
+"""The specification: every update rule in NumPy, written to be read, and what the compiled ones are held to, bit for bit.
+
+Each rule of ``kernels/rules.pxi`` has its twin of the same name here, in two parts as there: ``<name>_scalars`` gives
+the scalars of step t, in double, in the order of h; ``<name>`` is the update. Scalars are rounded once to the type of
+the arrays (`rounded`), explicitly: NumPy would otherwise compute float32 arrays with float64 scalars in float64.
+
+A rule takes (p, g, state, h) and returns the new (p, state); h[0] is the factor of decoupled weight decay.
+
+`twin` steps copies of an optimizer's parameters by these rules.
+
+Examples
+--------
+>>> import numpy as np, fastopt
+>>> w = np.array([1.0, -2.0, 3.0], np.float32)
+>>> opt = fastopt.Adam(w, lr=0.1)
+>>> twin = fastopt.reference.twin(opt)
+>>> g = np.array([0.5, 0.25, -1.0], np.float32)
+>>> opt.step(g)
+>>> twin.step([g])
+>>> bool((w == twin.params[0]).all())
+True
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import sqrt
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from fastopt.optimizer import Optimizer
+
+Array = Any
+State = list[Any]
+Scalars = Sequence[Any]
+X = Mapping[str, float]
+
+
+def ratio(a: Array, b: Array) -> Array:
+    """a / b, and 0 where b is 0: with eps = 0 an element without any gradient so far does not move."""
+    return np.where(b == 0, np.zeros_like(b), a / np.where(b == 0, np.ones_like(b), b))
+
+
+def largest(a: Array, b: Array) -> Array:
+    """The larger of two; NaN from either side stays; of two zeros it is b."""
+    return np.where((a > b) | np.isnan(a), a, b)
+
+
+# --- SGD
+
+
+def sgd_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
+    return [x["lr"]], carry
+
+
+def sgd(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
+    decay, lr = h
+    return p * decay - lr * g, []
+
+
+def sgd_momentum_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
+    if carry == 0:  # a new buffer starts as the gradient
+        return [x["lr"], 0.0, 1.0, x["momentum"]], 1.0
+    return [x["lr"], x["momentum"], 1.0 - x["dampening"], x["momentum"]], 1.0
+
+
+def sgd_momentum(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
+    (b,) = state
+    decay, lr, mu, c, _ = h
+    b = mu * b + c * g
+    return p * decay - lr * b, [b]
+
+
+def sgd_nesterov(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
+    (b,) = state
+    decay, lr, mu, c, ahead = h
+    b = mu * b + c * g
+    return p * decay - lr * (ahead * b + g), [b]
+
+
+def velocity_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
+    return [x["lr"], x["momentum"]], carry
+
+
+def velocity(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
+    (v,) = state
+    decay, lr, mu = h
+    v = mu * v - lr * g
+    return p * decay + v, [v]
+
+
+def velocity_nesterov(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
+    (v,) = state
+    decay, lr, mu = h
+    d = lr * g
+    v = mu * v - d
+    return p * decay + (mu * v - d), [v]
+
+
+# --- Adagrad, Adadelta
+
+
+def adagrad_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
+    clr = x["lr"] / (1.0 + (t - 1.0) * x["lr_decay"])
+    return ([clr, x["eps"], 0.0] if x["eps_inside"] else [clr, 0.0, x["eps"]]), carry
+
+
+def adagrad(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
+    (v,) = state
+    decay, lr, e_in, e_out = h
+    v = v + g * g
+    return p * decay - ratio(lr * g, np.sqrt(v + e_in) + e_out), [v]
+
+
+def adadelta_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
+    return [x["lr"], x["rho"], 1.0 - x["rho"], x["eps"]], carry
+
+
+def adadelta(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
+    v, u = state
+    decay, lr, rho, c, eps = h
+    v = rho * v + c * g * g
+    d = ratio(np.sqrt(u + eps), np.sqrt(v + eps)) * g
+    u = rho * u + c * d * d
+    return p * decay - lr * d, [v, u]
+
+
+# --- RMSprop
+
+
+def rmsprop_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
+    alpha, lr, eps = x["alpha"], x["lr"], x["eps"]
+    a = 1.0 / (1.0 - alpha**t) if x["bias_correction"] else 1.0
+    e_in, e_out = (eps, 0.0) if x["eps_inside"] else (0.0, eps)
+    l_in, l_out = (lr, 1.0) if x["lr_inside"] else (1.0, lr)
+    return [alpha, 1.0 - alpha, a, e_in, e_out, l_in, x["momentum"], l_out], carry
+
+
+def rms(v: Array, g: Array, h: Scalars) -> tuple[Array, Array]:
+    """The running average of the square, and its root with eps."""
+    _, b, c, a, e_in, e_out, *_ = h
+    v = b * v + c * g * g
+    return v, np.sqrt(v * a + e_in) + e_out
+
+
+def deviation(v: Array, w: Array, g: Array, h: Scalars) -> tuple[Array, Array, Array]:
+    """The running averages of the square and of the gradient, and the root of the variance with eps."""
+    _, b, c, a, e_in, e_out, *_ = h
+    v = b * v + c * g * g
+    w = b * w + c * g
+    mean = w * a
+    variance = v * a - mean * mean
+    variance = np.where(variance < 0, np.zeros_like(variance), variance)  # rounding can take it there
+    return v, w, np.sqrt(variance + e_in) + e_out
+
+
+def rmsprop(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
+    v, root = rms(state[0], g, h)
+    decay, l_in, l_out = h[0], h[6], h[8]
+    return p * decay - l_out * ratio(l_in * g, root), [v]
+
+
+def rmsprop_momentum(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
+    v, root = rms(state[0], g, h)
+    decay, l_in, mu, l_out = h[0], h[6], h[7], h[8]
+    m = mu * state[1] + ratio(l_in * g, root)
+    return p * decay - l_out * m, [v, m]
+
+
+def rmsprop_nesterov(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
+    v, root = rms(state[0], g, h)
+    decay, l_in, mu, l_out = h[0], h[6], h[7], h[8]
+    u = ratio(l_in * g, root)
+    m = mu * state[1] + u
+    return p * decay - l_out * (mu * m + u), [v, m]
+
+
+def rmsprop_centered(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
+    v, w, root = deviation(state[0], state[1], g, h)
+    decay, l_in, l_out = h[0], h[6], h[8]
+    return p * decay - l_out * ratio(l_in * g, root), [v, w]
+
+
+def rmsprop_centered_momentum(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
+    v, w, root = deviation(state[0], state[1], g, h)
+    decay, l_in, mu, l_out = h[0], h[6], h[7], h[8]
+    m = mu * state[2] + ratio(l_in * g, root)
+    return p * decay - l_out * m, [v, w, m]
+
+
+def rmsprop_centered_nesterov(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
+    v, w, root = deviation(state[0], state[1], g, h)
+    decay, l_in, mu, l_out = h[0], h[6], h[7], h[8]
+    u = ratio(l_in * g, root)
+    m = mu * state[2] + u
+    return p * decay - l_out * (mu * m + u), [v, w, m]
+
+
+# --- Adam and its kin
+
+OUTSIDE, INSIDE, OUTSIDE_UNCORRECTED, INSIDE_UNCORRECTED = range(4)
+
+
+def denominator(x: X, bc2: float) -> tuple[float, list[float]]:
+    """The numerator's factor, and [a, e_in, c, e_out] of the denominator sqrt(v * a + e_in) * c + e_out."""
+    eps, eps_root, placement = x["eps"], x["eps_root"], x["eps_placement"]
+    if placement == OUTSIDE and eps_root == 0:  # sqrt(v / bc2) + eps
+        return 1.0, [1.0, 0.0, 1.0 / sqrt(bc2), eps]
+    if placement == OUTSIDE:  # sqrt(v / bc2 + eps_root) + eps
+        return 1.0, [1.0 / bc2, eps_root, 1.0, eps]
+    if placement == INSIDE:  # sqrt(v / bc2 + eps)
+        return 1.0, [1.0 / bc2, eps, 1.0, 0.0]
+    if placement == OUTSIDE_UNCORRECTED:  # (sqrt(v) + eps) / sqrt(bc2)
+        return sqrt(bc2), [1.0, eps_root, 1.0, eps]
+    return sqrt(bc2), [1.0, eps, 1.0, 0.0]  # sqrt(v + eps) / sqrt(bc2)
+
+
+def moments(x: X) -> list[float]:
+    """[b1, c1, b2, c2]."""
+    return [x["beta1"], 1.0 - x["beta1"], x["beta2"], 1.0 - x["beta2"]]
+
+
+def corrections(x: X, t: float) -> tuple[float, float]:
+    """bc1 and bc2."""
+    if not x.get("bias_correction", True):
+        return 1.0, 1.0
+    return 1.0 - x["beta1"] ** t, 1.0 - x["beta2"] ** t
+
+
+def adam_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
+    bc1, bc2 = corrections(x, t)
+    factor, terms = denominator(x, bc2)
+    return [*moments(x), x["lr"] * factor / bc1, *terms], carry
+
+
+def averages(m: Array, v: Array, g: Array, h: Scalars) -> tuple[Array, Array]:
+    """The running averages of the gradient and of its square."""
+    _, b1, c1, b2, c2, *_ = h
+    return b1 * m + c1 * g, b2 * v + c2 * g * g
+
+
+def adam(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
+    m, v = averages(*state, g, h)
+    decay, lr, a, e_in, c, e_out = h[0], *h[5:]
+    return p * decay - ratio(lr * m, np.sqrt(v * a + e_in) * c + e_out), [m, v]
+
+
+def amsgrad_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
+    bc1, bc2 = corrections(x, t)
+    factor, terms = denominator(x, 1.0 if x["max_corrected"] else bc2)
+    k = 1.0 / bc2 if x["max_corrected"] else 1.0
+    return [*moments(x), x["lr"] * factor / bc1, *terms, k], carry
+
+
+def amsgrad(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
+    m, v = averages(*state[:2], g, h)
+    decay, lr, a, e_in, c, e_out, k = h[0], *h[5:]
+    w = largest(state[2], v * k)
+    return p * decay - ratio(lr * m, np.sqrt(w * a + e_in) * c + e_out), [m, v, w]
+
+
+def adamax_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
+    bc1, _ = corrections(x, t)
+    e_in, e_out = (x["eps"], 0.0) if x["eps_inside"] else (0.0, x["eps"])
+    return [x["beta1"], 1.0 - x["beta1"], x["beta2"], x["lr"] / bc1, e_in, e_out], carry
+
+
+def adamax(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
+    m, u = state
+    decay, b1, c1, b2, lr, e_in, e_out = h
+    m = b1 * m + c1 * g
+    u = largest(b2 * u, np.abs(g) + e_in)
+    return p * decay - ratio(lr * m, u + e_out), [m, u]
+
+
+def nadam_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
+    b1 = x["beta1"]
+    bc1, bc2 = corrections(x, t)
+    factor, terms = denominator(x, bc2)
+    lr = x["lr"] * factor
+    if x["product"] == 2:  # optax: no schedule of momenta
+        return [*moments(x), lr * (1.0 - b1) / bc1, lr * b1 / (1.0 - b1 ** (t + 1)), *terms], carry
+    mu = b1 * (1.0 - 0.5 * 0.96 ** (t * x["momentum_decay"]))
+    mu_next = b1 * (1.0 - 0.5 * 0.96 ** ((t + 1) * x["momentum_decay"]))
+    if x["product"] == 1:  # PyTorch keeps the product, and multiplies, in float32
+        product = float(np.float32(carry) * np.float32(mu))
+    else:
+        product = carry * mu
+    cg = lr * (1.0 - mu) / (1.0 - product)
+    cm = lr * mu_next / (1.0 - product * mu_next)
+    return [*moments(x), cg, cm, *terms], product
+
+
+def nadam(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
+    m, v = averages(*state, g, h)
+    decay, cg, cm, a, e_in, c, e_out = h[0], *h[5:]
+    return p * decay - ratio(cg * g + cm * m, np.sqrt(v * a + e_in) * c + e_out), [m, v]
+
+
+def radam_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
+    k = t + x["t_shift"]  # thinc corrects with the count of the next step
+    bc1, bc2 = corrections(x, k)
+    rho_inf = 2.0 / (1.0 - x["beta2"]) - 1.0
+    rho = rho_inf - 2.0 * k * x["beta2"] ** k / bc2
+    step = x["lr"] / bc1
+    if rho > x["rho_min"] or (x["rho_inclusive"] and rho == x["rho_min"]):
+        factor, terms = denominator(x, bc2)
+        rect = sqrt((rho - 4.0) * (rho - 2.0) * rho_inf / ((rho_inf - 4.0) * (rho_inf - 2.0) * rho))
+        return [*moments(x), step * factor * rect, *terms, 1.0], carry
+    _, terms = denominator(x, 1.0)
+    return [*moments(x), step, *terms, 0.0], carry
+
+
+def radam(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
+    m, v = averages(*state, g, h)
+    decay, lr, a, e_in, c, e_out, adaptive = h[0], *h[5:]
+    if not adaptive:
+        return p * decay - lr * m, [m, v]
+    return p * decay - ratio(lr * m, np.sqrt(v * a + e_in) * c + e_out), [m, v]
+
+
+def lion_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
+    return [*moments(x), x["lr"]], carry
+
+
+def lion(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
+    (m,) = state
+    decay, b1, c1, b2, c2, lr = h
+    u = b1 * m + c1 * g
+    u = np.where(u > 0, np.ones_like(u), np.where(u < 0, -np.ones_like(u), u))  # zeros and NaN are their own sign
+    return p * decay - lr * u, [b2 * m + c2 * g]
+
+
+# --- Around a rule
+
+
+def gradient(g: Array, p: Array, maximize: bool, weight_decay: Any) -> Array:
+    """The gradient that the rule sees; weight_decay is None where decay is decoupled or off."""
+    if weight_decay is None:
+        return -g if maximize else g
+    sign = g.dtype.type(-1 if maximize else 1)
+    return sign * g + weight_decay * p
+
+
+def lookahead(p: Array, v: Array, mu: Any) -> Array:
+    """Where NAG wants the gradient."""
+    return p + mu * v
+
+
+def rounded(values: Sequence[float], dtype: np.dtype) -> list[Any]:
+    """Scalars rounded once to the compute type."""
+    return [dtype.type(value) for value in values]
+
+
+# --- A whole optimizer
+
+
+class Twin:
+    """An optimizer's double in NumPy: the same groups, schedules, state and counts, over copies of its arrays.
+
+    Made by `twin`. ``params`` and ``state`` are as the optimizer's, in the order of all groups.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        plan = optimizer._plan
+        self.params: list[np.ndarray] = [p.copy(order="K") for p in plan.arrays]
+        counts = [plan.count(i) for i in range(len(plan.arrays))]
+        self.counts, self.carries = [t for t, _ in counts], [carry for _, carry in counts]
+        self.state: list[dict[str, np.ndarray]] = [
+            {name: array.copy(order="K") for name, array in state.items()} for state in plan.states
+        ]
+        self.steps = plan.steps
+
+    def _hyper(self, group: Mapping[str, Any]) -> dict[str, float]:
+        """The numbers of a group at this step: schedules called, pairs taken apart."""
+        x = {}
+        for key, value in group.items():
+            now = value(self.steps) if callable(value) else value
+            if key == "betas":
+                x["beta1"], x["beta2"] = (float(b(self.steps) if callable(b) else b) for b in now)
+            elif isinstance(now, (int, float, np.number)):
+                x[key] = float(now)
+        return x
+
+    def step(self, grads: Sequence[Any]) -> None:
+        """One step, as `Optimizer.step`, for a list of gradients (None skips one)."""
+        from fastopt.optimizer import DECOUPLED, DECOUPLED_LAST, DECOUPLED_WITHOUT_LR, L2, derive
+
+        optimizer = self._optimizer
+        i = 0
+        with np.errstate(all="ignore"):
+            for group in optimizer.param_groups:
+                spec = derive(type(optimizer), optimizer.convention, group)
+                x = {**self._hyper(group), **spec.forms}
+                wd, lr = x["weight_decay"] if "weight_decay" in x else 0.0, x["lr"]
+                decay = {DECOUPLED: 1.0 - lr * wd, DECOUPLED_WITHOUT_LR: 1.0 - wd}.get(spec.decay, 1.0)
+                rule: Callable[..., Any] = RULES[spec.rule]
+                for i in range(i, i + len(group["params"])):  # noqa: B020
+                    g = grads[i]
+                    if g is None:
+                        continue
+                    p, state, dtype = self.params[i], self.state[i], self.params[i].dtype
+                    coupled = dtype.type(wd) if spec.decay == L2 and wd != 0 else None
+                    g = gradient(np.asarray(g), p, spec.maximize, coupled)
+                    scalars, self.carries[i] = SCALARS[spec.rule](x, self.counts[i] + 1, self.carries[i])
+                    new, slots = rule(p, g, [state[name] for name in spec.slots], rounded([decay, *scalars], dtype))
+                    if spec.decay == DECOUPLED_LAST and wd != 0:
+                        new = new * dtype.type(1.0 - lr * wd)
+                    p[...] = new
+                    for name, array in zip(spec.slots, slots, strict=True):
+                        state[name][...] = array
+                    self.counts[i] += 1
+                i += bool(group["params"])
+        self.steps += 1
+
+
+def twin(optimizer: Optimizer) -> Twin:
+    """A `Twin` of an optimizer as it stands: both take the same path from here, given the same gradients."""
+    return Twin(optimizer)
+
+
+RULES: dict[str, Callable[..., Any]] = {
+    rule.__name__: rule
+    for rule in (
+        sgd, sgd_momentum, sgd_nesterov, velocity, velocity_nesterov, adagrad, adadelta, rmsprop, rmsprop_momentum,
+        rmsprop_nesterov, rmsprop_centered, rmsprop_centered_momentum, rmsprop_centered_nesterov, adam, amsgrad,
+        adamax, nadam, radam, lion,
+    )
+}  # fmt: skip
+SCALARS: dict[str, Callable[..., tuple[list[float], float]]] = {
+    "sgd_nesterov": sgd_momentum_scalars,
+    "velocity_nesterov": velocity_scalars,
+    **{name: rmsprop_scalars for name in RULES if name.startswith("rmsprop")},
+    **{
+        function.__name__.removesuffix("_scalars"): function
+        for function in (
+            sgd_scalars, sgd_momentum_scalars, velocity_scalars, adagrad_scalars, adadelta_scalars, adam_scalars,
+            amsgrad_scalars, adamax_scalars, nadam_scalars, radam_scalars, lion_scalars,
+        )
+    },
+}  # fmt: skip

@@ -1,0 +1,205 @@
+"""Gradient descent: SGD, classical momentum, and Nesterov's accelerated gradient with a true lookahead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fastopt.errors import HyperparameterError
+from fastopt.optimizer import DECOUPLED, DECOUPLED_LAST, L2, Convention, Optimizer, is_zero
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent, optionally with momentum or Nesterov momentum.
+
+    In the order computed (``"torch"``, ``"optax"``: the learning rate outside the buffer)::
+
+        g = g + weight_decay * p
+        b = momentum * b + (1 - dampening) * g      (a new buffer: b = g)
+        p = p - lr * b                              (nesterov: p - lr * (momentum * b + g))
+
+    and with the learning rate inside (``"keras"``, ``"sklearn"``)::
+
+        p = p * (1 - lr * weight_decay)             (Keras only)
+        v = momentum * v - lr * g
+        p = p + v                                   (nesterov: p + (momentum * v - lr * g))
+
+    Without momentum, and always under ``"thinc"``: ``p = p - lr * g``.
+
+    Parameters
+    ----------
+    params
+        See `Optimizer`.
+    lr : float >= 0 or schedule
+        Learning rate. Default 1e-3 (torch), 0.01 (keras), 0.1 (sklearn); optax and thinc have none: give one.
+    momentum : float in [0, 1] or schedule
+        Default 0 (sklearn: 0.9).
+    dampening : float
+        Default 0; torch only.
+    weight_decay : float >= 0 or schedule
+        Default 0; torch, keras, thinc (which shrinks after the update: ``p = p * (1 - lr * weight_decay)``, or adds
+        it to the gradient with ``decoupled_weight_decay=False``).
+    nesterov : bool
+        Default False (sklearn: True). Under torch it needs a momentum and no dampening.
+    **common
+        ``maximize``, ``decoupled_weight_decay``, ``n_threads``, ``nonfinite``, ``copy_grads``, ``convention``,
+        ``state_factory``: see `Optimizer`.
+
+    Notes
+    -----
+    State: ``momentum_buffer``, like the parameter, only with momentum; under keras and sklearn it is the velocity.
+    The two forms agree for a constant lr only (b = -v / lr): when lr changes, the first rescales the whole history.
+    Nesterov here is the rewritten form that needs the gradient at p itself; `NAG` is the lookahead.
+
+    Raises
+    ------
+    HyperparameterError, ConventionError
+        For a value out of range, or an option that the convention does not have.
+
+    References
+    ----------
+    Robbins & Monro (1951); Polyak (1964); Sutskever et al. (2013) for the form with lr inside.
+    """
+
+    hyperparameters = ("lr", "momentum", "dampening", "weight_decay", "nesterov")
+    counts_in_state = False
+    conventions = {
+        "torch": Convention(
+            {"lr": 1e-3, "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False}, {False: L2}
+        ),
+        "keras": Convention(
+            {"lr": 0.01, "momentum": 0.0, "weight_decay": 0.0, "nesterov": False}, {True: DECOUPLED}
+        ),
+        "optax": Convention({"lr": None, "momentum": 0.0, "nesterov": False}),
+        "sklearn": Convention({"lr": 0.1, "momentum": 0.9, "nesterov": True}),
+        "thinc": Convention({"lr": None, "weight_decay": 0.0}, {True: DECOUPLED_LAST, False: L2}),
+    }
+
+    def __init__(
+        self, params: Any, lr: Any = None, momentum: Any = None, dampening: Any = None, weight_decay: Any = None,
+        nesterov: bool | None = None, **common: Any,
+    ) -> None:  # fmt: skip
+        options = {
+            "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov,
+        }  # fmt: skip
+        super().__init__(params, options, **common)
+
+    @staticmethod
+    def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
+        nesterov, still = group["nesterov"], is_zero(group["momentum"])
+        if convention == "torch" and nesterov and (still or not is_zero(group["dampening"])):
+            raise HyperparameterError(
+                f"SGD(convention='torch'): nesterov=True needs momentum > 0 and dampening 0, not "
+                f"momentum={group['momentum']!r}, dampening={group['dampening']!r}"
+            )
+        if still:
+            return "sgd", ()
+        if convention in ("keras", "sklearn"):
+            return "velocity_nesterov" if nesterov else "velocity", ("momentum_buffer",)
+        return "sgd_nesterov" if nesterov else "sgd_momentum", ("momentum_buffer",)
+
+    def _carry_from(self, entry: Mapping[str, Any]) -> float:
+        return float(entry.get("momentum_buffer") is not None)
+
+
+class Momentum(Optimizer):
+    """Classical momentum: the learning rate is inside the velocity.
+
+    In the order computed::
+
+        g = g + weight_decay * p
+        v = momentum * v - lr * g
+        p = p + v
+
+    Parameters
+    ----------
+    params
+        See `Optimizer`.
+    lr : float >= 0 or schedule, default 0.01
+    momentum : float in [0, 1] or schedule, default 0.9
+    weight_decay : float >= 0 or schedule, default 0
+        With ``decoupled_weight_decay=True`` the parameter shrinks first, ``p = p * (1 - lr * weight_decay)``.
+    **common
+        See `Optimizer`. The only convention is ``"paper"``; the defaults are the customary ones, the paper has none.
+
+    Notes
+    -----
+    State: ``momentum_buffer``, the velocity v, like the parameter. `SGD` in PyTorch's form keeps lr outside: the two
+    differ when lr changes. The lecture-note form ``u = mu * u + lr * g; w = w - u`` is this one with u = -v.
+
+    References
+    ----------
+    Rumelhart, Hinton & Williams (1986); Sutskever et al., On the importance of initialization and momentum (2013).
+    """
+
+    hyperparameters = ("lr", "momentum", "weight_decay")
+    counts_in_state = False
+    conventions = {
+        "paper": Convention({"lr": 0.01, "momentum": 0.9, "weight_decay": 0.0}, {False: L2, True: DECOUPLED}),
+    }
+
+    def __init__(
+        self, params: Any, lr: Any = None, momentum: Any = None, weight_decay: Any = None, **common: Any
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}, **common)
+
+    @staticmethod
+    def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
+        return "velocity", ("momentum_buffer",)
+
+
+class NAG(Momentum):
+    """Nesterov's accelerated gradient with a true lookahead: the gradient is evaluated where momentum leads.
+
+    In the order computed, with g the gradient at ``w + momentum * v``, which `lookahead` returns::
+
+        g = g + weight_decay * w
+        v = momentum * v - lr * g
+        w = w + v
+
+    Parameters
+    ----------
+    params
+        See `Optimizer`.
+    lr : float >= 0 or schedule, default 0.01
+    momentum : float in [0, 1] or schedule, default 0.9
+    weight_decay : float >= 0 or schedule, default 0
+        Taken at w. With ``decoupled_weight_decay=True``, ``w = w * (1 - lr * weight_decay)`` first.
+    **common
+        See `Optimizer`. The only convention is ``"paper"``; the defaults are the customary ones, the paper has none.
+
+    Notes
+    -----
+    State: ``momentum_buffer``, the velocity v, like the parameter. ``SGD(nesterov=True)`` of Keras and scikit-learn
+    stores ``y = w + momentum * v`` instead of w; for a constant momentum both take the same path.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w = np.array([4.0, -2.0])
+    >>> opt = fastopt.NAG(w, lr=0.1, momentum=0.5)
+    >>> for _ in range(100):
+    ...     y = opt.lookahead()        # where to evaluate
+    ...     opt.step(2 * y)            # the gradient of sum(y**2)
+    >>> bool(np.abs(w).max() < 1e-6)
+    True
+
+    References
+    ----------
+    Nesterov (1983); Sutskever et al. (2013), equations 3 and 4.
+    """
+
+    def lookahead(self) -> Any:
+        """The arrays at which to evaluate the gradient: exactly ``w + momentum * v``, in the form of ``params``.
+
+        Momentum is the coming step's. The arrays belong to the optimizer, and the next call overwrites them.
+        """
+        plan = self._plan
+        buffers = self.__dict__.setdefault("_lookahead", [])
+        buffers += [np.empty_like(p, subok=False) for p in plan.arrays[len(buffers) :]]
+        plan.lookahead(buffers)
+        if self._single:
+            return buffers[0]
+        return dict(zip(plan.names, buffers, strict=True)) if plan.named else list(buffers)

@@ -1,0 +1,155 @@
+"""The extension modules and their flags. All other metadata is in pyproject.toml."""
+
+import contextlib
+import os
+import pathlib
+import sys
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, LinkError
+
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": False,
+    "wraparound": False,
+    "cdivision": True,
+    "initializedcheck": False,
+    "embedsignature": True,
+    "binding": True,
+}
+
+# The bits of a step rest on these. They undo a -ffast-math or -Ofast from CFLAGS or a vendor's default; at
+# the link too, where those would add code that switches off subnormals for the whole process.
+EXACT = ["-fno-fast-math", "-O3", "-ffp-contract=off", "-g0"]
+EXACT_MSVC = ["/O2", "/fp:precise"]  # from Visual Studio 2022 on, precise no longer contracts
+# Without these two a square root or a choice between two values keeps a loop scalar. They change no result.
+VECTORIZE = ["-fno-math-errno", "-fno-trapping-math"]
+
+# kernel module: (flags of gcc and clang, flags of MSVC)
+LEVELS = {
+    "generic": ([], []),
+    "x86_64_v2": (["-march=x86-64-v2"], []),
+    "x86_64_v3": (["-march=x86-64-v3"], ["/arch:AVX2"]),
+    "x86_64_v4": (["-march=x86-64-v4", "-mprefer-vector-width=512"], ["/arch:AVX512"]),
+}
+
+X86_64_PROGRAM = """
+#if !(defined(__x86_64__) || defined(_M_X64)) || defined(_M_ARM64EC)
+#error "not x86-64"
+#endif
+int main(void) { return 0; }
+"""
+OPENMP_PROGRAM = """
+#include <omp.h>
+int main(void) { return omp_get_max_threads() < 1; }
+"""
+
+
+class BuildExt(build_ext):
+    """Ask the compiler what it can do, translate Cython to C in the build folder, compile in parallel."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
+
+    def build_extensions(self):
+        import numpy as np
+        from Cython.Build import cythonize
+
+        msvc = self.compiler.compiler_type == "msvc"
+        self.extensions[:] = [ext for ext in self.extensions if self.level_is_possible(ext, msvc)]
+        openmp = self.openmp_flags(msvc)
+        for ext in self.extensions:
+            if ext.name == "fastopt.engine":
+                ext.include_dirs += [np.get_include()]
+                ext.extra_compile_args += (EXACT_MSVC if msvc else EXACT) + openmp[0]
+                ext.extra_link_args += ([] if msvc else [*EXACT, "-pthread"]) + openmp[1]
+            else:
+                flags = LEVELS[ext.name.rpartition(".")[2]][msvc]
+                ext.extra_compile_args += (EXACT_MSVC if msvc else EXACT + VECTORIZE) + flags
+                ext.extra_link_args += [] if msvc else EXACT
+
+        # cythonize() returns new objects, without what setuptools has noted on ours: take only the sources.
+        translated = cythonize(self.extensions, compiler_directives=DIRECTIVES, build_dir=self.build_temp)
+        for ext, c_ext in zip(self.extensions, translated, strict=True):
+            ext.sources = c_ext.sources
+        super().build_extensions()
+
+    def level_is_possible(self, ext, msvc):
+        """Whether the target is of the extension's architecture and the compiler knows its level."""
+        flags = LEVELS.get(ext.name.rpartition(".")[2], ([], []))[msvc]
+        if "x86_64" not in ext.name:
+            return True
+        if not self.compiles(X86_64_PROGRAM):
+            return False
+        if not self.compiles(X86_64_PROGRAM, flags):
+            print(f"fastopt: {ext.name} is left out, the compiler rejects {' '.join(flags)}")
+            return False
+        return True
+
+    def openmp_flags(self, msvc):
+        """Flags (for compiling, for linking) with which an OpenMP program links; none without one."""
+        if os.environ.get("FASTOPT_OPENMP") == "0":
+            print("fastopt: building without OpenMP, as FASTOPT_OPENMP=0 asks: one thread")
+            return [], []
+        candidates = [(["/openmp"], [])] if msvc else [(["-fopenmp"], ["-fopenmp"])]
+        if sys.platform == "darwin":  # Apple's clang knows the pragmas but not the flag
+            candidates.append((["-Xclang", "-fopenmp"], ["-lomp"]))
+        for flags in candidates:
+            if self.compiles(OPENMP_PROGRAM, *flags):
+                return flags
+        print("fastopt: building without OpenMP, since no OpenMP program could be linked: one thread")
+        return [], []
+
+    def compiles(self, program, compile_args=(), link_args=()):
+        """Whether this build's compiler and linker accept a program; their complaints are not shown."""
+        folder = pathlib.Path(self.build_temp, "probe")
+        folder.mkdir(parents=True, exist_ok=True)
+        source = folder / "probe.c"
+        source.write_text(program)
+        with silence():
+            try:
+                objects = self.compiler.compile([str(source)], str(folder), extra_postargs=list(compile_args))
+                self.compiler.link_executable(objects, str(folder / "probe"), extra_postargs=list(link_args))
+            except (CompileError, LinkError):
+                return False
+        return True
+
+
+@contextlib.contextmanager
+def silence():
+    """Send what this process and its children print to nowhere."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        for number in (1, 2):
+            os.dup2(nowhere.fileno(), number)
+    try:
+        yield
+    finally:
+        for number, copy in zip((1, 2), saved, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+
+
+setup(
+    cmdclass={"build_ext": BuildExt},
+    ext_modules=[
+        Extension(
+            "fastopt.engine",
+            ["fastopt/engine.pyx", "src_c/fastopt_cpu.c", "src_c/fastopt_threads.c"],
+            include_dirs=["src_c"],
+            depends=[*map(str, pathlib.Path("src_c").glob("*.h")), "fastopt/kernels/table.pxd"],
+        ),
+        *(
+            Extension(
+                f"fastopt.kernels.{level}",
+                [f"fastopt/kernels/{level}.pyx"],
+                depends=["fastopt/kernels/rules.pxi", "fastopt/kernels/table.pxd"],
+            )
+            for level in LEVELS
+        ),
+    ],
+)

@@ -1,0 +1,191 @@
+/* See fastopt_threads.h. */
+#if defined(__linux__) && !defined(_GNU_SOURCE)
+#define _GNU_SOURCE /* sched_getaffinity */
+#endif
+
+#include "fastopt_threads.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#ifdef _WIN32
+#include <windows.h>
+#else
+#include <pthread.h>
+#include <unistd.h>
+#endif
+
+#ifdef __linux__
+#include <errno.h>
+#include <sched.h>
+#endif
+
+#ifdef _WIN32
+
+void fo_threads_init(void)
+{
+}
+
+int fo_in_forked_child(void)
+{
+    return 0;
+}
+
+#else
+
+/* Written only by the one thread of a fresh child, hence no lock. */
+static volatile int forked_child = 0;
+
+static void note_fork(void)
+{
+    forked_child = 1;
+}
+
+void fo_threads_init(void)
+{
+    static int installed = 0;
+    if (!installed)
+        installed = pthread_atfork(NULL, NULL, note_fork) == 0;
+}
+
+int fo_in_forked_child(void)
+{
+    return forked_child;
+}
+
+#endif
+
+#ifdef _OPENMP
+
+int fo_have_openmp(void)
+{
+    return 1;
+}
+
+int fo_omp_version(void)
+{
+    return _OPENMP;
+}
+
+int fo_omp_max_threads(void)
+{
+    return omp_get_max_threads();
+}
+
+int fo_omp_num_threads(void)
+{
+    return omp_get_num_threads();
+}
+
+int fo_omp_thread_num(void)
+{
+    return omp_get_thread_num();
+}
+
+void fo_barrier(void)
+{
+#pragma omp barrier
+}
+
+#else
+
+int fo_have_openmp(void)
+{
+    return 0;
+}
+
+int fo_omp_version(void)
+{
+    return 0;
+}
+
+int fo_omp_max_threads(void)
+{
+    return 1;
+}
+
+int fo_omp_num_threads(void)
+{
+    return 1;
+}
+
+int fo_omp_thread_num(void)
+{
+    return 0;
+}
+
+void fo_barrier(void)
+{
+}
+
+#endif
+
+#if defined(__linux__)
+
+/* The CPUs in this thread's mask; 0 if the system does not tell. */
+static int mask_cpus(void)
+{
+    cpu_set_t fixed;
+    size_t cpus;
+
+    if (sched_getaffinity(0, sizeof fixed, &fixed) == 0)
+        return CPU_COUNT(&fixed);
+    /* EINVAL: the kernel's mask is wider than the 1024 CPUs of cpu_set_t. */
+    for (cpus = 2 * CPU_SETSIZE; errno == EINVAL && cpus <= (size_t)1 << 20; cpus *= 2) {
+        const size_t size = CPU_ALLOC_SIZE(cpus);
+        cpu_set_t *wide = CPU_ALLOC(cpus);
+        int count = 0;
+        if (wide == NULL)
+            return 0;
+        if (sched_getaffinity(0, size, wide) == 0)
+            count = CPU_COUNT_S(size, wide);
+        CPU_FREE(wide);
+        if (count > 0)
+            return count;
+    }
+    return 0;
+}
+
+#elif defined(_WIN32)
+
+/* The CPUs in the process's mask; 0 for a process that spans processor groups. */
+static int mask_cpus(void)
+{
+    DWORD_PTR mask = 0, system_mask = 0;
+    int count = 0;
+
+    if (!GetProcessAffinityMask(GetCurrentProcess(), &mask, &system_mask))
+        return 0;
+    for (; mask != 0; mask &= mask - 1)
+        count++;
+    return count;
+}
+
+#else
+
+static int mask_cpus(void)
+{
+    return 0;
+}
+
+#endif
+
+static int online_cpus(void)
+{
+#ifdef _WIN32
+    SYSTEM_INFO info;
+    GetSystemInfo(&info);
+    return (int)info.dwNumberOfProcessors;
+#else
+    return (int)sysconf(_SC_NPROCESSORS_ONLN);
+#endif
+}
+
+int fo_affinity_cpus(void)
+{
+    int cpus = mask_cpus();
+    if (cpus < 1)
+        cpus = online_cpus();
+    return cpus < 1 ? 1 : cpus;
+}

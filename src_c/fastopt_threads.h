@@ -1,0 +1,32 @@
+/* Threads: OpenMP where the build found it, one thread elsewhere; and what the thread count is made from.
+ * Callers need no #ifdef: without OpenMP every function answers for a team of one. */
+#ifndef FASTOPT_THREADS_H
+#define FASTOPT_THREADS_H
+
+/* Watch for fork() from now on. Call it at import; a second call does nothing, as does any on Windows. */
+void fo_threads_init(void);
+
+/* 1 in a process forked after fo_threads_init(), and in its children. libgomp's threads do not survive a fork
+ * and its next parallel region would hang there, so such a process must stay serial. */
+int fo_in_forked_child(void);
+
+/* 1 if built with OpenMP. */
+int fo_have_openmp(void);
+
+/* The date of the OpenMP specification, such as 201511; 0 without OpenMP. */
+int fo_omp_version(void);
+
+/* The threads that a region would get now: follows OMP_NUM_THREADS, omp_set_num_threads(), threadpoolctl. */
+int fo_omp_max_threads(void);
+
+/* Inside a region: the size of the team and the place of the caller in it. */
+int fo_omp_num_threads(void);
+int fo_omp_thread_num(void);
+
+/* Inside a region: wait for the whole team. Every thread of the team must come here. */
+void fo_barrier(void);
+
+/* The CPUs that this process may run on; the online CPUs where the system has no affinity. At least 1. */
+int fo_affinity_cpus(void);
+
+#endif

@@ -1,0 +1,470 @@
+"""`minibatches` and `minimize`: the loops of the lecture notes."""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from collections import namedtuple
+
+import numpy as np
+import pytest
+
+import fastopt
+from fastopt import errors
+from fastopt.training import minibatches, minimize
+
+# --- minibatches
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 12, 13])
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 12, 100])
+def test_every_sample_comes_exactly_once(n, batch_size):
+    batches = list(minibatches(n, batch_size, np.random.default_rng(1)))
+    assert [len(b) for b in batches] == [min(batch_size, n - i) for i in range(0, n, batch_size)]
+    assert sorted(i for b in batches for i in b) == list(range(n))
+    assert all(b.dtype == np.intp for b in batches)
+
+
+@pytest.mark.parametrize(("n", "sizes"), [(10, [4, 4]), (12, [4, 4, 4]), (3, []), (0, [])])
+def test_short_batch_is_dropped_on_request_only(n, sizes):
+    batches = list(minibatches(n, 4, 0, drop_last=True))
+    assert [len(b) for b in batches] == sizes
+    assert len({int(i) for b in batches for i in b}) == sum(sizes)
+
+
+def test_each_epoch_is_shuffled_anew_and_can_be_repeated():
+    rng = np.random.default_rng(5)
+    first, second = (np.concatenate(list(minibatches(100, 7, rng))) for _ in range(2))
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(first, np.arange(100))
+    again = np.concatenate(list(minibatches(100, 7, np.random.default_rng(5))))
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(again, np.concatenate(list(minibatches(100, 7, 5))))
+
+
+def test_every_order_is_equally_likely():
+    rng = np.random.default_rng(0)
+    orders = [tuple(np.concatenate(list(minibatches(3, 2, rng)))) for _ in range(1200)]
+    counts = [orders.count(order) for order in set(orders)]
+    assert len(counts) == 6
+    assert 150 < min(counts) <= max(counts) < 250  # 200 expected, standard deviation 13
+
+
+def test_legacy_random_state_and_fresh_entropy_are_accepted():
+    assert len(list(minibatches(5, 2, np.random.RandomState(0)))) == 3
+    assert len(list(minibatches(np.int64(5), np.int32(2)))) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ((-1, 2, 0), "n"),
+        ((2.0, 2, 0), "n"),
+        ((True, 2, 0), "n"),
+        ((5, 0, 0), "batch_size"),
+        ((5, None, 0), "batch_size"),
+        ((5, "2", 0), "batch_size"),
+        ((5, 2, -1), "rng"),
+        ((5, 2, "x"), "rng"),
+    ],
+)
+def test_wrong_arguments_are_named_at_the_call(arguments, name):
+    with pytest.raises(errors.HyperparameterError, match=f"^{name} must be"):
+        minibatches(*arguments)
+
+
+# --- minimize
+
+
+def bowl(w, _):
+    """Half the squared distance from zero."""
+    return 0.5 * float(w @ w), w.copy()
+
+
+def least_squares(params, batch):
+    """Mean squared error of a line, params [slope, intercept]."""
+    slope, intercept = params
+    x, y = batch
+    error = slope * x + intercept - y
+    return np.mean(error**2), [2 * np.mean(error * x, keepdims=True), 2 * np.mean(error, keepdims=True)]
+
+
+def line(n=50):
+    x = np.linspace(-1, 1, n)
+    return x, 3 * x - 2
+
+
+def sgd(lr=0.1, **options):
+    return functools.partial(fastopt.SGD, lr=lr, **options)
+
+
+def test_tol_is_tested_after_the_update_against_the_gradient_of_that_step():
+    w = np.array([3.0, 4.0])  # the gradient norms are 5, 2.5, 1.25, 0.625 …
+    result = minimize(bowl, w, sgd(0.5), tol=1.25)
+    assert (result.reason, result.converged, result.steps) == ("tol", True, 4)
+    assert result.grad_norm == 0.625
+    np.testing.assert_array_equal(w, [3 / 16, 4 / 16])  # the fourth update was made
+    np.testing.assert_array_equal(result.losses, [12.5, 12.5 / 4, 12.5 / 16, 12.5 / 64])
+
+
+def test_max_steps_stops_and_parameters_are_the_callers_own():
+    w = np.array([3.0, 4.0])
+    result = minimize(bowl, w, sgd(0.5), max_steps=3)
+    assert (result.reason, result.converged, result.steps, result.epochs) == ("max_steps", False, 3, 0)
+    assert result.params is w
+    assert result.losses.dtype == np.float64
+    assert len(result.losses) == 3
+
+
+def test_no_steps_change_nothing():
+    w = np.array([3.0, 4.0])
+    result = minimize(bowl, w, sgd(0.5), max_steps=0)
+    assert (result.reason, result.steps, len(result.losses)) == ("max_steps", 0, 0)
+    assert math.isnan(result.grad_norm)
+    np.testing.assert_array_equal(w, [3.0, 4.0])
+
+
+def test_callback_sees_every_step_and_can_stop():
+    seen = []
+
+    def callback(state):
+        seen.append((state.step, state.loss, state.grad_norm))
+        assert state.params is w
+        np.testing.assert_allclose(state.params, state.grads / 2)  # after the update
+        return state.step == 3
+
+    w = np.array([3.0, 4.0])
+    result = minimize(bowl, w, sgd(0.5), max_steps=None, callback=callback)
+    assert (result.reason, result.steps) == ("callback", 3)
+    assert seen == [(1, 12.5, 5.0), (2, 12.5 / 4, 2.5), (3, 12.5 / 16, 1.25)]
+
+
+def test_callback_is_called_at_the_last_step_too_and_tol_is_the_reason():
+    seen = []
+    result = minimize(bowl, np.ones(2), sgd(0.5), tol=10.0, callback=lambda s: seen.append(s.step) or True)
+    assert (result.reason, seen) == ("tol", [1])
+
+
+def test_callback_may_change_the_hyperparameters():
+    def callback(state):
+        state.optimizer.param_groups[0]["lr"] = 0.0
+
+    w = np.array([4.0])
+    minimize(bowl, w, sgd(0.5), max_steps=5, callback=callback)
+    assert w[0] == 2.0
+
+
+def test_full_batch_is_the_data_itself():
+    data, seen = line(), []
+
+    def fun(params, batch):
+        seen.append(batch is data)
+        return least_squares(params, batch)
+
+    params = [np.zeros(1), np.zeros(1)]
+    result = minimize(fun, params, sgd(0.5), data=data, max_steps=500, tol=1e-9)
+    assert result.reason == "tol"
+    assert all(seen)
+    assert result.epochs == result.steps
+    np.testing.assert_allclose(np.concatenate(params), [3, -2], atol=1e-8)
+
+
+@pytest.mark.parametrize(("batch_size", "per_epoch"), [(1, 50), (8, 7), (50, 1), (100, 1)])
+def test_mini_batches_see_every_sample_once_an_epoch(batch_size, per_epoch):
+    x, y = line()
+    epochs, current = [], []
+
+    def fun(params, batch):
+        current.extend(batch[0])
+        return least_squares(params, batch)
+
+    def callback(state):
+        if state.epoch > len(epochs):
+            epochs.append(list(current))
+            current.clear()
+
+    params = [np.zeros(1), np.zeros(1)]
+    result = minimize(
+        fun,
+        params,
+        sgd(0.1),
+        data=(x, y),
+        batch_size=batch_size,
+        max_steps=3 * per_epoch,
+        callback=callback,
+        rng=1,
+    )
+    assert result.epochs == len(epochs) == 3
+    assert all(sorted(epoch) == sorted(x) for epoch in epochs)
+    assert epochs[0] != epochs[1]  # shuffled anew
+
+
+def test_stochastic_and_mini_batch_descent_find_the_line():
+    for batch_size in (1, 8):
+        params = [np.zeros(1), np.zeros(1)]
+        minimize(least_squares, params, sgd(0.1), data=line(), batch_size=batch_size, rng=0)
+        np.testing.assert_allclose(np.concatenate(params), [3, -2], atol=1e-6)
+
+
+def test_drop_last_leaves_out_the_short_batch():
+    sizes = []
+
+    def fun(w, batch):
+        sizes.append(len(batch))
+        return bowl(w, batch)
+
+    result = minimize(fun, np.ones(1), sgd(), data=np.arange(10), batch_size=4, drop_last=True, max_steps=6)
+    assert sizes == [4] * 6
+    assert result.epochs == 3
+
+
+def test_same_seed_gives_the_same_bits():
+    def go(seed):
+        params = [np.zeros(1), np.zeros(1)]
+        result = minimize(least_squares, params, fastopt.Adam, data=line(), batch_size=7, max_steps=40, rng=seed)
+        return result.losses.tobytes() + params[0].tobytes()
+
+    assert go(3) == go(3) != go(4)
+
+
+def test_a_batch_has_the_structure_of_the_data():
+    pair = namedtuple("pair", "x y")
+    x, y = np.arange(6.0).reshape(6, 1), np.arange(6)
+    for data in (x, (x, y), [x, y], {"x": x, "y": y}, pair(x, y)):
+        seen = []
+
+        def fun(w, batch, seen=seen):
+            seen.append(batch)
+            return bowl(w, batch)
+
+        minimize(fun, np.ones(1), sgd(), data=data, batch_size=4, max_steps=2, rng=0)
+        assert all(type(batch) is type(data) for batch in seen)
+        if isinstance(data, dict):
+            seen = [tuple(batch.values()) for batch in seen]
+        if data is not x:
+            assert all(np.array_equal(bx[:, 0], by) for bx, by in seen)
+
+
+def test_no_data_gives_none_as_the_batch():
+    batches = []
+    minimize(lambda w, batch: batches.append(batch) or bowl(w, batch), np.ones(1), sgd(), max_steps=2)
+    assert batches == [None, None]
+
+
+@pytest.mark.parametrize("kind", ["list", "dict", "groups"])
+def test_fun_gets_the_container_that_the_caller_gave(kind):
+    a, b = np.array([1.0, 2.0]), np.array([3.0], np.float32)
+    params = {
+        "list": [a, b],
+        "dict": {"a": a, "b": b},
+        "groups": [{"params": [a]}, {"params": [b], "lr": 0.5}],
+    }[kind]
+
+    def fun(got, _):
+        assert got is params
+        grads = {"a": a.copy(), "b": b.copy()} if kind == "dict" else [a.copy(), b.copy()]
+        return 0.0, grads
+
+    result = minimize(fun, params, sgd(0.25), max_steps=1)
+    assert result.grad_norm == math.sqrt(14)
+    np.testing.assert_array_equal(a, [0.75, 1.5])
+    assert b[0] == (1.5 if kind == "groups" else 2.25)
+
+
+def test_an_optimizer_built_before_goes_on_from_its_state():
+    w, again = np.array([3.0, 4.0]), np.array([3.0, 4.0])
+    optimizer = fastopt.Adam(w, lr=0.1)
+    for _ in range(2):
+        result = minimize(bowl, w, optimizer, max_steps=5)
+    assert result.optimizer is optimizer
+    minimize(bowl, again, functools.partial(fastopt.Adam, lr=0.1), max_steps=10)
+    assert w.tobytes() == again.tobytes()
+
+
+def test_an_optimizer_of_other_arrays_is_refused():
+    w = np.ones(3)
+    for other in (np.ones(3), [w, np.ones(2)], w[:2]):
+        with pytest.raises(errors.HyperparameterError, match="other arrays"):
+            minimize(bowl, w, fastopt.SGD(other))
+
+
+def test_anything_with_a_step_will_do():
+    class Plain:
+        def __init__(self, w):
+            self.w = w
+
+        def step(self, grads):
+            self.w -= 0.5 * grads
+
+    w = np.array([4.0])
+    minimize(bowl, w, Plain(w), max_steps=1)
+    minimize(bowl, w, Plain, max_steps=1)
+    assert w[0] == 1.0
+
+
+def test_nag_evaluates_at_the_lookahead_point():
+    lr, momentum = 0.1, 0.9
+    points = []
+
+    def fun(at, _):
+        points.append(at.copy())
+        return bowl(at, None)
+
+    w = np.array([1.0, -2.0])
+    result = minimize(fun, w, lambda p: fastopt.NAG(p, lr=lr, momentum=momentum), max_steps=20)
+
+    want, v = np.array([1.0, -2.0]), np.zeros(2)
+    for point, loss in zip(points, result.losses, strict=True):
+        np.testing.assert_allclose(point, want + momentum * v, rtol=1e-12)
+        assert loss == bowl(point, None)[0]
+        v = momentum * v - lr * (want + momentum * v)
+        want = want + v
+    np.testing.assert_allclose(w, want, rtol=1e-12)  # the parameters are w, not the lookahead point
+
+
+# --- the norm, and no numbers
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1.0, 1e170, 1e300])
+def test_norm_neither_overflows_nor_vanishes(scale):
+    result = minimize(lambda w, _: (0.0, scale * np.array([3.0, 4.0])), np.ones(2), sgd(0.0), max_steps=1)
+    assert result.reason == "max_steps"
+    assert result.grad_norm == pytest.approx(5 * scale, rel=1e-14)
+
+
+def test_norm_is_taken_in_float64_over_all_blocks():
+    big = np.full((300, 1000), 1e-3, np.float32)
+    grads = [np.full_like(big, 1e25), None, np.zeros((0, 3), np.float32)]
+    params = [big, np.ones(2), np.zeros((0, 3), np.float32)]
+    result = minimize(lambda p, _: (0.0, grads), params, sgd(0.0), max_steps=1)
+    assert result.grad_norm == pytest.approx(float(np.float32(1e25)) * math.sqrt(300_000), rel=1e-12)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_not_a_number_stops_before_the_update(bad, where):
+    def fun(w, _):
+        if len(points) == 2:
+            return (bad, w.copy()) if where == "loss" else (1.0, np.array([bad, 1.0]))
+        points.append(w.copy())
+        return bowl(w, None)
+
+    points = []
+    w = np.array([3.0, 4.0])
+    seen = []
+    result = minimize(fun, w, sgd(0.5), max_steps=10, callback=lambda s: seen.append(s.step))
+    assert (result.reason, result.converged, result.steps) == ("nonfinite", False, 2)
+    assert len(result.losses) == 3
+    assert seen == [1, 2]
+    assert math.isfinite(result.grad_norm) == (where == "loss")
+    np.testing.assert_array_equal(w, [0.75, 1.0])  # the last good values
+
+
+def test_the_optimizers_own_policy_for_nonfinite_goes_first():
+    def fun(w, _):
+        calls.append(1)
+        return 1.0, np.full(2, np.nan) if len(calls) == 2 else w.copy()
+
+    calls = []
+    w = np.array([4.0, 8.0])
+    result = minimize(fun, w, sgd(0.5, nonfinite="skip"), max_steps=3)
+    assert (result.reason, result.steps) == ("max_steps", 3)
+    assert (result.optimizer.skipped_steps, result.optimizer.steps) == (1, 2)
+    np.testing.assert_array_equal(w, [1.0, 2.0])
+
+    calls = []
+    with pytest.raises(errors.NonFiniteError):
+        minimize(fun, w, sgd(0.5, nonfinite="raise"), max_steps=3)
+    np.testing.assert_array_equal(w, [0.5, 1.0])
+
+
+# --- errors
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"max_steps": -1}, errors.HyperparameterError, "max_steps must be"),
+        ({"max_steps": 1.5}, errors.HyperparameterError, "max_steps must be"),
+        ({"max_steps": None}, errors.HyperparameterError, "never stops"),
+        ({"tol": -1.0}, errors.HyperparameterError, "tol must be"),
+        ({"tol": np.nan}, errors.HyperparameterError, "tol must be"),
+        ({"tol": "small"}, errors.HyperparameterError, "tol must be"),
+        ({"batch_size": 2}, errors.HyperparameterError, "batch_size needs data"),
+        ({"rng": "x"}, errors.HyperparameterError, "rng must be"),
+        ({"data": np.ones(4), "batch_size": 0}, errors.HyperparameterError, "batch_size must be"),
+        ({"data": np.ones(4), "batch_size": 5, "drop_last": True}, errors.HyperparameterError, "no batch"),
+        ({"data": (np.ones(4), np.ones(5))}, errors.ShapeError, r"'data\[0\]': 4, 'data\[1\]': 5"),
+        ({"data": {"x": np.ones(4), "y": np.ones(5)}}, errors.ShapeError, "equally many"),
+        ({"data": np.ones((0, 3))}, errors.ShapeError, "no samples"),
+        ({"data": ()}, errors.ShapeError, "no samples"),
+        ({"data": 3.0}, errors.DTypeError, "data must be an array"),
+        ({"data": np.float64(3.0)}, errors.DTypeError, "data must be an array"),
+        ({"data": [1.0, 2.0]}, errors.DTypeError, r"data\[0\] must be an array"),
+    ],
+)
+def test_wrong_arguments_change_nothing(options, error, message):
+    w = np.ones(2)
+    with pytest.raises(error, match=message):
+        minimize(bowl, w, sgd(), **options)
+    np.testing.assert_array_equal(w, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("returned", "error"),
+    [
+        (None, errors.GradientError),
+        (1.0, errors.GradientError),
+        ((1.0, np.ones(2), 3), errors.GradientError),
+        ((np.ones(1), np.ones(2)), errors.ShapeError),
+        (("one", np.ones(2)), errors.DTypeError),
+        ((None, np.ones(2)), errors.DTypeError),
+        ((1.0, np.ones(3)), errors.ShapeError),
+        ((1.0, np.ones(2, complex)), errors.DTypeError),
+    ],
+)
+def test_what_fun_returns_is_checked_before_the_update(returned, error):
+    w = np.ones(2)
+    with pytest.raises(error):
+        minimize(lambda w, _: returned, w, sgd())
+    np.testing.assert_array_equal(w, 1.0)
+
+
+def test_what_is_no_optimizer_is_refused():
+    with pytest.raises(errors.HyperparameterError, match="'adam'"):
+        minimize(bowl, np.ones(2), "adam")
+
+
+def test_an_error_in_fun_comes_through():
+    def fun(w, _):
+        raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        minimize(fun, np.ones(2), sgd())
+
+
+# --- progress
+
+
+def test_progress_is_silent_where_there_is_no_terminal(capfd):
+    pytest.importorskip("tqdm")
+    minimize(bowl, np.ones(2), sgd(), max_steps=3, progress=True)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_progress_shows_a_bar_on_a_terminal(monkeypatch, capsys):
+    pytest.importorskip("tqdm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    minimize(bowl, np.ones(2), sgd(), max_steps=3, progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "3/3" in err
+    assert "loss" in err
+
+
+def test_progress_without_tqdm_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    minimize(bowl, np.ones(2), sgd(), max_steps=1)  # not needed unless asked for
+    with pytest.raises(errors.MissingExtraError, match=r"fastopt\[demo\]"):
+        minimize(bowl, np.ones(2), sgd(), max_steps=1, progress=True)
