@@ -26,6 +26,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from cython.parallel cimport parallel
 from libc.math cimport isfinite
 from libc.stdint cimport int64_t, uintptr_t
+from libc.stdlib cimport qsort
 from libc.string cimport memcpy, memset, strcmp
 
 cdef extern from "Python.h":
@@ -41,6 +42,7 @@ from fastopt.errors import (
     LayoutError,
     NonFiniteError,
     OverlapError,
+    ParameterError,
     ReadOnlyError,
     ShapeError,
 )
@@ -272,6 +274,12 @@ cdef struct Param:
     char *gap_low             # free memory in which its last gradient lay
     char *gap_high
     PyObject *array           # borrowed from Plan.arrays
+
+cdef struct Interval:         # memory that no gradient may touch
+    char *low
+    char *high
+    Py_ssize_t param
+    int slot                  # place in the parameter's state, -1 for the parameter itself
 
 cdef struct Work:             # one array of the step at hand
     Param *q
@@ -615,9 +623,7 @@ cdef class Plan:
     cdef Work *work
     cdef Slot *slots
     cdef Py_ssize_t n_slots, room_for_slots
-    cdef object lows, highs           # sorted intervals of all parameters and states
-    cdef char **low
-    cdef char **high
+    cdef Interval *intervals          # the memory of all parameters and states, sorted
     cdef Py_ssize_t n_intervals
     cdef char *gap_low
     cdef char *gap_high
@@ -646,6 +652,7 @@ cdef class Plan:
         PyMem_Free(self.params)
         PyMem_Free(self.work)
         PyMem_Free(self.slots)
+        PyMem_Free(self.intervals)
 
     # --- Building
 
@@ -656,10 +663,10 @@ cdef class Plan:
     def add_group(self, dict options, list params, list names, list states=None):
         """Add parameters with their hyperparameters; nothing is added if any of it is wrong.
 
-        `states` gives, per parameter, the slot -> array dicts to use instead of allocating.
+        `states` gives, per parameter, slot -> array: state that the caller owns, used instead of allocating.
         """
         cdef Group group = Group()
-        cdef Py_ssize_t old = len(self.arrays), i
+        cdef Py_ssize_t old = len(self.arrays), i, found
         self.enter()
         try:
             group.options = options
@@ -669,12 +676,13 @@ cdef class Plan:
             group.has_float = any(a.dtype == np.float32 for a in arrays)
             group.adopt(self.derive(options))
             group.refresh(self.steps)
-            fresh = [{} for _ in arrays] if states is None else states
-            self.check_overlap(self.arrays + arrays, self.names + names, self.states + fresh)
+            fresh = [{} for _ in arrays] if states is None else [
+                given_state(group.slots, state, array, label) for state, array, label in zip(states, arrays, labels)]
+            PyMem_Free(self.sort_memory(self.arrays + arrays, self.names + names, self.states + fresh, &found))
             if states is None:
                 self.allocate(group, arrays, fresh)
                 if self.state_factory is not None:
-                    self.check_overlap(self.arrays + arrays, self.names + names, self.states + fresh)
+                    PyMem_Free(self.sort_memory(self.arrays + arrays, self.names + names, self.states + fresh, &found))
             self.reserve(old + len(arrays))
             for i, array in enumerate(arrays):
                 self.register(&self.params[old + i], array)
@@ -786,30 +794,36 @@ cdef class Plan:
 
     # --- Memory: who overlaps whom
 
-    cdef check_overlap(self, list arrays, list names, list states):
-        """No two of the parameters and states may share memory."""
-        owners, low, high = intervals(arrays, states)
-        if not len(low):
-            return
-        clash = np.flatnonzero(high[:len(high) - 1] > low[1:])
-        if len(clash):
-            def called(entry):
-                i, slot = entry
-                label = f"parameter {names[i]!r}" if names[i] is not None else f"parameter {i}"
-                return f"state {slot!r} of {label}" if slot else label
-            a, b = sorted((owners[clash[0]], owners[clash[0] + 1]), key=lambda e: (e[0], e[1] or ""))
-            same = low[clash[0]] == low[clash[0] + 1] and high[clash[0]] == high[clash[0] + 1]
-            raise OverlapError(f"{called(b)} {'is the same memory as' if same else 'overlaps'} {called(a)}; "
-                               "every parameter and state needs memory of its own")
+    cdef Interval *sort_memory(self, list arrays, list names, list states, Py_ssize_t *n) except NULL:
+        """The sorted intervals of parameters and states; raises if two of them share memory."""
+        cdef Py_ssize_t i, size = len(arrays)
+        cdef Interval *found
+        cdef dict state
+        for state in states:
+            size += len(state)
+        found = <Interval *>PyMem_Malloc(max(1, size) * sizeof(Interval))
+        if found == NULL:
+            raise MemoryError()
+        n[0] = 0
+        for i in range(len(arrays)):
+            note(found, n, arrays[i], i, -1)
+            if i < len(states):
+                for slot, array in enumerate((<dict>states[i]).values()):
+                    note(found, n, array, i, slot)
+        qsort(found, n[0], sizeof(Interval), by_address)
+        for i in range(1, n[0]):
+            if found[i - 1].high > found[i].low:
+                message = clash(found[i - 1], found[i], names, states)
+                PyMem_Free(found)
+                raise OverlapError(message)
+        return found
 
     cdef index_memory(self):
-        """Sort the intervals of all parameters and states, for the gradients to be looked up in."""
-        cdef Py_ssize_t i
-        cdef cnp.ndarray low, high
-        _, self.lows, self.highs = intervals(self.arrays, self.states)
-        low, high = self.lows, self.highs
-        self.n_intervals = len(low)
-        self.low, self.high = <char **>cnp.PyArray_DATA(low), <char **>cnp.PyArray_DATA(high)
+        """Keep the intervals for the gradients to be looked up in."""
+        cdef Py_ssize_t i, n = 0
+        cdef Interval *found = self.sort_memory(self.arrays, self.names, self.states, &n)
+        PyMem_Free(self.intervals)
+        self.intervals, self.n_intervals = found, n
         self.gap_low = self.gap_high = NULL
         for i in range(len(self.arrays)):
             self.params[i].gap_low = self.params[i].gap_high = NULL
@@ -822,12 +836,12 @@ cdef class Plan:
         if not (self.gap_low <= low and high <= self.gap_high):
             while a < b:                      # the first interval that ends above low
                 middle = (a + b) // 2
-                if self.high[middle] <= low:
+                if self.intervals[middle].high <= low:
                     a = middle + 1
                 else:
                     b = middle
-            self.gap_low = self.high[a - 1] if a > 0 else NULL
-            self.gap_high = self.low[a] if a < self.n_intervals else <char *><uintptr_t>-1
+            self.gap_low = self.intervals[a - 1].high if a > 0 else NULL
+            self.gap_high = self.intervals[a].low if a < self.n_intervals else <char *><uintptr_t>-1
             if high > self.gap_high:
                 return False
         q.gap_low, q.gap_high = self.gap_low, self.gap_high
@@ -1151,18 +1165,33 @@ cdef class Plan:
 
 # --- Arrays ----------------------------------------------------------------------------------------------------------
 
-cdef intervals(list arrays, list states):
-    """Owners and bounds of the memory of all arrays and states, sorted; arrays without elements have none."""
-    entries = [(i, None, a) for i, a in enumerate(arrays) if a.size]
-    entries += [(i, slot, s) for i, state in enumerate(states) for slot, s in state.items() if s.size]
-    low = np.array([data_pointer(a) for _, _, a in entries], np.uintp)
-    high = low + np.array([a.nbytes for _, _, a in entries], np.uintp)
-    order = np.argsort(low, kind="stable")
-    return [entries[k][:2] for k in order], low[order], high[order]
+cdef int by_address(const void *a, const void *b) noexcept nogil:
+    cdef char *x = (<const Interval *>a).low
+    cdef char *y = (<const Interval *>b).low
+    return (x > y) - (x < y)
 
 
-cdef inline size_t data_pointer(cnp.ndarray a):
-    return <size_t>cnp.PyArray_DATA(a)
+cdef note(Interval *found, Py_ssize_t *n, cnp.ndarray array, Py_ssize_t param, int slot):
+    """Add the memory of an array, if it has any elements."""
+    if cnp.PyArray_SIZE(array):
+        found[n[0]].low = <char *>cnp.PyArray_DATA(array)
+        found[n[0]].high = found[n[0]].low + cnp.PyArray_NBYTES(array)
+        found[n[0]].param, found[n[0]].slot = param, slot
+        n[0] += 1
+
+
+cdef str clash(Interval a, Interval b, list names, list states):
+    """What to say of two intervals that share memory."""
+    same = a.low == b.low and a.high == b.high
+    if (a.param, a.slot) > (b.param, b.slot):
+        a, b = b, a
+    called = []
+    for owner in (a, b):
+        name = names[owner.param]
+        label = f"parameter {name!r}" if name is not None else f"parameter {owner.param}"
+        called.append(f"state {list(states[owner.param])[owner.slot]!r} of {label}" if owner.slot >= 0 else label)
+    return (f"{called[1]} {'is the same memory as' if same else 'overlaps'} {called[0]}; "
+            "every parameter and state needs memory of its own")
 
 
 cdef as_array(obj, str label):
@@ -1188,6 +1217,13 @@ cdef as_array(obj, str label):
 
 cdef as_parameter(obj, str label):
     """`obj` as an array that a rule can write to, or the error that says why not."""
+    cdef cnp.ndarray a
+    if cnp.PyArray_CheckExact(obj):
+        a = obj
+        if (cnp.PyArray_TYPE(a) in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE) and cnp.PyArray_ISNOTSWAPPED(a)
+                and cnp.PyArray_ISALIGNED(a) and cnp.PyArray_ISWRITEABLE(a)
+                and (cnp.PyArray_IS_C_CONTIGUOUS(a) or cnp.PyArray_IS_F_CONTIGUOUS(a))):
+            return a
     array = as_array(obj, label)
     if array.dtype not in (np.float32, np.float64):
         raise DTypeError(f"{label} has dtype {array.dtype.str}; float32 or float64 in native byte order is needed")
@@ -1201,7 +1237,23 @@ cdef as_parameter(obj, str label):
     return array
 
 
+cdef dict given_state(list slots, state, like, str label):
+    """The state slots that a rule needs, as given by the caller, checked like parameters."""
+    checked = {}
+    for name in slots:
+        if state.get(name) is None:
+            raise ParameterError(f"{label} needs the state {name!r} with these options")
+        checked[name] = as_parameter(state[name], f"state {name!r} of {label}")
+        check_same(checked[name], like, f"state {name!r} of {label}")
+    return checked
+
+
 cdef check_same(array, like, str label):
+    cdef cnp.ndarray a = array, b = like
+    if (cnp.PyArray_SAMESHAPE(a, b) and cnp.PyArray_TYPE(a) == cnp.PyArray_TYPE(b)
+            and cnp.PyArray_IS_C_CONTIGUOUS(a) == cnp.PyArray_IS_C_CONTIGUOUS(b)
+            and cnp.PyArray_IS_F_CONTIGUOUS(a) == cnp.PyArray_IS_F_CONTIGUOUS(b)):
+        return
     if array.shape != like.shape:
         raise ShapeError(f"{label} has shape {array.shape}; {like.shape} is needed")
     if array.dtype != like.dtype:

@@ -142,6 +142,36 @@ def derive(cls: type[Optimizer], convention: str, group: Mapping[str, Any]) -> S
     )  # fmt: skip
 
 
+def known_convention(cls: type[Optimizer], convention: str | None) -> str:
+    """The convention asked for, or the default of the class; raises if the class does not exist in it."""
+    if convention is None:
+        return next(iter(cls.conventions))
+    if convention not in cls.conventions:
+        raise ConventionError(
+            f"{cls.__name__} does not exist in convention={convention!r}; it does in: {', '.join(cls.conventions)}"
+        )
+    return convention
+
+
+def with_defaults(cls: type[Optimizer], convention: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of a class: those given, else (where None) the convention's."""
+    offered = cls.conventions[convention]
+    fallback = {**NEUTRAL, **cls.ours, **offered.fixed, **offered.defaults}
+    options = {key: fallback.get(key) for key in cls.hyperparameters}
+    options["maximize"] = False
+    options["decoupled_weight_decay"] = next(iter(offered.decay), False)
+    return {**options, **{key: value for key, value in given.items() if value is not None}}
+
+
+def require_all(cls: type[Optimizer], convention: str, options: Mapping[str, Any]) -> None:
+    """Raise if a hyperparameter that the convention has no default for was not given."""
+    for key in cls.hyperparameters:
+        if options[key] is None:
+            raise HyperparameterError(
+                f"{cls.__name__}(convention={convention!r}) has no default for {key}; give one"
+            )
+
+
 class Optimizer:
     """Base of all optimizers: steps arrays in place.
 
@@ -212,15 +242,10 @@ class Optimizer:
         state_factory: Callable[..., Any] | None = None,
     ) -> None:
         cls = type(self)
-        if convention is None:
-            convention = next(iter(cls.conventions))
-        if convention not in cls.conventions:
-            raise ConventionError(
-                f"{cls.__name__} does not exist in convention={convention!r}; it does in: {', '.join(cls.conventions)}"
-            )
+        convention = known_convention(cls, convention)
         self.convention: str = convention
         given = {**options, "decoupled_weight_decay": decoupled_weight_decay, "maximize": maximize}
-        self.defaults: dict[str, Any] = self._defaults(given)
+        self.defaults: dict[str, Any] = with_defaults(cls, convention, given)
         self._settings = {
             "n_threads": n_threads, "nonfinite": nonfinite, "copy_grads": copy_grads, "state_factory": state_factory,
         }  # fmt: skip
@@ -239,14 +264,6 @@ class Optimizer:
             groups = [{"params": [params]}]
         for group in groups:
             self.add_param_group(group)
-
-    def _defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        offered = self.conventions[self.convention]
-        fallback = {**NEUTRAL, **self.ours, **offered.fixed, **offered.defaults}
-        defaults = {key: fallback.get(key) for key in self.hyperparameters}
-        defaults["maximize"] = False
-        defaults["decoupled_weight_decay"] = next(iter(offered.decay), False)
-        return {**defaults, **{key: value for key, value in given.items() if value is not None}}
 
     # --- Parameter groups
 
@@ -281,11 +298,7 @@ class Optimizer:
             )
         own = {key: value for key, value in group.items() if key != "params" and value is not None}
         options = {"params": tuple(arrays), **self.defaults, **own}
-        lacking = [key for key in self.hyperparameters if options[key] is None]
-        if lacking:
-            raise HyperparameterError(
-                f"{type(self).__name__}(convention={self.convention!r}) has no default for {lacking[0]}; give one"
-            )
+        require_all(type(self), self.convention, options)
         plan.add_group(options, arrays, names)
         plan.named = bool(plan.names) and plan.names[0] is not None
 

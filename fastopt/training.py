@@ -30,9 +30,7 @@ Reason = Literal["tol", "max_steps", "callback", "nonfinite"]
 _NORM_BLOCK = 1 << 16  # elements squared at a time: the float64 copy of a gradient never grows large
 
 
-def minibatches(
-    n: int, batch_size: int, rng: Rng = None, *, drop_last: bool = False
-) -> Iterator[npt.NDArray[np.intp]]:
+def minibatches(n: int, batch_size: int, rng: Rng = None, *, drop_last: bool = False) -> Iterator[npt.NDArray[np.intp]]:
     """Return an iterator over the index arrays of one epoch: shuffled, every sample exactly once.
 
     Parameters

@@ -328,7 +328,7 @@ def run(args: argparse.Namespace) -> int:
         say(
             f"Handwritten digits, 8x8 pixels: {len(train_set[1])} training, {len(test_set[1])} test images.\n"
             f"Network {'-'.join(map(str, sizes))}: {n_params:,} parameters in 4 arrays, {args.dtype}; "
-            f"batches of {args.batch_size}, {args.epochs} epochs.\n"
+            f"batches of {args.batch_size}, {args.epochs} epoch{'s' * (args.epochs > 1)}.\n"
         )
         say(HEADER)
         for name, cls in classes.items():
