@@ -32,6 +32,7 @@ LEVELS = {
     "x86_64_v2": (["-march=x86-64-v2"], []),
     "x86_64_v3": (["-march=x86-64-v3"], ["/arch:AVX2"]),
     "x86_64_v4": (["-march=x86-64-v4", "-mprefer-vector-width=512"], ["/arch:AVX512"]),
+    "x86_64_v4_narrow": (["-march=x86-64-v4", "-mprefer-vector-width=256"], ["/arch:AVX512"]),
 }
 
 X86_64_PROGRAM = """

@@ -16,19 +16,20 @@ if TYPE_CHECKING:
 def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
     """See `Optimizer.load_state_dict`."""
     plan = optimizer._plan
-    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
+    n = len(plan.arrays)
+    expect(state_dict, Mapping, "a state dict")
+    if not {"state", "param_groups"} <= set(state_dict):
         raise StateDictError("a state dict has the keys 'state' and 'param_groups'")
-    own = state_dict.get("fastopt", {})
+    own = expect(state_dict.get("fastopt", {}), Mapping, "the state dict's 'fastopt'")
+    saved_groups, order = check_groups(optimizer, state_dict["param_groups"])
     check_origin(optimizer, own)
-    groups = state_dict["param_groups"]
-    sizes = [len(group["params"]) for group in optimizer.param_groups]
-    if [len(group["params"]) for group in groups] != sizes:
-        raise StateDictError(
-            f"the state dict has groups of {[len(g['params']) for g in groups]} parameters; the optimizer of {sizes}"
-        )
+    saved_state = expect(state_dict["state"], Mapping, "the state dict's 'state'")
+    for key in saved_state:
+        if key not in order:
+            raise StateDictError(f"the state dict has state for {key!r}, which is in none of its groups")
+
     options, entries, first = [], {}, 0
-    order = [i for group in groups for i in group["params"]]
-    for mine, saved in zip(optimizer.param_groups, groups, strict=True):
+    for mine, saved in zip(optimizer.param_groups, saved_groups, strict=True):
         merged = {**mine, **{k: v for k, v in saved.items() if k not in ("params", "param_names") and v is not None}}
         if isinstance(merged.get("betas"), list):
             merged["betas"] = tuple(merged["betas"])
@@ -36,20 +37,18 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
         slots = plan.check_options(merged, any(a.dtype == np.float32 for a in plan.arrays[first:last]))
         options.append(merged)
         for i in range(first, last):
-            entry = state_dict["state"].get(order[i])
+            entry = expect(saved_state.get(order[i]) or {}, Mapping, f"the state of {plan.label(i)}")
             if entry:
                 entries[i] = check_entry(optimizer, plan.label(i), plan.arrays[i], slots, entry)
         first = last
-    counts = own.get("counts")
-    for k, i in enumerate(entries):
-        entry = entries[i]
-        if counts is not None:
-            entry["step"] = as_count(counts[i], plan.label(i))
-        elif entry["step"] is None:
-            # PyTorch does not count here: a buffer says that at least one step was taken.
-            entry["step"] = 1
-    steps = as_count(own.get("steps", max((e["step"] for e in entries.values()), default=0)), "the optimizer")
+
+    # PyTorch does not count for every optimizer; there, a state says that at least one step was taken.
+    counts = [entries[i]["step"] if i in entries else 0 for i in range(n)]
+    if "counts" in own:
+        counts = [as_count(count, plan.label(i)) for i, count in enumerate(own["counts"])]
+    steps = as_count(own.get("steps", max(counts, default=0)), "the optimizer")
     skipped = as_count(own.get("skipped_steps", 0), "the optimizer")
+    plan.check_states()
 
     # Nothing below can fail but for want of memory.
     previous = [dict(group) for group in optimizer.param_groups]
@@ -63,28 +62,48 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
             mine.update(before)
         raise
     plan.restart()
-    for i, entry in entries.items():
-        for name, array in entry["slots"].items():
-            plan.states[i][name][...] = array
-        plan.set_count(i, entry["step"], entry["carry"])
-    if counts is not None:
-        for i in set(range(len(plan.arrays))) - set(entries):
-            plan.set_count(i, int(counts[i]), plan.count(i)[1])
+    for i in range(n):
+        carry = plan.count(i)[1]
+        if i in entries:
+            carry = entries[i]["carry"]
+            for name, array in entries[i]["slots"].items():
+                plan.states[i][name][...] = array
+        plan.set_count(i, counts[i], carry)
     plan.set_steps(steps, skipped)
 
 
-def check_origin(optimizer: Optimizer, own: Any) -> None:
+def expect(value: Any, kind: Any, what: str) -> Any:
+    """`value`, if it is of a kind; else the error that says so."""
+    if not isinstance(value, kind):
+        name = " or ".join(k.__name__.lower() for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise StateDictError(f"{what} is a {type(value).__name__}; {name} is needed")
+    return value
+
+
+def check_groups(optimizer: Optimizer, groups: Any) -> tuple[list[Mapping[str, Any]], list[Any]]:
+    """The groups of a state dict, and the keys of its parameters in the order of all groups."""
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    for group in expect(groups, list, "the state dict's 'param_groups'"):
+        expect(expect(group, Mapping, "a parameter group").get("params"), list, "a parameter group's 'params'")
+    if [len(group["params"]) for group in groups] != sizes:
+        raise StateDictError(
+            f"the state dict has groups of {[len(g['params']) for g in groups]} parameters; the optimizer of {sizes}"
+        )
+    order = [expect(i, (int, str), "a parameter's index") for group in groups for i in group["params"]]
+    if len(set(order)) != len(order):
+        raise StateDictError("the state dict lists a parameter twice")
+    return groups, order
+
+
+def check_origin(optimizer: Optimizer, own: Mapping[str, Any]) -> None:
     """Raise if the dict was saved by another optimizer, or under a convention whose state means something else."""
-    if not isinstance(own, Mapping):
-        raise StateDictError(f"the state dict's key 'fastopt' holds a {type(own).__name__}, not a dict")
     for key, mine in (("optimizer", type(optimizer).__name__), ("convention", optimizer.convention)):
         if own.get(key, mine) != mine:
             raise StateDictError(f"the state dict was saved with {key} {own[key]!r}; this optimizer's is {mine!r}")
     if own.get("version", 1) != 1:
         raise StateDictError(f"the state dict has version {own['version']!r}; version 1 can be read")
-    counts = own.get("counts")
-    if counts is not None and len(counts) != len(optimizer._plan.arrays):
-        raise StateDictError(f"the state dict counts {len(counts)} parameters, not {len(optimizer._plan.arrays)}")
+    if "counts" in own and len(expect(own["counts"], (list, tuple), "the counts")) != len(optimizer._plan.arrays):
+        raise StateDictError(f"the state dict counts {len(own['counts'])} parameters, not {len(optimizer._plan.arrays)}")
 
 
 def check_entry(
@@ -97,13 +116,16 @@ def check_entry(
             if not optimizer.counts_in_state:
                 continue
             raise StateDictError(f"state of {label} lacks {name!r}")
-        array = np.asarray(entry[name])
+        try:
+            array = np.asarray(entry[name])
+        except (TypeError, ValueError) as error:
+            raise StateDictError(f"state {name!r} of {label} is no array: {error}") from error
         if array.shape != param.shape:
             raise StateDictError(f"state {name!r} of {label} has shape {array.shape}; the parameter has {param.shape}")
         if array.dtype.kind != "f":
             raise StateDictError(f"state {name!r} of {label} has dtype {array.dtype}; a floating type is needed")
         arrays[name] = array
-    step = None
+    step = 1
     if optimizer.counts_in_state:
         if "step" not in entry:
             raise StateDictError(f"state of {label} lacks 'step'")

@@ -288,7 +288,10 @@ class NAdam(Optimizer):
         return {"mu_product": np.array(carry, np.float32 if self.convention == "torch" else np.float64)}
 
     def _carry_from(self, entry: Mapping[str, Any]) -> float:
-        return float(entry["mu_product"])
+        product = float(entry["mu_product"])
+        if not 0 <= product <= 1:
+            raise ValueError(f"mu_product={product!r} must be in [0, 1]")
+        return product
 
 
 class RAdam(Optimizer):

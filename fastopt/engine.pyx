@@ -15,6 +15,7 @@ Design:
 """
 
 import os
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -78,7 +79,11 @@ fo_threads_init()
 # --- The level -------------------------------------------------------------------------------------------------------
 
 LEVELS = ("x86-64-v4", "x86-64-v3", "x86-64-v2", "generic")
+# On x86-64-v4 short arrays are left to a build with vectors half as wide: fewer of their elements are in the remainder
+# that no vector fills. The bits are the same.
+NARROW = {"x86-64-v4": "x86-64-v4-narrow"}
 cdef const Table *TABLE = NULL
+cdef const Table *SHORT_TABLE = NULL
 cdef const Rule *L2 = NULL
 cdef const Rule *NEGATE = NULL
 cdef const Rule *SHRINK = NULL
@@ -109,18 +114,21 @@ def use_level(str level):
 
     Meant for tests and benchmarks; users set ``FASTOPT_ISA`` before the import.
     """
-    global TABLE, L2, NEGATE, SHRINK, FILL, LOOKAHEAD, NONFINITE, isa
-    cdef const Table *table
-    module = _kernels(level) if level in LEVELS and fo_cpu_has(level.encode()) else None
-    if module is None:
+    global TABLE, SHORT_TABLE, L2, NEGATE, SHRINK, FILL, LOOKAHEAD, NONFINITE, isa
+    if level not in LEVELS or not fo_cpu_has(level.encode()) or _kernels(level) is None:
         raise ImportError(f"FASTOPT_ISA={level!r} is not possible here; possible: {', '.join(available_levels())}")
-    table = <const Table *>PyCapsule_GetPointer(module.__table__, b"fastopt.kernels.table")
-    if table.version != TABLE_VERSION:
-        raise ImportError(f"{module.__name__} belongs to another build of fastopt; reinstall it")
-    TABLE = table
+    TABLE = table_of(_kernels(level))
+    SHORT_TABLE = table_of(_kernels(NARROW.get(level, level)) or _kernels(level))
     L2, NEGATE, SHRINK, FILL = find_rule("l2"), find_rule("negate"), find_rule("shrink"), find_rule("fill")
     LOOKAHEAD, NONFINITE = find_rule("lookahead"), find_rule("nonfinite")
     isa = level
+
+
+cdef const Table *table_of(module) except NULL:
+    cdef const Table *table = <const Table *>PyCapsule_GetPointer(module.__table__, b"fastopt.kernels.table")
+    if table.version != TABLE_VERSION:
+        raise ImportError(f"{module.__name__} belongs to another build of fastopt; reinstall it")
+    return table
 
 
 cdef const Rule *find_rule(str name) except NULL:
@@ -230,6 +238,7 @@ def info():
 
 cdef enum:
     TILE = 1024               # elements around which prologue and epilogue stay in the L1 cache
+    SHORT = 512               # elements up to which an array goes to the narrow kernels
     BLOCK = 64                # bytes of parameter that are never cut
     MAX_WATCH = 24
     NUMBER = 0                # kinds of what is watched in a group
@@ -249,12 +258,12 @@ cdef struct Scaled:           # scalars rounded once to each compute type
 
 cdef struct Slot:             # the scalars of one step count in one group
     int64_t t
-    double carry_before
     double carry
     Scaled h
 
 cdef struct Around:           # what a group does to a tile, and with which rule
     const Rule *rule
+    const Rule *short_rule
     int prologue
     bint shrink
     Scaled pre
@@ -264,6 +273,7 @@ cdef struct Param:
     char *p
     char *s[MAX_STATES]
     Py_ssize_t n              # elements
+    Py_ssize_t n_bytes
     Py_ssize_t blocks
     int type                  # NumPy's type number
     int nd
@@ -319,7 +329,7 @@ cdef inline void walk_array(real *p, const real *g, char *const *state, Py_ssize
     if g != NULL:
         g += first
     if a.prologue == PLAIN and not a.shrink:
-        apply(a.rule, p, g, s, h, n)
+        apply(a.rule if n > SHORT else a.short_rule, p, g, s, h, n)
         return
     while n > 0:
         size = min(n, TILE)
@@ -440,7 +450,6 @@ cdef class Group:
     cdef bint has_float
     cdef double carry
     cdef Py_ssize_t first, n_params
-    cdef Py_ssize_t slot              # of the current step, -1 before it is known
     cdef int n_watch
     cdef tuple keys
     cdef list seen
@@ -454,7 +463,6 @@ cdef class Group:
 
     def __cinit__(self):
         self.n_watch = 0
-        self.slot = -1
 
     def holds(self, Py_ssize_t i):
         """Whether parameter i belongs to this group."""
@@ -480,6 +488,7 @@ cdef class Group:
         if len(watch) > MAX_WATCH or len(spec.slots) != rule.n_states:
             raise RuntimeError(f"the class of rule {spec.rule!r} does not fit its table entry")
         self.around.rule = rule
+        self.around.short_rule = &SHORT_TABLE.rules[rule - TABLE.rules]
         self.decay, self.maximize, self.carry = spec.decay, spec.maximize, spec.carry
         self.slots, self.initial, self.owner = list(spec.slots), spec.initial, spec.owner
         self.keys = tuple(key for key, _, _, _ in watch)
@@ -534,8 +543,10 @@ cdef class Group:
         """`value` as a float within the limits, also after rounding to float32 where the group has such arrays."""
         cdef double x, r
         try:
+            if isinstance(value, (str, bytes, bytearray, bool, np.bool_)):
+                raise TypeError
             x = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise HyperparameterError(f"{self.owner}: {name}={value!r} is not a number") from None
         r = <double><float>x if self.has_float else x
         if not (isfinite(x) and isfinite(r) and self.low[i] <= x <= self.high[i]) or (
@@ -572,7 +583,7 @@ cdef class Group:
         cdef int i
         cdef double wd = self.weight_decay
         slot.t = t
-        slot.carry_before = slot.carry = carry
+        slot.carry = carry
         slot.h.d[0] = (1.0 - self.x[0] * wd if self.decay == DECAY_FIRST
                        else 1.0 - wd if self.decay == DECAY_PAPER else 1.0)
         self.around.rule.scalars(self.x, <double>t, &slot.carry, slot.h.d)
@@ -665,17 +676,14 @@ cdef class Plan:
 
         `states` gives, per parameter, slot -> array: state that the caller owns, used instead of allocating.
         """
-        cdef Group group = Group()
+        cdef Group group
         cdef Py_ssize_t old = len(self.arrays), i, found
         self.enter()
         try:
-            group.options = options
             labels = [f"parameter {n!r}" if n is not None else f"parameter {old + i}" for i, n in enumerate(names)]
             arrays = [as_parameter(p, label) for p, label in zip(params, labels)]
+            group = self.new_group(options, any(a.dtype == np.float32 for a in arrays))
             group.first, group.n_params = old, len(arrays)
-            group.has_float = any(a.dtype == np.float32 for a in arrays)
-            group.adopt(self.derive(options))
-            group.refresh(self.steps)
             fresh = [{} for _ in arrays] if states is None else [
                 given_state(group.slots, state, array, label) for state, array, label in zip(states, arrays, labels)]
             PyMem_Free(self.sort_memory(self.arrays + arrays, self.names + names, self.states + fresh, &found))
@@ -695,7 +703,7 @@ cdef class Plan:
             self.point(group)
             if states is None:
                 self.fill(group, group.slots)
-            self.index_memory()
+            self.index_memory(self.states)
         finally:
             self.busy = False
 
@@ -722,7 +730,8 @@ cdef class Plan:
         q.p = <char *>cnp.PyArray_DATA(a)
         q.n = cnp.PyArray_SIZE(a)
         q.type = cnp.PyArray_TYPE(a)
-        q.blocks = (q.n * cnp.PyArray_ITEMSIZE(a) + BLOCK - 1) // BLOCK
+        q.n_bytes = cnp.PyArray_NBYTES(a)
+        q.blocks = (q.n_bytes + BLOCK - 1) // BLOCK
         q.nd = a.ndim
         q.order = cnp.NPY_ARRAY_C_CONTIGUOUS if cnp.PyArray_IS_C_CONTIGUOUS(a) else cnp.NPY_ARRAY_F_CONTIGUOUS
 
@@ -736,7 +745,7 @@ cdef class Plan:
             if self.state_factory is not None:
                 self.foreign = True
                 for i in missing:
-                    states[i][name] = self.made(name, arrays[i])
+                    states[i][name] = self.made(name, arrays[i], group.first + i)
                 continue
             sizes = [-(-arrays[i].nbytes // BLOCK) * BLOCK for i in missing]
             arena = np.empty(sum(sizes) + BLOCK, np.uint8)
@@ -747,10 +756,10 @@ cdef class Plan:
                 states[i][name] = flat.reshape(array.shape, order="C" if array.flags.c_contiguous else "F")
                 start += size
 
-    cdef made(self, str name, array):
-        state = self.state_factory(name, array.shape, array.dtype)
-        state = as_parameter(state, f"state {name!r} from state_factory")
-        check_same(state, array, f"state {name!r} from state_factory")
+    cdef made(self, str name, array, Py_ssize_t i):
+        label = f"state {name!r} of parameter {i}, from state_factory,"
+        state = as_parameter(self.state_factory(name, array.shape, array.dtype), label)
+        check_same(state, array, label)
         return state
 
     cdef point(self, Group group):
@@ -774,7 +783,7 @@ cdef class Plan:
             if copy == NULL or work == NULL:
                 raise MemoryError()
             memset(&around, 0, sizeof(Around))
-            around.rule = FILL
+            around.rule = around.short_rule = FILL
             for name in names:
                 k = group.slots.index(name)
                 scale(&value.h, 0, group.initial.get(name, 0.0))
@@ -818,21 +827,19 @@ cdef class Plan:
                 raise OverlapError(message)
         return found
 
-    cdef index_memory(self):
+    cdef index_memory(self, list states):
         """Keep the intervals for the gradients to be looked up in."""
         cdef Py_ssize_t i, n = 0
-        cdef Interval *found = self.sort_memory(self.arrays, self.names, self.states, &n)
+        cdef Interval *found = self.sort_memory(self.arrays, self.names, states, &n)
         PyMem_Free(self.intervals)
         self.intervals, self.n_intervals = found, n
         self.gap_low = self.gap_high = NULL
         for i in range(len(self.arrays)):
             self.params[i].gap_low = self.params[i].gap_high = NULL
 
-    cdef inline bint is_free(self, Param *q, char *low, char *high) noexcept:
-        """Whether [low, high) meets no parameter and no state. Gradients come in runs: try the last one's gap too."""
+    cdef bint is_free(self, Param *q, char *low, char *high) noexcept:
+        """Whether [low, high) meets no parameter and no state. Gradients come in runs: try the last one's gap first."""
         cdef Py_ssize_t a = 0, b = self.n_intervals, middle
-        if q.gap_low <= low and high <= q.gap_high:
-            return True
         if not (self.gap_low <= low and high <= self.gap_high):
             while a < b:                      # the first interval that ends above low
                 middle = (a + b) // 2
@@ -876,13 +883,16 @@ cdef class Plan:
                 self.held = []
 
     cdef take_step(self, grads):
-        cdef Py_ssize_t n = len(self.arrays), i, n_work = 0, k
+        cdef Py_ssize_t n = len(self.arrays), i, n_work = 0, blocks = 0, slot = -1
+        cdef int64_t t                # of the parameter before, and what it carries: most share their scalars
+        cdef double carry = 0
         cdef Job job
         cdef Group group
+        cdef Param *params
         cdef Param *q
+        cdef Work *work
         cdef Work *w
         cdef PyObject *g
-        cdef PyObject **items
         cdef int n_threads
         if type(grads) is not list:
             grads = self.as_list(grads)
@@ -890,13 +900,13 @@ cdef class Plan:
             raise GradientError(f"{len(grads)} gradients for {n} parameters; give one for each, None to skip one")
         self.refresh_groups()
         self.n_slots = 0
-        job.blocks = 0
+        params, work = self.params, self.work
         # From here to the step itself no Python code runs but in `convert`: borrowed references stay good.
         for group in self.groups:
             group.prepare()
-            group.slot = -1
+            t = -1
             for i in range(group.first, group.first + group.n_params):
-                q = &self.params[i]
+                q = &params[i]
                 g = PyList_GET_ITEM(<PyObject *>grads, i)
                 if not (q.p == fo_array_data(q.array) and fo_array_fits(
                         q.array, q.type, q.nd, q.dims, q.order | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE)):
@@ -909,17 +919,20 @@ cdef class Plan:
                         grads = list(grads)
                         self.held.append(grads)
                     g = self.convert(i, <object>g)
-                w = &self.work[n_work]
+                w = &work[n_work]
                 w.g = fo_array_data(g)
-                if q.n > 0 and not self.is_free(q, w.g, w.g + q.n * (8 if q.type == cnp.NPY_DOUBLE else 4)):
-                    self.complain_overlap(i, <object>g)
-                w.q, w.around, w.first_block = q, &group.around, job.blocks
-                w.slot = self.slot_of(group, q)
-                job.blocks += q.blocks
+                if not (q.gap_low <= w.g and w.g + q.n_bytes <= q.gap_high) and q.n > 0:
+                    if not self.is_free(q, w.g, w.g + q.n_bytes):
+                        self.complain_overlap(i, <object>g)
+                if q.t != t or q.carry != carry:
+                    slot = self.new_slot(group, q)
+                    t, carry = q.t, q.carry
+                w.q, w.around, w.slot, w.first_block = q, &group.around, slot, blocks
+                blocks += q.blocks
                 n_work += 1
         if self.foreign:
             self.check_states()
-        job.work, job.n_work, job.slots = self.work, n_work, self.slots
+        job.work, job.n_work, job.slots, job.blocks = work, n_work, self.slots, blocks
         job.look, job.found = self.nonfinite != "propagate", 0
         n_threads = self.threads(job.blocks)
         if job.blocks < gil_blocks:
@@ -941,29 +954,60 @@ cdef class Plan:
         self.steps += 1
 
     cdef refresh_groups(self):
-        """Read every group's hyperparameters, also of groups whose dict was replaced in `options`."""
-        cdef Group group
+        """Read every group's hyperparameters. Where an option was edited, or a dict replaced, take up another rule.
+
+        All that can fail happens in the first loop; the second puts the new groups in place.
+        """
+        cdef Group group, fresh
         cdef Py_ssize_t k
+        cdef list edited = []
         if len(self.options) != len(self.groups):
             raise HyperparameterError("param_groups changed its length; use add_param_group()")
         for k in range(len(self.groups)):
             group = self.groups[k]
-            if group.options is not self.options[k]:
-                self.check_options(self.options[k], group.has_float)
-                group.options = self.options[k]
-                self.rederive(group)
-            elif group.refresh(self.steps):
-                self.rederive(group)
+            if group.options is self.options[k] and not group.refresh(self.steps):
+                continue
+            fresh = self.new_group(self.options[k], group.has_float)
+            fresh.first, fresh.n_params = group.first, group.n_params
+            edited.append((k, fresh, self.new_states(fresh)))
+        if edited:
+            self.take_up(edited)
+
+    cdef take_up(self, list edited):
+        """Put edited groups in place: (place, group, states with the slots that the new rule needs)."""
+        cdef Group fresh
+        states = list(self.states)
+        added = []
+        for k, fresh, part in edited:
+            before = set(states[fresh.first]) if fresh.n_params else set()
+            added.append([name for name in fresh.slots if name not in before])
+            states[fresh.first:fresh.first + fresh.n_params] = part
+        self.index_memory(states)
+        self.states = states
+        for (k, fresh, _), names in zip(edited, added):
+            self.groups[k] = fresh
+            self.point(fresh)
+            self.fill(fresh, names)
+
+    cdef list new_states(self, Group group):
+        """Copies of the states of a group's parameters, with memory for what its rule needs beside."""
+        cdef list part = [dict(state) for state in self.states[group.first:group.first + group.n_params]]
+        self.allocate(group, self.arrays[group.first:group.first + group.n_params], part)
+        return part
+
+    cdef Group new_group(self, options, bint has_float):
+        """A group that reads these options; raises what a step with them would raise."""
+        cdef Group group = Group()
+        if not isinstance(options, dict):
+            raise HyperparameterError(f"a parameter group is a dict, not a {type(options).__name__}")
+        group.options, group.has_float = options, has_float
+        group.adopt(self.derive(options))
+        group.refresh(self.steps)
+        return group
 
     def check_options(self, options, bint has_float):
         """Raise what a step with these options would raise; else the state slots it needs. Changes nothing."""
-        cdef Group trial = Group()
-        if not isinstance(options, dict):
-            raise HyperparameterError(f"a parameter group is a dict, not {type(options).__name__}")
-        trial.options, trial.has_float = options, has_float
-        trial.adopt(self.derive(options))
-        trial.refresh(self.steps)
-        return trial.slots
+        return self.new_group(options, has_float).slots
 
     def restart(self):
         """State and counts as before the first step."""
@@ -979,14 +1023,9 @@ cdef class Plan:
         finally:
             self.busy = False
 
-    cdef Py_ssize_t slot_of(self, Group group, Param *q) except -1:
-        """The scalars for this parameter: those of the parameter before it, unless it has taken other steps."""
-        cdef Slot *slot
+    cdef Py_ssize_t new_slot(self, Group group, Param *q) except -1:
+        """A place with the scalars that this parameter needs for its next step."""
         cdef void *block
-        if group.slot >= 0:
-            slot = &self.slots[group.slot]
-            if slot.t == q.t + 1 and slot.carry_before == q.carry:
-                return group.slot
         if self.n_slots == self.room_for_slots:
             block = PyMem_Realloc(self.slots, (2 * self.room_for_slots + 1) * sizeof(Slot))
             if block == NULL:
@@ -994,23 +1033,11 @@ cdef class Plan:
             self.slots = <Slot *>block
             self.room_for_slots = 2 * self.room_for_slots + 1
         group.compute(&self.slots[self.n_slots], q.t + 1, q.carry)
-        group.slot = self.n_slots
         self.n_slots += 1
-        return group.slot
-
-    cdef rederive(self, Group group):
-        """An option of the group was edited: another rule, perhaps more state."""
-        cdef list part = self.states[group.first:group.first + group.n_params]
-        before = set(part[0]) if part else set()
-        group.adopt(self.derive(group.options))
-        group.refresh(self.steps)
-        self.allocate(group, self.arrays[group.first:group.first + group.n_params], part)
-        self.point(group)
-        self.fill(group, [name for name in group.slots if name not in before])
-        self.index_memory()
+        return self.n_slots - 1
 
     cdef list as_list(self, grads):
-        if isinstance(grads, dict):
+        if isinstance(grads, Mapping):
             if not self.named:
                 raise GradientError("gradients in a dict need parameters in a dict")
             if grads.keys() != set(self.names):
@@ -1077,8 +1104,8 @@ cdef class Plan:
                 raise NonFiniteError(f"gradient of {self.label(self.work[i].q - self.params)} holds a NaN or an "
                                      "infinity; nothing was written")
 
-    cdef check_states(self):
-        """Memory from a state_factory is the user's too, and may have been resized."""
+    cpdef check_states(self):
+        """Raise if a state array is not what it was: memory from a state_factory is the user's too."""
         cdef Param *q
         cdef Group group
         cdef Py_ssize_t i, k
@@ -1091,7 +1118,8 @@ cdef class Plan:
                     if <char *>cnp.PyArray_DATA(state) != q.s[k] or not fo_array_fits(
                             <PyObject *>state, q.type, q.nd, q.dims,
                             q.order | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE):
-                        raise LayoutError(f"state {name!r} of {self.label(i)} was changed after it was made")
+                        raise LayoutError(f"state {name!r} of {self.label(i)} was changed after it was made: its "
+                                          "memory, shape, type or writability")
 
     # --- What the optimizer reads and writes between steps
 
@@ -1110,7 +1138,7 @@ cdef class Plan:
             if copy == NULL or work == NULL or mu == NULL:
                 raise MemoryError()
             memset(&around, 0, sizeof(Around))
-            around.rule = LOOKAHEAD
+            around.rule = around.short_rule = LOOKAHEAD
             job.blocks = 0
             self.refresh_groups()
             for k, group in enumerate(self.groups):

@@ -45,6 +45,8 @@ NEUTRAL: dict[str, Any] = {
     "lr_decay": 0.0, "momentum_decay": 0.0, "initial_accumulator_value": 0.0, "eps_root": 0.0, "eps": 0.0,
     "bias_correction": False,
 }  # fmt: skip
+NUMBERS = (int, float, np.number, np.ndarray)
+SCHEDULABLE = ("lr", "betas", "momentum", "weight_decay")
 FLAGS = ("maximize", "decoupled_weight_decay", "nesterov", "centered", "amsgrad", "bias_correction")
 
 
@@ -83,11 +85,26 @@ class Spec(NamedTuple):
     """How messages call the optimizer."""
 
 
-def one_of(key: str, value: Any, accepted: Iterable[Any], owner: str) -> None:
-    """Raise if an option is not among the accepted values."""
-    if value not in accepted:
-        choices = ", ".join(map(repr, accepted))
-        raise HyperparameterError(f"{owner}: {key}={value!r} must be one of {choices}")
+def check_kind(cls: type[Optimizer], key: str, value: Any, owner: str) -> None:
+    """Raise unless an option is of the kind that it has to be; the engine checks the range of numbers."""
+    if key in FLAGS:
+        fits, accepted = isinstance(value, (bool, np.bool_)), "True or False"
+    elif key == "eps_placement":
+        fits = isinstance(value, str) and value in cls.eps_placements
+        accepted = "one of " + ", ".join(map(repr, cls.eps_placements))
+    elif key == "betas":
+        fits = callable(value) or isinstance(value, (tuple, list))
+        accepted = "a pair of numbers or schedules"
+    else:
+        fits = key in SCHEDULABLE if callable(value) else is_number(value)
+        accepted = "a number" + (" or a schedule" if key in SCHEDULABLE else "")
+    if not fits:
+        raise HyperparameterError(f"{owner}: {key}={value!r} must be {accepted}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is one number: a Python or NumPy scalar, or an array of no dimension."""
+    return isinstance(value, NUMBERS) and not isinstance(value, bool) and np.ndim(value) == 0
 
 
 def is_zero(value: Any) -> bool:
@@ -99,22 +116,18 @@ def derive(cls: type[Optimizer], convention: str, group: Mapping[str, Any]) -> S
     """The spec of a parameter group with these options; raises if they do not exist in the convention."""
     offered = cls.conventions[convention]
     owner = f"{cls.__name__}(convention={convention!r})"
-    for key in cls.hyperparameters:
-        value = group[key]
-        if key in FLAGS:
-            one_of(key, value, (True, False), owner)
-        if key == "eps_placement":
-            one_of(key, value, cls.eps_placements, owner)
+    for key in (*cls.hyperparameters, "maximize", "decoupled_weight_decay"):
+        if key not in group:
+            raise HyperparameterError(f"{owner}: the parameter group has lost its {key!r}")
+        check_kind(cls, key, group[key], owner)
         only = offered.fixed.get(key, NEUTRAL.get(key))
-        if only is not None and key not in (*offered.defaults, *cls.ours) and (callable(value) or value != only):
+        if only is not None and key not in (*offered.defaults, *cls.ours) and group[key] != only:
             having = [name for name, other in cls.conventions.items() if key in other.defaults]
             raise ConventionError(
-                f"{owner} has no choice of {key}: {key}={value!r} must be {only!r}"
+                f"{owner} has no choice of {key}: {key}={group[key]!r} must be {only!r}"
                 + (f"; conventions that have it: {', '.join(having)}" if having else "")
             )
     decoupled = group["decoupled_weight_decay"]
-    one_of("decoupled_weight_decay", decoupled, (True, False), owner)
-    one_of("maximize", group["maximize"], (True, False), owner)
     if offered.decay and decoupled not in offered.decay:
         raise ConventionError(f"{owner} has decoupled_weight_decay={not decoupled} only")
     rule, slots = cls.rule(group, convention)
@@ -146,7 +159,7 @@ def known_convention(cls: type[Optimizer], convention: str | None) -> str:
     """The convention asked for, or the default of the class; raises if the class does not exist in it."""
     if convention is None:
         return next(iter(cls.conventions))
-    if convention not in cls.conventions:
+    if not isinstance(convention, str) or convention not in cls.conventions:
         raise ConventionError(
             f"{cls.__name__} does not exist in convention={convention!r}; it does in: {', '.join(cls.conventions)}"
         )
@@ -251,12 +264,12 @@ class Optimizer:
         }  # fmt: skip
         self._plan = Plan(partial(derive, cls, convention), **self._settings)
         self._single = False
-        if isinstance(params, Mapping):
+        if isinstance(params, Mapping) and params:
             groups = [{"params": params}]
         elif not is_array(params) and isinstance(params, Iterable):
             groups = list(params)
             if not groups:
-                raise ParameterError(f"{cls.__name__} got an empty list of parameters")
+                raise ParameterError(f"{cls.__name__} got no parameters: an empty {type(params).__name__}")
             if not all(isinstance(group, Mapping) for group in groups):
                 groups = [{"params": groups}]
         else:
@@ -386,7 +399,7 @@ class Optimizer:
         return {}
 
     def _carry_from(self, entry: Mapping[str, Any]) -> float:
-        """The carried number, from an entry of a state dict."""
+        """The carried number, from an entry of a state dict; KeyError, TypeError or ValueError if it is no good."""
         return self.carry
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

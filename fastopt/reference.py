@@ -381,7 +381,7 @@ class Twin:
             now = value(self.steps) if callable(value) else value
             if key == "betas":
                 x["beta1"], x["beta2"] = (float(b(self.steps) if callable(b) else b) for b in now)
-            elif isinstance(now, (int, float, np.number)):
+            elif isinstance(now, (int, float, np.number, np.ndarray)):
                 x[key] = float(now)
         return x
 

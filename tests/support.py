@@ -1,0 +1,59 @@
+"""What several test files share: ways to build every optimizer, and the proof that a failed call changed nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastopt import OPTIMIZERS, FastoptError, Optimizer
+
+ALL = [(cls, convention) for cls in OPTIMIZERS.values() for convention in cls.conventions]
+"""Every class under every convention that it exists in."""
+ALL_IDS = [f"{cls.__name__}-{convention}" for cls, convention in ALL]
+
+
+def needed(cls: type[Optimizer], convention: str | None = None) -> dict[str, Any]:
+    """Values for what a convention has no default for."""
+    convention = convention or next(iter(cls.conventions))
+    defaults = cls.conventions[convention].defaults
+    return {key: {"lr": 0.02, "weight_decay": 0.03}[key] for key, value in defaults.items() if value is None}
+
+
+def build(cls: type[Optimizer], params: Any, convention: str | None = None, **options: Any) -> Optimizer:
+    """An optimizer with a value for everything that has no default."""
+    return cls(params, **{**needed(cls, convention), "convention": convention, **options})
+
+
+def frozen(value: Any) -> Any:
+    """A comparable copy of plain data; arrays to the bit."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.str, value.shape, value.tobytes("A")
+    if isinstance(value, Mapping):
+        return {key: frozen(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value), [frozen(item) for item in value]
+    return id(value) if callable(value) else (type(value), repr(value))
+
+
+def frozen_optimizer(opt: Optimizer) -> Any:
+    """Everything about an optimizer that may be seen: parameters, live state, counts, carried numbers, groups."""
+    return frozen([opt.params, opt.state, opt.steps, opt.skipped_steps, opt.param_groups, opt.state_dict()])
+
+
+@contextmanager
+def unchanged(opt: Optimizer, error: type[Exception], match: str = "", *others: np.ndarray) -> Iterator[None]:
+    """The body raises this error, and neither the optimizer nor the other arrays have changed by a bit."""
+    before = frozen_optimizer(opt), frozen(others)
+    with pytest.raises(error, match=match) as caught:
+        yield
+    assert isinstance(caught.value, FastoptError)
+    assert (frozen_optimizer(opt), frozen(others)) == before
+
+
+def same_bits(a: Any, b: Any) -> bool:
+    """Whether two lists of arrays (or two arrays) are equal to the bit."""
+    return frozen(a if isinstance(a, np.ndarray) else list(a)) == frozen(b if isinstance(b, np.ndarray) else list(b))

@@ -1,0 +1,420 @@
+"""The first promise: every rule gives the bits of its NumPy reference, whatever the level, threads, alignment or cut.
+
+Which optimizers, options and conventions there are is read from the library; a new one is compared without a line
+here, unless it has a hyperparameter of a new name.
+"""
+
+from __future__ import annotations
+
+import itertools
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastopt
+from fastopt import engine, reference
+from fastopt.errors import ConventionError, HyperparameterError
+from fastopt.optimizer import DECOUPLED, DECOUPLED_WITHOUT_LR, derive
+
+# --- What there is to compare
+
+# No two values are equal, or the complement of each other, so that no two scalars can be swapped unseen. An eps that
+# shows in float32, too.
+VALUES: dict[str, tuple[Any, ...]] = {
+    "lr": (0.0371,),
+    "betas": ((0.83, 0.9171),),
+    "momentum": (0.71, 0.0),
+    "dampening": (0.23, 0.0),
+    "nesterov": (False, True),
+    "weight_decay": (0.137, 0.0),
+    "eps": (0.0123, 0.0),
+    "eps_root": (0.0077, 0.0),
+    "eps_placement": ("outside", "inside", "outside_uncorrected", "inside_uncorrected"),
+    "bias_correction": (True, False),
+    "alpha": (0.87,),
+    "rho": (0.79,),
+    "lr_decay": (0.19,),
+    "momentum_decay": (0.31,),
+    "initial_accumulator_value": (0.43,),
+    "amsgrad": (False, True),
+    "centered": (False, True),
+}
+AROUND = ("weight_decay", "decoupled_weight_decay", "maximize")  # options of what happens around a rule
+HELPERS = {"l2", "negate", "shrink", "fill", "lookahead", "nonfinite"}  # rules of no optimizer of their own
+
+
+class Config(NamedTuple):
+    """One optimizer with its options."""
+
+    cls: type[fastopt.Optimizer]
+    options: dict[str, Any]
+    rule: str
+
+    def make(self, params, **more) -> fastopt.Optimizer:
+        return self.cls(params, **self.options, **more)
+
+    @property
+    def label(self) -> str:
+        said = [f"{v}" if k == "convention" else f"{k}={v}" for k, v in self.options.items()
+                if k not in ("lr", "betas", "alpha", "rho", "lr_decay", "momentum_decay") and v is not False]  # fmt: skip
+        return f"{self.cls.__name__}({','.join(said)})"
+
+
+def attempt(cls, options):
+    """An optimizer of these options, or None where they do not exist together."""
+    try:
+        return cls(np.zeros(1), **options)
+    except (ConventionError, HyperparameterError):
+        return None
+
+
+def offered(cls, convention, keys) -> dict[str, list[Any]]:
+    """The values of each option that this convention has. AdamW of the paper has to be given a weight decay."""
+    base = {"convention": convention, "lr": 0.5, "weight_decay": 0.0}
+    choices: dict[str, list[Any]] = {}
+    for key in keys:
+        possible = []
+        for value in VALUES.get(key, (False, True)):
+            try:
+                cls(np.zeros(1), **{**base, key: value})
+            except ConventionError:
+                continue
+            except HyperparameterError as error:
+                # nesterov without momentum, and the like: it exists, in the right company.
+                if "must be one of" in str(error):
+                    continue
+            possible.append(value)
+        if possible:
+            choices[key] = possible
+    return choices
+
+
+def product_of(choices: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(choices, combination, strict=True)) for combination in itertools.product(*choices.values())]
+
+
+def configs() -> list[Config]:
+    """Every form of every rule, in every company of weight decay and maximize that its convention has."""
+    found: list[Config] = []
+    seen = set()
+    for cls in fastopt.OPTIMIZERS.values():
+        unknown = set(cls.hyperparameters) - set(VALUES)
+        assert not unknown, f"give values for {unknown} in VALUES"
+        for convention in cls.conventions:
+            around = product_of(offered(cls, convention, [k for k in AROUND if k in (*cls.hyperparameters, *AROUND[1:])]))
+            inside = product_of(offered(cls, convention, [k for k in cls.hyperparameters if k not in AROUND]))
+            fresh, usable = [], []
+            for options in inside:
+                opt = attempt(cls, {"convention": convention, **({"weight_decay": 0.0}), **options})
+                if opt is None:
+                    continue
+                spec = derive(cls, convention, opt.param_groups[0])
+                hyper = engine.rules()[spec.rule][0]
+                zero = tuple(k for k, v in options.items() if isinstance(v, float) and v == 0)
+                key = (spec.rule, tuple(spec.forms.get(name) for name in hyper), spec.carry, zero)
+                usable.append((options, spec.rule))
+                if key not in seen:
+                    seen.add(key)
+                    fresh.append((options, spec.rule))
+            pairs = fresh or usable[:1]
+            chosen = list(itertools.product(pairs, around))
+            if len(chosen) > 24:  # what happens around a rule does not know which one it is: take turns
+                chosen = [(pairs[k], around[(k + k // len(around)) % len(around)]) for k in range(len(pairs))]
+            for (options, rule), company in chosen:
+                both = {"convention": convention, **options, **company}
+                assert attempt(cls, both) is not None, (cls, both)
+                found.append(Config(cls, both, rule))
+    return found
+
+
+CONFIGS = configs()
+DTYPES = (np.float32, np.float64)
+THREADS = (1, 2, 3, 8)
+TILE = 1024  # as in engine.pyx
+# Ends of vectors, 64-byte blocks, tiles, and of the share of a thread, each with its neighbours.
+SIZES = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 47, 49, 63, 65, 127, 129, 0, TILE - 1, TILE, TILE + 1, 2 * TILE + 1, 5)
+TOTAL = sum(SIZES)
+OFFSETS = list(itertools.product(range(3), repeat=3))  # of parameters, gradients and states, in elements
+LAYOUTS = ("sizes", "whole", "cut", "edge")
+
+
+def turns(number: int) -> list[int]:
+    """Which of the ways to place arrays in memory a config goes through; those of a rule share 27 or more."""
+    rule = CONFIGS[number].rule
+    fellows = [i for i, c in enumerate(CONFIGS) if c.rule == rule]
+    return list(range(fellows.index(number), max(27, len(fellows)), len(fellows)))
+
+
+def n_steps(config: Config) -> int:
+    """RAdam turns adaptive after its fifth or sixth step."""
+    return 8 if config.rule == "radam" else 3
+
+
+@pytest.fixture(scope="module")
+def data(nasties):
+    """data(dtype, kind) -> flat parameters, gradients of every step, and starting states for up to three slots."""
+
+    @lru_cache(maxsize=None)
+    def flat(dtype, kind):
+        rng = np.random.default_rng([7, np.dtype(dtype).itemsize, len(kind)])
+        draw = [nasties.values(kind, TOTAL, dtype, rng) for _ in range(1 + 8 + 3)]
+        return draw[0], draw[1:9], draw[9:]
+
+    return flat
+
+
+@pytest.fixture(scope="module")
+def gradients(data, nasties):
+    """The gradients in pieces; they are the same for all rules, so each layout is made once."""
+
+    @lru_cache(maxsize=None)
+    def cut(dtype, kind, sizes, offset, gap):
+        n = sum(sizes)
+        return [nasties.pieces(g[:n], sizes, offset, gap) for g in data(dtype, kind)[1]]
+
+    return lambda *key: [arrays for _, arrays in cut(*key)]
+
+
+def layout(name: str, dtype, threads: int, k: int) -> tuple[tuple[int, ...], int]:
+    """Sizes of the pieces, and the bytes of filler between them."""
+    if name == "sizes":
+        return SIZES, 64
+    if name == "whole":
+        return (TOTAL,), 64
+    if name == "edge":  # one array that ends at the edge of a thread's share, one element before, or one after
+        return (64 // np.dtype(dtype).itemsize * threads * 3 + k % 3 - 1,), 64
+    rng = np.random.default_rng(k % 5)
+    cuts = np.sort(rng.choice(TOTAL, 17, replace=False))
+    return tuple(np.diff(np.concatenate([[0], cuts[:1] + 1, cuts[1:] + 1, [TOTAL]])).tolist()), 0
+
+
+def reference_path(config: Config, flat, kind: str):
+    """Parameters and states after each step by the reference, over the flat arrays; and the states before."""
+    p, grads, states = flat
+    opt = config.make(p.copy())
+    if kind == "nasty":
+        for array, start in zip(list(opt.state[0].values())[1:], states, strict=False):
+            array[...] = start
+    before = [array.copy() for array in list(opt.state[0].values())[1:]]
+    twin = reference.twin(opt)
+    path = []
+    for g in grads[: n_steps(config)]:
+        twin.step([g])
+        path.append((twin.params[0].copy(), [array.copy() for array in twin.state[0].values()]))
+    return before, path
+
+
+def slots_of(opt: fastopt.Optimizer) -> list[list[np.ndarray]]:
+    """Per slot, the arrays of all parameters."""
+    entries = [list(state.values())[1:] for state in opt.state]
+    return [list(arrays) for arrays in zip(*entries, strict=True)]
+
+
+def split(flat: np.ndarray, sizes) -> list[np.ndarray]:
+    return np.split(flat[: sum(sizes)], np.cumsum(sizes)[:-1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
+@pytest.mark.parametrize("number", range(len(CONFIGS)), ids=[c.label for c in CONFIGS])
+def test_bits_are_those_of_the_reference(number, dtype, data, gradients, nasties, same_bits):
+    config = CONFIGS[number]
+    for kind in ("ordinary", "nasty"):
+        flat = data(dtype, kind)
+        before, path = reference_path(config, flat, kind)
+        places = itertools.product(turns(number), enumerate(itertools.product(engine.available_levels(), THREADS)))
+        for turn, (i, (level, threads)) in places:
+            name = LAYOUTS[(turn + i + i // 4) % 4]
+            sizes, gap = layout(name, dtype, threads, turn + i)
+            off_p, off_g, off_s = OFFSETS[(7 * turn + 5 * i) % 27]
+            raw, params = nasties.pieces(flat[0][: sum(sizes)], sizes, off_p, gap)
+            raw_states = []
+            factory = None
+            if off_s:
+                waiting: dict[str, Any] = {}
+
+                def factory(slot, shape, _, sizes=sizes, gap=gap, off_s=off_s, waiting=waiting, raws=raw_states):
+                    if slot not in waiting:
+                        memory, arrays = nasties.pieces(np.zeros(sum(sizes), dtype), sizes, off_s, gap)
+                        raws.append((memory, arrays))
+                        waiting[slot] = iter(arrays)
+                    return next(waiting[slot])
+
+            with nasties.level(level), nasties.parallel_from(0):
+                opt = config.make(params, n_threads=threads, state_factory=factory)
+                slots = slots_of(opt)
+                for arrays, start in zip(slots, before, strict=True):
+                    if kind == "ordinary":
+                        same_bits("first values of the state", arrays, split(start, sizes))
+                    for array, value in zip(arrays, split(start, sizes), strict=True):
+                        array[...] = value
+                for t, grads in enumerate(gradients(dtype, kind, sizes, off_g, gap)[: len(path)]):
+                    opt.step(grads)
+                    where = f"{config.label} {kind} {level} {threads} threads, {name}, offsets {off_p, off_g, off_s}, step {t}"
+                    want_p, want_s = path[t]
+                    same_bits(f"{where}: parameters", params, split(want_p, sizes))
+                    for slot, arrays, want in zip(list(opt.state[0])[1:], slots, want_s, strict=True):
+                        same_bits(f"{where}: {slot}", arrays, split(want, sizes))
+            for memory, arrays in [(raw, params), *raw_states]:
+                assert nasties.outside_is_untouched(memory, arrays), f"written outside the arrays: {where}"
+
+
+def test_every_rule_option_and_company_is_among_the_compared():
+    assert {c.rule for c in CONFIGS} == set(engine.rules()) - HELPERS == set(reference.RULES)
+    assert {(c.cls.__name__, c.options["convention"]) for c in CONFIGS} == {
+        (name, convention) for name, cls in fastopt.OPTIMIZERS.items() for convention in cls.conventions
+    }
+    company = set()
+    for c in CONFIGS:
+        group = c.make(np.zeros(1)).param_groups[0]
+        spec = derive(c.cls, c.options["convention"], group)
+        company.add((spec.decay, group.get("weight_decay", 0.0) != 0, spec.maximize))
+    assert company >= {(decay, decays, maximize) for decay in range(4) for decays in (False, True)
+                       for maximize in (False, True)}  # fmt: skip
+    for rule, forms in {"adam": 16, "amsgrad": 32, "nadam": 18, "radam": 24, "rmsprop_centered_nesterov": 6}.items():
+        assert sum(c.rule == rule for c in CONFIGS) >= forms, rule
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_lookahead_is_the_reference_s(dtype, data, nasties, same_bits):
+    for kind, level, threads in itertools.product(("ordinary", "nasty"), engine.available_levels(), THREADS):
+        p, _, (v, *_) = data(dtype, kind)
+        _, params = nasties.pieces(p, SIZES, 1)
+        with nasties.level(level), nasties.parallel_from(0), np.errstate(all="ignore"):
+            opt = fastopt.NAG(params, momentum=0.71, n_threads=threads)
+            for state, value in zip(opt.state, split(v, SIZES), strict=True):
+                state["momentum_buffer"][...] = value
+            want = reference.lookahead(p, v, np.dtype(dtype).type(0.71))
+            same_bits(f"lookahead {kind} {level} {threads}", opt.lookahead(), split(want, SIZES))
+            same_bits("parameters after lookahead()", params, split(p, SIZES))
+
+
+def test_nonfinite_gradients_are_found_wherever_they_are(nasties):
+    for dtype, level, threads in itertools.product(DTYPES, engine.available_levels(), (1, 3)):
+        with nasties.level(level), nasties.parallel_from(0):
+            n = 300
+            p, g = np.ones(n, dtype), np.full(n, np.finfo(dtype).max)
+            opt = fastopt.SGD(p, lr=0.5, n_threads=threads, nonfinite="skip")
+            for k, bad in itertools.product((0, 1, 15, 16, 17, n - 2, n - 1), (np.nan, np.inf, -np.inf)):
+                g[k] = bad
+                opt.step(g)
+                g[k] = -np.finfo(dtype).max
+            assert opt.skipped_steps == 21 and opt.steps == 0 and (p == 1).all()
+            opt.step(g)
+            assert opt.skipped_steps == 21 and opt.steps == 1
+
+
+# --- Scalars
+
+
+@pytest.mark.parametrize("number", range(len(CONFIGS)), ids=[c.label for c in CONFIGS])
+def test_scalars_are_the_reference_s(number):
+    config = CONFIGS[number]
+    rng = np.random.default_rng(number)
+    opt = config.make(np.zeros(1))
+    group = opt.param_groups[0]
+    spec = derive(config.cls, config.options["convention"], group)
+    for t in [*range(1, 40), 99, 1000, 10_007, 1_000_003, 2**24 + 1, 10**9 + 7, 2**31 + 1]:
+        for key, value in config.options.items():
+            if key == "betas":
+                group[key] = tuple(1 - 10.0 ** rng.uniform(-4, -0.2, 2))
+            elif isinstance(value, float) and value != 0:
+                group[key] = 10.0 ** rng.uniform(-4, -0.1)
+        carry = rng.random() if spec.carry else float(t > 1)
+        opt._plan.set_count(0, t - 1, carry)
+        x = {key: value for key, value in group.items() if isinstance(value, float)} | dict(spec.forms)
+        if "betas" in group:
+            x["beta1"], x["beta2"] = group["betas"]
+        wd = x.get("weight_decay", 0.0)
+        decay = {DECOUPLED: 1.0 - x["lr"] * wd, DECOUPLED_WITHOUT_LR: 1.0 - wd}.get(spec.decay, 1.0)
+        scalars, _ = reference.SCALARS[spec.rule](x, t, carry)
+        assert opt._plan.scalars(0) == [decay, *scalars], (t, group)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 2)])
+def test_reference_stays_in_the_type_of_the_arrays(dtype, shape):
+    """Under every version of NumPy's promotion, for arrays of no dimension too."""
+    for name, rule in reference.RULES.items():
+        n_states, n_scalars = engine.rules()[name][1:]
+        a = np.full(shape, 0.5, dtype)
+        with np.errstate(all="ignore"):
+            p, state = rule(a, a, [a] * n_states, reference.rounded([0.3] * n_scalars, a.dtype))
+        assert len(state) == n_states
+        assert all(x.dtype == dtype and x.shape == shape for x in (p, *state)), name
+
+
+def test_scalars_are_rounded_once():
+    """To float32 from double, not computed in float32; a value half-way between two floats shows the difference."""
+    lr, wd = 0.3, 0.7
+    p = np.ones(1, np.float32)
+    fastopt.AdamW(p, lr=lr, weight_decay=wd).step(np.zeros(1, np.float32))
+    assert p[0] == np.float32(1 - lr * wd) != np.float32(1) - np.float32(lr) * np.float32(wd)
+
+
+# --- Anything at once
+
+
+@st.composite
+def problems(draw):
+    """Groups of parameters of any shape, type and options, with gradients, some of them None, for a few steps."""
+    cls = draw(st.sampled_from(list(fastopt.OPTIMIZERS.values())))
+    mine = [c for c in CONFIGS if c.cls is cls]
+    convention = draw(st.sampled_from(sorted({c.options["convention"] for c in mine})))
+    mine = [c for c in mine if c.options["convention"] == convention]
+    shape = st.lists(st.sampled_from([0, 1, 2, 3, 5, 8, 17, 33, 300]), max_size=2).map(tuple)
+    param = st.tuples(shape, st.sampled_from(DTYPES), st.sampled_from("CF"), st.integers(0, 2))
+    groups = draw(st.lists(st.tuples(st.sampled_from(mine), st.lists(param, min_size=1, max_size=4)), min_size=1,
+                           max_size=3))  # fmt: skip
+    n = sum(len(params) for _, params in groups)
+    mask = st.lists(st.booleans(), min_size=n, max_size=n)
+    return cls, convention, groups, draw(st.lists(mask, min_size=1, max_size=4))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    problem=problems(), kind=st.sampled_from(["ordinary", "nasty"]), seed=st.integers(0, 2**32 - 1),
+    level=st.sampled_from(engine.available_levels()), threads=st.sampled_from(THREADS), scheduled=st.booleans(),
+)  # fmt: skip
+def test_any_optimizer_takes_the_reference_s_path(problem, kind, seed, level, threads, scheduled, nasties, same_bits):
+    cls, convention, groups, masks = problem
+    rng = np.random.default_rng(seed)
+
+    def array(shape, dtype, order, offset):
+        _, (flat,) = nasties.pieces(nasties.values(kind, int(np.prod(shape)), dtype, rng), [int(np.prod(shape))], offset)
+        return flat.reshape(shape, order=order)
+
+    with nasties.level(level), nasties.parallel_from(0):
+        opt = cls(
+            [{"params": [array(*param) for param in params],
+              **{k: v for k, v in config.options.items() if k != "convention"}} for config, params in groups],
+            convention=convention, n_threads=threads,
+            **({"weight_decay": 0.0} if "weight_decay" in cls.hyperparameters else {}), lr=0.5,
+        )  # fmt: skip
+        if scheduled:
+            opt.param_groups[-1]["lr"] = lambda k: 0.3 / (1 + k)
+        twin = reference.twin(opt)
+        shapes = [param for _, params in groups for param in params]
+        for mask in masks:
+            grads = [array(*param) if there else None for param, there in zip(shapes, mask, strict=True)]
+            opt.step(grads)
+            twin.step(grads)
+        for dtype in DTYPES:
+            chosen = [i for i, p in enumerate(opt.params) if p.dtype == dtype]
+            same_bits("parameters", [opt.params[i] for i in chosen], [twin.params[i] for i in chosen])
+            same_bits("states", [s for i in chosen for s in list(opt.state[i].values())[1:]],
+                      [s for i in chosen for s in twin.state[i].values()])  # fmt: skip
+        assert [state["step"] for state in opt.state] == twin.counts
+
+
+# --- The count
+
+
+def test_at_least_a_hundred_thousand_arrays_were_compared(request, bit_matrix):
+    here = [item for item in request.session.items if item.fspath == request.node.fspath]
+    if sum("test_bits_are" in item.name for item in here) < len(CONFIGS) * len(DTYPES):
+        pytest.skip("only a part of the matrix was run")
+    assert bit_matrix.arrays >= 100_000 and bit_matrix.differing == 0
