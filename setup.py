@@ -35,6 +35,13 @@ LEVELS = {
     "x86_64_v4_narrow": (["-march=x86-64-v4", "-mprefer-vector-width=256"], ["/arch:AVX512"]),
 }
 
+# What the engine is made of besides its own source, for setuptools to notice a change.
+ENGINE_PARTS = [
+    *pathlib.Path("src_c").glob("*.h"),
+    *pathlib.Path("fastopt/_engine").glob("*.pxi"),
+    pathlib.Path("fastopt/kernels/table.pxd"),
+]
+
 X86_64_PROGRAM = """
 #if !(defined(__x86_64__) || defined(_M_X64)) || defined(_M_ARM64EC)
 #error "not x86-64"
@@ -142,7 +149,7 @@ setup(
             "fastopt.engine",
             ["fastopt/engine.pyx", "src_c/fastopt_cpu.c", "src_c/fastopt_threads.c"],
             include_dirs=["src_c"],
-            depends=[*map(str, pathlib.Path("src_c").glob("*.h")), "fastopt/kernels/table.pxd"],
+            depends=[str(path) for path in ENGINE_PARTS],
         ),
         *(
             Extension(

@@ -1,6 +1,6 @@
-"""One optimizer step, float32, one thread: fastopt through its class, checks included, beside the NumPy reference and torch.
+"""One optimizer step, float32, one thread: fastopt through its class, beside the NumPy reference and torch.
 
-``make bench`` runs it; ``pytest bench_step.py --benchmark-json=out.json`` keeps the figures, the race's under extra_info.
+``make bench`` runs it; ``make bench ARGS=--benchmark-json=out.json`` keeps the figures, the race's under extra_info.
 """
 
 import numpy as np

@@ -102,8 +102,9 @@ def check_origin(optimizer: Optimizer, own: Mapping[str, Any]) -> None:
             raise StateDictError(f"the state dict was saved with {key} {own[key]!r}; this optimizer's is {mine!r}")
     if own.get("version", 1) != 1:
         raise StateDictError(f"the state dict has version {own['version']!r}; version 1 can be read")
-    if "counts" in own and len(expect(own["counts"], (list, tuple), "the counts")) != len(optimizer._plan.arrays):
-        raise StateDictError(f"the state dict counts {len(own['counts'])} parameters, not {len(optimizer._plan.arrays)}")
+    n = len(optimizer._plan.arrays)
+    if "counts" in own and len(expect(own["counts"], (list, tuple), "the counts")) != n:
+        raise StateDictError(f"the state dict counts {len(own['counts'])} parameters, not {n}")
 
 
 def check_entry(

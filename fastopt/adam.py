@@ -125,7 +125,7 @@ class AdamW(Adam):
 
     Notes
     -----
-    State as `Adam`. The libraries' orders of rounding differ (Keras subtracts ``p * wd * lr``, optax adds ``wd * p``
+    State: ``exp_avg``, ``exp_avg_sq``, with amsgrad ``max_exp_avg_sq``, like the parameter. The libraries' orders of rounding differ (Keras subtracts ``p * wd * lr``, optax adds ``wd * p``
     to the update); the algebra does not.
 
     References

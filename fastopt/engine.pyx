@@ -9,9 +9,9 @@ Design:
   cuts through. State memory is first touched by the same partition.
 - Everything that can go wrong is found before the first write: reading hyperparameters, checking arrays and computing
   scalars happen with the GIL and may raise; after that only `walk` runs, which cannot.
-- A gradient may not overlap any parameter or state. Their intervals are sorted once; each parameter remembers the gap
-  between two intervals in which its last gradient lay, so that a fresh gradient usually costs two comparisons, a
-  reused one the same.
+- A gradient may not overlap any parameter or state. Their intervals are sorted once (memory.pxi); each parameter
+  remembers the gap between two intervals in which its last gradient lay, so that a fresh gradient usually costs two
+  comparisons, as a reused one does.
 """
 
 import os
@@ -20,7 +20,7 @@ from collections.abc import Mapping
 import numpy as np
 
 cimport numpy as cnp
-from cpython.dict cimport PyDict_GetItemWithError
+from cpython.dict cimport PyDict_GetItemWithError, PyDict_Next
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
@@ -76,526 +76,13 @@ cdef extern from "fastopt_threads.h" nogil:
 cnp.import_array()
 fo_threads_init()
 
-# --- The level -------------------------------------------------------------------------------------------------------
+include "_engine/levels.pxi"
+include "_engine/threads.pxi"
+include "_engine/walk.pxi"
+include "_engine/group.pxi"
+include "_engine/memory.pxi"
+include "_engine/arrays.pxi"
 
-LEVELS = ("x86-64-v4", "x86-64-v3", "x86-64-v2", "generic")
-# On x86-64-v4 short arrays are left to a build with vectors half as wide: fewer of their elements are in the remainder
-# that no vector fills. The bits are the same.
-NARROW = {"x86-64-v4": "x86-64-v4-narrow"}
-cdef const Table *TABLE = NULL
-cdef const Table *SHORT_TABLE = NULL
-cdef const Rule *L2 = NULL
-cdef const Rule *NEGATE = NULL
-cdef const Rule *SHRINK = NULL
-cdef const Rule *FILL = NULL
-cdef const Rule *LOOKAHEAD = NULL
-cdef const Rule *NONFINITE = NULL
-cdef str isa = ""
-
-
-def _kernels(str level):
-    """The kernel module of a level, or None if it was not built."""
-    name = "fastopt.kernels." + level.replace("-", "_")
-    try:
-        return __import__(name, fromlist=["__table__"])
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        return None
-
-
-def available_levels():
-    """The levels that are built and that this machine can run, best first."""
-    return [level for level in LEVELS if fo_cpu_has(level.encode()) and _kernels(level) is not None]
-
-
-def use_level(str level):
-    """Take the rules of one instruction-set level for every plan made from now on.
-
-    Meant for tests and benchmarks; users set ``FASTOPT_ISA`` before the import.
-    """
-    global TABLE, SHORT_TABLE, L2, NEGATE, SHRINK, FILL, LOOKAHEAD, NONFINITE, isa
-    if level not in LEVELS or not fo_cpu_has(level.encode()) or _kernels(level) is None:
-        raise ImportError(f"FASTOPT_ISA={level!r} is not possible here; possible: {', '.join(available_levels())}")
-    TABLE = table_of(_kernels(level))
-    SHORT_TABLE = table_of(_kernels(NARROW.get(level, level)) or _kernels(level))
-    L2, NEGATE, SHRINK, FILL = find_rule("l2"), find_rule("negate"), find_rule("shrink"), find_rule("fill")
-    LOOKAHEAD, NONFINITE = find_rule("lookahead"), find_rule("nonfinite")
-    isa = level
-
-
-cdef const Table *table_of(module) except NULL:
-    cdef const Table *table = <const Table *>PyCapsule_GetPointer(module.__table__, b"fastopt.kernels.table")
-    if table.version != TABLE_VERSION:
-        raise ImportError(f"{module.__name__} belongs to another build of fastopt; reinstall it")
-    return table
-
-
-cdef const Rule *find_rule(str name) except NULL:
-    cdef bytes key = name.encode()
-    for i in range(TABLE.n):
-        if strcmp(TABLE.rules[i].name, key) == 0:
-            return &TABLE.rules[i]
-    raise KeyError(name)
-
-
-def rules():
-    """Every rule: name -> (names of its hyperparameters in order, number of state slots, number of scalars)."""
-    return {
-        (<bytes>TABLE.rules[i].name).decode(): (
-            tuple((<bytes>TABLE.rules[i].hyper).decode().split()), TABLE.rules[i].n_states, TABLE.rules[i].n_scalars)
-        for i in range(TABLE.n)
-    }
-
-
-def _choose_level():
-    wanted = os.environ.get("FASTOPT_ISA")
-    if wanted:
-        return use_level(wanted)
-    for level in LEVELS:
-        if fo_cpu_has(level.encode()) and _kernels(level) is not None:
-            return use_level(level)
-    raise ImportError("fastopt was built without any kernel module")
-
-
-_choose_level()
-
-# --- Threads ---------------------------------------------------------------------------------------------------------
-
-# Below this many 64-byte blocks of parameters a step stays on the calling thread: entering a region costs more.
-cdef Py_ssize_t serial_blocks = 8192
-# Below this many it keeps the GIL: giving it up and asking for it back costs more than the step.
-cdef Py_ssize_t gil_blocks = 512
-cdef int quota_cpus = -1
-
-
-def set_serial_blocks(Py_ssize_t blocks):
-    """Set the serial threshold, in 64-byte blocks of parameters; returns the old one. For tests and benchmarks."""
-    global serial_blocks
-    old, serial_blocks = serial_blocks, blocks
-    return old
-
-
-cdef int read_quota():
-    """CPUs that the control group may use, rounded up; 0 without a limit. Read once: it is a file."""
-    global quota_cpus
-    if quota_cpus >= 0:
-        return quota_cpus
-    quota_cpus = 0
-    for path, split in (("/sys/fs/cgroup/cpu.max", True), ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", False)):
-        try:
-            with open(path) as file:
-                words = file.read().split()
-            if not split:
-                with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us") as file:
-                    words += file.read().split()
-            if words[0] not in ("max", "-1"):
-                quota_cpus = max(1, -(-int(words[0]) // int(words[1])))
-            break
-        except (OSError, ValueError, IndexError):
-            continue
-    return quota_cpus
-
-
-cdef int automatic_threads():
-    cdef int n = fo_omp_max_threads(), quota
-    if "OMP_NUM_THREADS" in os.environ:
-        return n
-    quota = read_quota()
-    n = min(n, fo_affinity_cpus())
-    return min(n, quota) if quota else n
-
-
-def info():
-    """What the engine found and chose, as plain data (see ``fastopt info``)."""
-    n, omp, cpus, quota = automatic_threads(), fo_omp_max_threads(), fo_affinity_cpus(), read_quota()
-    if not fo_have_openmp():
-        reason = "built without OpenMP"
-    elif fo_in_forked_child():
-        n, reason = 1, "this process is a fork: OpenMP cannot be used here"
-    elif "OMP_NUM_THREADS" in os.environ:
-        reason = f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}, OpenMP now grants {omp}"
-    else:
-        limits = {"OpenMP's limit": omp, "CPUs this process may use": cpus}
-        if quota:
-            limits["CPU quota of the control group"] = quota
-        reason = "the least of: " + ", ".join(f"{name} {value}" for name, value in limits.items())
-    return {
-        "isa": isa,
-        "isa_available": available_levels(),
-        "isa_built": [level for level in LEVELS if _kernels(level) is not None or level == isa],
-        "isa_forced": bool(os.environ.get("FASTOPT_ISA")),
-        "cpu_level": (<bytes>fo_cpu_level()).decode(),
-        "openmp": bool(fo_have_openmp()),
-        "openmp_version": fo_omp_version(),
-        "threads": n,
-        "threads_reason": reason,
-        "serial_below_bytes": serial_blocks * 64,
-    }
-
-
-# --- What a step walks -----------------------------------------------------------------------------------------------
-
-cdef enum:
-    TILE = 1024               # elements around which prologue and epilogue stay in the L1 cache
-    SHORT = 512               # elements up to which an array goes to the narrow kernels
-    BLOCK = 64                # bytes of parameter that are never cut
-    MAX_WATCH = 24
-    NUMBER = 0                # kinds of what is watched in a group
-    PAIR = 1
-    OPTION = 2
-    PLAIN = 0                 # kinds of prologue
-    NEGATED = 1
-    COUPLED = 2
-    DECAY_L2 = 0              # weight decay: gradient += wd * p
-    DECAY_FIRST = 1           # p *= 1 - lr * wd, then the update
-    DECAY_PAPER = 2           # p *= 1 - wd, then the update
-    DECAY_LAST = 3            # the update, then p *= 1 - lr * wd
-
-cdef struct Scaled:           # scalars rounded once to each compute type
-    float f[MAX_SCALARS]
-    double d[MAX_SCALARS]
-
-cdef struct Slot:             # the scalars of one step count in one group
-    int64_t t
-    double carry
-    Scaled h
-
-cdef struct Around:           # what a group does to a tile, and with which rule
-    const Rule *rule
-    const Rule *short_rule
-    int prologue
-    bint shrink
-    Scaled pre
-    Scaled post
-
-cdef struct Param:
-    char *p
-    char *s[MAX_STATES]
-    Py_ssize_t n              # elements
-    Py_ssize_t n_bytes
-    Py_ssize_t blocks
-    int type                  # NumPy's type number
-    int nd
-    int order                 # flag of the memory order shared with gradient and state
-    cnp.npy_intp *dims
-    int64_t t                 # steps taken
-    double carry
-    char *gap_low             # free memory in which its last gradient lay
-    char *gap_high
-    PyObject *array           # borrowed from Plan.arrays
-
-cdef struct Interval:         # memory that no gradient may touch
-    char *low
-    char *high
-    Py_ssize_t param
-    int slot                  # place in the parameter's state, -1 for the parameter itself
-
-cdef struct Work:             # one array of the step at hand
-    Param *q
-    const Around *around
-    char *g
-    Py_ssize_t slot
-    Py_ssize_t first_block
-
-
-cdef inline void scale(Scaled *h, int i, double value) noexcept nogil:
-    h.d[i] = value
-    h.f[i] = <float>value
-
-
-ctypedef fused real:
-    float
-    double
-
-
-cdef inline void apply(const Rule *rule, real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
-    if real is float:
-        rule.f32(p, g, s, h, n)
-    else:
-        rule.f64(p, g, s, h, n)
-
-
-cdef inline void walk_array(real *p, const real *g, char *const *state, Py_ssize_t n, const Around *a,
-                            const real *h, const real *pre, const real *post, Py_ssize_t first) noexcept nogil:
-    cdef real *s[MAX_STATES]
-    cdef real *w[1]
-    cdef real tile[TILE]
-    cdef const real *seen
-    cdef Py_ssize_t k, size
-    for k in range(a.rule.n_states):
-        s[k] = <real *>state[k] + first
-    p += first
-    if g != NULL:
-        g += first
-    if a.prologue == PLAIN and not a.shrink:
-        apply(a.rule if n > SHORT else a.short_rule, p, g, s, h, n)
-        return
-    while n > 0:
-        size = min(n, TILE)
-        seen = g
-        w[0] = p
-        if a.prologue != PLAIN:
-            apply(L2 if a.prologue == COUPLED else NEGATE, tile, g, w, pre, size)
-            seen = tile
-        apply(a.rule, p, seen, s, h, size)
-        if a.shrink:
-            apply(SHRINK, p, seen, s, post, size)
-        n -= size
-        p += size
-        g += size
-        for k in range(a.rule.n_states):
-            s[k] += size
-
-
-cdef void walk(Work *work, Py_ssize_t n_work, const Slot *slots, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    """Step the blocks from `begin` to `end` of the virtual range."""
-    cdef Py_ssize_t low = 0, high = n_work, middle, first, last, per_block
-    cdef Work *w
-    cdef const Slot *slot
-    while high - low > 1:
-        middle = (low + high) // 2
-        if work[middle].first_block <= begin:
-            low = middle
-        else:
-            high = middle
-    while begin < end and low < n_work:
-        w = &work[low]
-        slot = &slots[w.slot]
-        per_block = BLOCK // (8 if w.q.type == cnp.NPY_DOUBLE else 4)
-        first = (begin - w.first_block) * per_block
-        last = min((end - w.first_block) * per_block, w.q.n)
-        if w.q.type == cnp.NPY_DOUBLE:
-            walk_array(<double *>w.q.p, <const double *>w.g, w.q.s, last - first, w.around,
-                       slot.h.d, w.around.pre.d, w.around.post.d, first)
-        else:
-            walk_array(<float *>w.q.p, <const float *>w.g, w.q.s, last - first, w.around,
-                       slot.h.f, w.around.pre.f, w.around.post.f, first)
-        begin = min(end, w.first_block + w.q.blocks)
-        low += 1
-
-
-cdef bint any_nonfinite(Work *work, Py_ssize_t n_work, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    """Whether a gradient in the blocks from `begin` to `end` holds a NaN or an infinity."""
-    cdef Py_ssize_t i, first, last, per_block
-    cdef float f = 0
-    cdef double d = 0
-    for i in range(n_work):
-        if work[i].first_block >= end:
-            break
-        if work[i].first_block + work[i].q.blocks <= begin:
-            continue
-        per_block = BLOCK // (8 if work[i].q.type == cnp.NPY_DOUBLE else 4)
-        first = max(0, begin - work[i].first_block) * per_block
-        last = min((end - work[i].first_block) * per_block, work[i].q.n)
-        if work[i].q.type == cnp.NPY_DOUBLE:
-            NONFINITE.f64(&d, <const double *>work[i].g + first, NULL, NULL, last - first)
-        else:
-            NONFINITE.f32(&f, <const float *>work[i].g + first, NULL, NULL, last - first)
-        if f != 0 or d != 0:
-            return True
-    return False
-
-
-cdef struct Job:
-    Work *work
-    Py_ssize_t n_work
-    const Slot *slots
-    Py_ssize_t blocks
-    bint look                 # for NaN and infinities, before the first write
-    int found
-
-
-cdef void run_share(Job *job, int k, int n) noexcept nogil:
-    """Thread k of n: its share of the virtual range, in a floating-point environment of its own."""
-    cdef Py_ssize_t begin = job.blocks * k // n, end = job.blocks * (k + 1) // n
-    cdef fo_fenv_t saved = fo_fenv_enter()
-    if job.look:
-        if any_nonfinite(job.work, job.n_work, begin, end):
-            job.found = 1
-        if n > 1:
-            fo_barrier()
-    if not job.found:
-        walk(job.work, job.n_work, job.slots, begin, end)
-    fo_fenv_leave(saved)
-
-
-cdef void run(Job *job, int n_threads) noexcept nogil:
-    if n_threads <= 1:
-        run_share(job, 0, 1)
-    else:
-        with parallel(num_threads=n_threads):
-            run_share(job, fo_omp_thread_num(), fo_omp_num_threads())
-
-
-# --- Hyperparameters -------------------------------------------------------------------------------------------------
-
-cdef object UNSEEN = object()
-
-
-cdef class Group:
-    """The hyperparameters of one parameter group: read from its dict, checked, and given to the rule in its order.
-
-    A value is read again only if it is another object than last time, or one that can change by itself: a schedule
-    (called at every step) or a list.
-    """
-    cdef public dict options
-    cdef public list slots            # names of the state slots, in the order of the rule
-    cdef public dict initial          # state slot -> first value, where it is not 0
-    cdef Around around
-    cdef double x[MAX_HYPER]
-    cdef double weight_decay
-    cdef int decay
-    cdef bint maximize
-    cdef bint has_float
-    cdef double carry
-    cdef Py_ssize_t first, n_params
-    cdef int n_watch
-    cdef tuple keys
-    cdef list seen
-    cdef int kind[MAX_WATCH]
-    cdef int target[MAX_WATCH]        # place in x; -1 weight_decay; -2 nowhere
-    cdef double low[MAX_WATCH]
-    cdef double high[MAX_WATCH]
-    cdef bint open[MAX_WATCH]         # whether high itself is excluded
-    cdef bint scheduled[MAX_WATCH]
-    cdef str owner
-
-    def __cinit__(self):
-        self.n_watch = 0
-
-    def holds(self, Py_ssize_t i):
-        """Whether parameter i belongs to this group."""
-        return self.first <= i < self.first + self.n_params
-
-    cdef adopt(self, spec):
-        """Take over what the optimizer class derived from the group's options (see `Spec` in optimizer.py)."""
-        cdef const Rule *rule = find_rule(spec.rule)
-        cdef list watch = []
-        places = {name: i for i, name in enumerate((<bytes>rule.hyper).decode().split())}
-        for key, limits in spec.limits.items():
-            if key == "weight_decay":
-                watch.append((key, NUMBER, -1, limits))
-            elif key == "betas":
-                watch.append((key, PAIR, places.pop("beta1"), limits))
-                places.pop("beta2")
-            else:
-                watch.append((key, NUMBER, places.pop(key, -2), limits))
-        for name in list(places):
-            self.x[places.pop(name)] = spec.forms[name]
-        for key in spec.watched:
-            watch.append((key, OPTION, -2, (0, 0, False)))
-        if len(watch) > MAX_WATCH or len(spec.slots) != rule.n_states:
-            raise RuntimeError(f"the class of rule {spec.rule!r} does not fit its table entry")
-        self.around.rule = rule
-        self.around.short_rule = &SHORT_TABLE.rules[rule - TABLE.rules]
-        self.decay, self.maximize, self.carry = spec.decay, spec.maximize, spec.carry
-        self.slots, self.initial, self.owner = list(spec.slots), spec.initial, spec.owner
-        self.keys = tuple(key for key, _, _, _ in watch)
-        self.seen = [self.options[key] if kind == OPTION else UNSEEN for key, kind, _, _ in watch]
-        self.n_watch = len(watch)
-        for i, (_, kind, target, (low, high, is_open)) in enumerate(watch):
-            self.kind[i], self.target[i], self.scheduled[i] = kind, target, False
-            self.low[i], self.high[i], self.open[i] = low, high, is_open
-
-    cdef bint refresh(self, int64_t steps) except -1:
-        """Read what changed; True if an option did, so that the class has to be asked for another spec."""
-        cdef PyObject *value
-        cdef int i
-        cdef bint changed = False
-        for i in range(self.n_watch):
-            value = PyDict_GetItemWithError(self.options, self.keys[i])
-            if value == NULL:
-                raise HyperparameterError(f"{self.owner}: the parameter group has lost its {self.keys[i]!r}")
-            if <object>value is self.seen[i] and not self.scheduled[i]:
-                continue
-            if self.kind[i] == OPTION:
-                changed = True
-            else:
-                self.read(i, <object>value, steps)
-        return changed
-
-    cdef read(self, int i, object value, int64_t steps):
-        cdef bint scheduled = callable(value), fixed = True
-        cdef object now = value(steps) if scheduled else value
-        key = self.keys[i]
-        if self.kind[i] == PAIR:
-            if not isinstance(now, (tuple, list)) or len(now) != 2:
-                raise HyperparameterError(f"{self.owner}: {key}={now!r} must be a pair of numbers in [0, 1)")
-            for j in range(2):
-                part = now[j]
-                if callable(part):
-                    scheduled = True
-                    part = part(steps)
-                self.x[self.target[i] + j] = self.number(i, f"{key}[{j}]", part)
-            fixed = isinstance(value, tuple)
-        else:
-            number = self.number(i, key, now)
-            if self.target[i] >= 0:
-                self.x[self.target[i]] = number
-            elif self.target[i] == -1:
-                self.weight_decay = number
-            fixed = not isinstance(value, np.ndarray)
-        self.scheduled[i] = scheduled
-        self.seen[i] = value if fixed else UNSEEN
-
-    cdef double number(self, int i, str name, object value) except? -1:
-        """`value` as a float within the limits, also after rounding to float32 where the group has such arrays."""
-        cdef double x, r
-        try:
-            if isinstance(value, (str, bytes, bytearray, bool, np.bool_)):
-                raise TypeError
-            x = float(value)
-        except (TypeError, ValueError, OverflowError):
-            raise HyperparameterError(f"{self.owner}: {name}={value!r} is not a number") from None
-        r = <double><float>x if self.has_float else x
-        if not (isfinite(x) and isfinite(r) and self.low[i] <= x <= self.high[i]) or (
-                self.open[i] and (x == self.high[i] or r == self.high[i])):
-            raise HyperparameterError(self.complaint(i, name, x, r))
-        return x
-
-    cdef str complaint(self, int i, str name, double x, double r):
-        low, high = f"{self.low[i]:g}", f"{self.high[i]:g}"
-        if self.low[i] == self.high[i]:
-            accepted = f"{low}: this convention does not have it for this optimizer"
-        elif self.high[i] == float("inf"):
-            accepted = f"a finite number, at least {low}"
-        else:
-            accepted = f"in [{low}, {high}{')' if self.open[i] else ']'}"
-        rounded = f" ({r!r} in float32)" if x != r and x == x else ""
-        return f"{self.owner}: {name}={x!r}{rounded} must be {accepted}"
-
-    cdef prepare(self):
-        """What the group does around the rule at this step."""
-        cdef Around *a = &self.around
-        cdef double wd = self.weight_decay
-        a.prologue = NEGATED if self.maximize else PLAIN
-        if wd != 0 and self.decay == DECAY_L2:
-            a.prologue = COUPLED
-            scale(&a.pre, 0, -1.0 if self.maximize else 1.0)
-            scale(&a.pre, 1, wd)
-        a.shrink = wd != 0 and self.decay == DECAY_LAST
-        if a.shrink:
-            scale(&a.post, 0, 1.0 - self.x[0] * wd)
-
-    cdef compute(self, Slot *slot, int64_t t, double carry):
-        """The scalars of step t, in double, then rounded once."""
-        cdef int i
-        cdef double wd = self.weight_decay
-        slot.t = t
-        slot.carry = carry
-        slot.h.d[0] = (1.0 - self.x[0] * wd if self.decay == DECAY_FIRST
-                       else 1.0 - wd if self.decay == DECAY_PAPER else 1.0)
-        self.around.rule.scalars(self.x, <double>t, &slot.carry, slot.h.d)
-        for i in range(self.around.rule.n_scalars):
-            slot.h.f[i] = <float>slot.h.d[i]
-            if not isfinite(slot.h.d[i]) or (self.has_float and not isfinite(slot.h.f[i])):
-                raise HyperparameterError(
-                    f"{self.owner}: the scalars of step {t} are not finite; hyperparameters: "
-                    + ", ".join(f"{k}={self.options[k]!r}" for k in self.keys))
-
-
-# --- The plan --------------------------------------------------------------------------------------------------------
 
 cdef class Plan:
     """Arrays, their state, and the step over all of them.
@@ -634,10 +121,7 @@ cdef class Plan:
     cdef Work *work
     cdef Slot *slots
     cdef Py_ssize_t n_slots, room_for_slots
-    cdef Interval *intervals          # the memory of all parameters and states, sorted
-    cdef Py_ssize_t n_intervals
-    cdef char *gap_low
-    cdef char *gap_high
+    cdef Memory memory
 
     def __cinit__(self):
         self.groups, self.options, self.held = [], [], []
@@ -663,7 +147,6 @@ cdef class Plan:
         PyMem_Free(self.params)
         PyMem_Free(self.work)
         PyMem_Free(self.slots)
-        PyMem_Free(self.intervals)
 
     # --- Building
 
@@ -677,7 +160,8 @@ cdef class Plan:
         `states` gives, per parameter, slot -> array: state that the caller owns, used instead of allocating.
         """
         cdef Group group
-        cdef Py_ssize_t old = len(self.arrays), i, found
+        cdef Memory memory
+        cdef Py_ssize_t old = len(self.arrays), i
         self.enter()
         try:
             labels = [f"parameter {n!r}" if n is not None else f"parameter {old + i}" for i, n in enumerate(names)]
@@ -686,11 +170,10 @@ cdef class Plan:
             group.first, group.n_params = old, len(arrays)
             fresh = [{} for _ in arrays] if states is None else [
                 given_state(group.slots, state, array, label) for state, array, label in zip(states, arrays, labels)]
-            PyMem_Free(self.sort_memory(self.arrays + arrays, self.names + names, self.states + fresh, &found))
+            memory = Memory(self.arrays + arrays, self.names + names, self.states + fresh)
             if states is None:
                 self.allocate(group, arrays, fresh)
-                if self.state_factory is not None:
-                    PyMem_Free(self.sort_memory(self.arrays + arrays, self.names + names, self.states + fresh, &found))
+                memory = Memory(self.arrays + arrays, self.names + names, self.states + fresh)
             self.reserve(old + len(arrays))
             for i, array in enumerate(arrays):
                 self.register(&self.params[old + i], array)
@@ -700,10 +183,10 @@ cdef class Plan:
             self.states += fresh
             self.groups.append(group)
             self.options.append(options)
+            self.remap(memory)
             self.point(group)
             if states is None:
                 self.fill(group, group.slots)
-            self.index_memory(self.states)
         finally:
             self.busy = False
 
@@ -762,6 +245,13 @@ cdef class Plan:
         check_same(state, array, label)
         return state
 
+    cdef remap(self, Memory memory):
+        """Look gradients up in this memory from now on; where the last ones lay says nothing any more."""
+        cdef Py_ssize_t i
+        self.memory = memory
+        for i in range(len(self.arrays)):
+            self.params[i].gap_low = self.params[i].gap_high = NULL
+
     cdef point(self, Group group):
         """Give the rule's pointers to its state slots."""
         cdef Py_ssize_t i, k
@@ -796,63 +286,10 @@ cdef class Plan:
                     job.blocks += copy[i].blocks
                 job.work, job.n_work, job.slots = work, group.n_params, &value
                 job.look, job.found = False, 0
-                run(&job, self.threads(job.blocks))
+                self.launch(&job)
         finally:
             PyMem_Free(copy)
             PyMem_Free(work)
-
-    # --- Memory: who overlaps whom
-
-    cdef Interval *sort_memory(self, list arrays, list names, list states, Py_ssize_t *n) except NULL:
-        """The sorted intervals of parameters and states; raises if two of them share memory."""
-        cdef Py_ssize_t i, size = len(arrays)
-        cdef Interval *found
-        cdef dict state
-        for state in states:
-            size += len(state)
-        found = <Interval *>PyMem_Malloc(max(1, size) * sizeof(Interval))
-        if found == NULL:
-            raise MemoryError()
-        n[0] = 0
-        for i in range(len(arrays)):
-            note(found, n, arrays[i], i, -1)
-            if i < len(states):
-                for slot, array in enumerate((<dict>states[i]).values()):
-                    note(found, n, array, i, slot)
-        qsort(found, n[0], sizeof(Interval), by_address)
-        for i in range(1, n[0]):
-            if found[i - 1].high > found[i].low:
-                message = clash(found[i - 1], found[i], names, states)
-                PyMem_Free(found)
-                raise OverlapError(message)
-        return found
-
-    cdef index_memory(self, list states):
-        """Keep the intervals for the gradients to be looked up in."""
-        cdef Py_ssize_t i, n = 0
-        cdef Interval *found = self.sort_memory(self.arrays, self.names, states, &n)
-        PyMem_Free(self.intervals)
-        self.intervals, self.n_intervals = found, n
-        self.gap_low = self.gap_high = NULL
-        for i in range(len(self.arrays)):
-            self.params[i].gap_low = self.params[i].gap_high = NULL
-
-    cdef bint is_free(self, Param *q, char *low, char *high) noexcept:
-        """Whether [low, high) meets no parameter and no state. Gradients come in runs: try the last one's gap first."""
-        cdef Py_ssize_t a = 0, b = self.n_intervals, middle
-        if not (self.gap_low <= low and high <= self.gap_high):
-            while a < b:                      # the first interval that ends above low
-                middle = (a + b) // 2
-                if self.intervals[middle].high <= low:
-                    a = middle + 1
-                else:
-                    b = middle
-            self.gap_low = self.intervals[a - 1].high if a > 0 else NULL
-            self.gap_high = self.intervals[a].low if a < self.n_intervals else <char *><uintptr_t>-1
-            if high > self.gap_high:
-                return False
-        q.gap_low, q.gap_high = self.gap_low, self.gap_high
-        return True
 
     # --- Stepping
 
@@ -868,6 +305,15 @@ cdef class Plan:
             return 1
         n = automatic_threads() if self.n_threads is None else <Py_ssize_t>self.n_threads
         return <int>min(n, blocks, 4096)
+
+    cdef launch(self, Job *job):
+        """Run a job: on how many threads, and whether the GIL is given up for it, is decided here."""
+        cdef int n_threads = self.threads(job.blocks)
+        if job.blocks < gil_blocks:
+            run(job, n_threads)
+        else:
+            with nogil:
+                run(job, n_threads)
 
     def step(self, grads):
         """One step of every parameter that has a gradient. Raises before anything was written, or not at all."""
@@ -893,7 +339,6 @@ cdef class Plan:
         cdef Work *work
         cdef Work *w
         cdef PyObject *g
-        cdef int n_threads
         if type(grads) is not list:
             grads = self.as_list(grads)
         if len(<list>grads) != n:
@@ -922,7 +367,7 @@ cdef class Plan:
                 w = &work[n_work]
                 w.g = fo_array_data(g)
                 if not (q.gap_low <= w.g and w.g + q.n_bytes <= q.gap_high) and q.n > 0:
-                    if not self.is_free(q, w.g, w.g + q.n_bytes):
+                    if not self.memory.is_free(q, w.g, w.g + q.n_bytes):
                         self.complain_overlap(i, <object>g)
                 if q.t != t or q.carry != carry:
                     slot = self.new_slot(group, q)
@@ -934,14 +379,9 @@ cdef class Plan:
             self.check_states()
         job.work, job.n_work, job.slots, job.blocks = work, n_work, self.slots, blocks
         job.look, job.found = self.nonfinite != "propagate", 0
-        n_threads = self.threads(job.blocks)
-        if job.blocks < gil_blocks:
-            run(&job, n_threads)
-        else:
-            if not self.held:
-                self.held.append(list(grads))      # another thread may drop the caller's
-            with nogil:
-                run(&job, n_threads)
+        if blocks >= gil_blocks and not self.held:
+            self.held.append(list(grads))          # without the GIL, another thread may drop the caller's
+        self.launch(&job)
         if job.found:
             if self.nonfinite == "raise":
                 self.complain_nonfinite(n_work)
@@ -976,13 +416,15 @@ cdef class Plan:
     cdef take_up(self, list edited):
         """Put edited groups in place: (place, group, states with the slots that the new rule needs)."""
         cdef Group fresh
+        cdef Memory memory
         states = list(self.states)
         added = []
-        for k, fresh, part in edited:
+        for _, fresh, part in edited:
             before = set(states[fresh.first]) if fresh.n_params else set()
             added.append([name for name in fresh.slots if name not in before])
             states[fresh.first:fresh.first + fresh.n_params] = part
-        self.index_memory(states)
+        memory = Memory(self.arrays, self.names, states)
+        self.remap(memory)
         self.states = states
         for (k, fresh, _), names in zip(edited, added):
             self.groups[k] = fresh
@@ -1070,7 +512,8 @@ cdef class Plan:
                 if array.dtype != param.dtype:
                     raise DTypeError(f"{label} has dtype {array.dtype.str}; {param.dtype.str} is needed, "
                                      "or copy_grads=True")
-                raise LayoutError(f"{label} has strides {array.strides}{'' if array.flags.aligned else ', misaligned'}; "
+                misaligned = "" if array.flags.aligned else ", misaligned"
+                raise LayoutError(f"{label} has strides {array.strides}{misaligned}; "
                                   f"the parameter has {param.strides}: use the same memory order, or copy_grads=True")
             order = "C" if q.order == cnp.NPY_ARRAY_C_CONTIGUOUS else "F"
             array = np.array(array, dtype=param.dtype, order=order, copy=True, subok=False)
@@ -1099,9 +542,11 @@ cdef class Plan:
 
     cdef complain_nonfinite(self, Py_ssize_t n_work):
         cdef Py_ssize_t i
+        cdef Work *w
         for i in range(n_work):
-            if any_nonfinite(&self.work[i], 1, self.work[i].first_block, self.work[i].first_block + self.work[i].q.blocks):
-                raise NonFiniteError(f"gradient of {self.label(self.work[i].q - self.params)} holds a NaN or an "
+            w = &self.work[i]
+            if any_nonfinite(w, 1, w.first_block, w.first_block + w.q.blocks):
+                raise NonFiniteError(f"gradient of {self.label(w.q - self.params)} holds a NaN or an "
                                      "infinity; nothing was written")
 
     cpdef check_states(self):
@@ -1155,7 +600,7 @@ cdef class Plan:
                     work[i].first_block = job.blocks
                     job.blocks += copy[i].blocks
             job.work, job.n_work, job.slots, job.look, job.found = work, n, mu, False, 0
-            run(&job, self.threads(job.blocks))
+            self.launch(&job)
         finally:
             self.busy = False
             PyMem_Free(copy)
@@ -1189,102 +634,3 @@ cdef class Plan:
                 (<Group>group).compute(&slot, self.params[i].t + 1, self.params[i].carry)
                 return [slot.h.d[k] for k in range((<Group>group).around.rule.n_scalars)]
         raise IndexError(i)
-
-
-# --- Arrays ----------------------------------------------------------------------------------------------------------
-
-cdef int by_address(const void *a, const void *b) noexcept nogil:
-    cdef char *x = (<const Interval *>a).low
-    cdef char *y = (<const Interval *>b).low
-    return (x > y) - (x < y)
-
-
-cdef note(Interval *found, Py_ssize_t *n, cnp.ndarray array, Py_ssize_t param, int slot):
-    """Add the memory of an array, if it has any elements."""
-    if cnp.PyArray_SIZE(array):
-        found[n[0]].low = <char *>cnp.PyArray_DATA(array)
-        found[n[0]].high = found[n[0]].low + cnp.PyArray_NBYTES(array)
-        found[n[0]].param, found[n[0]].slot = param, slot
-        n[0] += 1
-
-
-cdef str clash(Interval a, Interval b, list names, list states):
-    """What to say of two intervals that share memory."""
-    same = a.low == b.low and a.high == b.high
-    if (a.param, a.slot) > (b.param, b.slot):
-        a, b = b, a
-    called = []
-    for owner in (a, b):
-        name = names[owner.param]
-        label = f"parameter {name!r}" if name is not None else f"parameter {owner.param}"
-        called.append(f"state {list(states[owner.param])[owner.slot]!r} of {label}" if owner.slot >= 0 else label)
-    return (f"{called[1]} {'is the same memory as' if same else 'overlaps'} {called[0]}; "
-            "every parameter and state needs memory of its own")
-
-
-cdef as_array(obj, str label):
-    """`obj` as a NumPy array over the same memory: an array, else the buffer protocol, else __dlpack__."""
-    if isinstance(obj, np.ndarray):
-        if isinstance(obj, np.ma.MaskedArray):
-            raise DTypeError(f"{label} is a masked array; masks are not supported: give its .data")
-        return np.asarray(obj)
-    try:
-        return np.asarray(memoryview(obj))
-    except (TypeError, ValueError):
-        pass
-    if hasattr(obj, "__dlpack__"):
-        if getattr(obj, "requires_grad", False):
-            raise DTypeError(f"{label} is a tensor that requires gradients; use fastopt.torch, or give its .detach()")
-        try:
-            return np.from_dlpack(obj)
-        except (BufferError, RuntimeError, TypeError, ValueError) as error:
-            raise DTypeError(f"{label}, a {type(obj).__name__}, cannot be used through __dlpack__: {error}") from error
-    raise DTypeError(f"{label} is a {type(obj).__name__}; an array of float32 or float64 is needed (NumPy, or anything "
-                     "with the buffer protocol or __dlpack__)")
-
-
-cdef as_parameter(obj, str label):
-    """`obj` as an array that a rule can write to, or the error that says why not."""
-    cdef cnp.ndarray a
-    if cnp.PyArray_CheckExact(obj):
-        a = obj
-        if (cnp.PyArray_TYPE(a) in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE) and cnp.PyArray_ISNOTSWAPPED(a)
-                and cnp.PyArray_ISALIGNED(a) and cnp.PyArray_ISWRITEABLE(a)
-                and (cnp.PyArray_IS_C_CONTIGUOUS(a) or cnp.PyArray_IS_F_CONTIGUOUS(a))):
-            return a
-    array = as_array(obj, label)
-    if array.dtype not in (np.float32, np.float64):
-        raise DTypeError(f"{label} has dtype {array.dtype.str}; float32 or float64 in native byte order is needed")
-    if not array.flags.aligned:
-        raise LayoutError(f"{label} is misaligned: its data must start at a multiple of {array.itemsize} bytes")
-    if not (array.flags.c_contiguous or array.flags.f_contiguous):
-        raise LayoutError(f"{label} has shape {array.shape} and strides {array.strides}; it must be contiguous, in C or "
-                          "Fortran order")
-    if not array.flags.writeable:
-        raise ReadOnlyError(f"{label} is read-only; a step writes to it")
-    return array
-
-
-cdef dict given_state(list slots, state, like, str label):
-    """The state slots that a rule needs, as given by the caller, checked like parameters."""
-    checked = {}
-    for name in slots:
-        if state.get(name) is None:
-            raise ParameterError(f"{label} needs the state {name!r} with these options")
-        checked[name] = as_parameter(state[name], f"state {name!r} of {label}")
-        check_same(checked[name], like, f"state {name!r} of {label}")
-    return checked
-
-
-cdef check_same(array, like, str label):
-    cdef cnp.ndarray a = array, b = like
-    if (cnp.PyArray_SAMESHAPE(a, b) and cnp.PyArray_TYPE(a) == cnp.PyArray_TYPE(b)
-            and cnp.PyArray_IS_C_CONTIGUOUS(a) == cnp.PyArray_IS_C_CONTIGUOUS(b)
-            and cnp.PyArray_IS_F_CONTIGUOUS(a) == cnp.PyArray_IS_F_CONTIGUOUS(b)):
-        return
-    if array.shape != like.shape:
-        raise ShapeError(f"{label} has shape {array.shape}; {like.shape} is needed")
-    if array.dtype != like.dtype:
-        raise DTypeError(f"{label} has dtype {array.dtype}; {like.dtype} is needed")
-    if (array.flags.c_contiguous, array.flags.f_contiguous) != (like.flags.c_contiguous, like.flags.f_contiguous):
-        raise LayoutError(f"{label} has strides {array.strides}; {like.strides} is needed, as its parameter")

@@ -48,8 +48,9 @@ ENGINE_OPTIONS = ("n_threads", "nonfinite", "copy_grads")
 
 
 def _take(
-    cls: type[Optimizer], p: Any, g: Any, state: Mapping[str, Any], step: int, options: dict[str, Any], carry: Any = None
-) -> bool:
+    cls: type[Optimizer], p: Any, g: Any, state: Mapping[str, Any], step: int, options: dict[str, Any],
+    carry: list[float] | None = None,
+) -> bool:  # fmt: skip
     """One step of the rule of `cls`; `carry` gives the carried number of each parameter."""
     try:
         count = index(step)
@@ -148,7 +149,7 @@ def nadam_(p: Any, g: Any, exp_avg: Any, exp_avg_sq: Any, mu_product: Any, *, st
     products = list(mu_product) if isinstance(p, (list, tuple)) else [mu_product]
     for product in products:
         if not isinstance(product, np.ndarray) or product.size != 1 or product.dtype.kind != "f":
-            raise ParameterError(f"mu_product must be an array of one float (or a list of them, like p), not {product!r}")
+            raise ParameterError(f"mu_product must be an array of one float (a list of them, like p), not {product!r}")
         if not product.flags.writeable:
             raise ParameterError("mu_product is read-only; a step writes to it")
     carry = [float(product.item()) for product in products]

@@ -11,15 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
 from fastopt.engine import Plan
 from fastopt.errors import ConventionError, HyperparameterError, ParameterError
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 # How weight decay is applied; the numbers are the engine's.
 L2, DECOUPLED, DECOUPLED_WITHOUT_LR, DECOUPLED_LAST = range(4)
@@ -259,11 +256,12 @@ class Optimizer:
         self.convention: str = convention
         given = {**options, "decoupled_weight_decay": decoupled_weight_decay, "maximize": maximize}
         self.defaults: dict[str, Any] = with_defaults(cls, convention, given)
-        self._settings = {
+        self._settings: dict[str, Any] = {
             "n_threads": n_threads, "nonfinite": nonfinite, "copy_grads": copy_grads, "state_factory": state_factory,
         }  # fmt: skip
         self._plan = Plan(partial(derive, cls, convention), **self._settings)
         self._single = False
+        groups: list[Any]
         if isinstance(params, Mapping) and params:
             groups = [{"params": params}]
         elif not is_array(params) and isinstance(params, Iterable):
@@ -355,7 +353,11 @@ class Optimizer:
     def state(self) -> list[dict[str, Any]]:
         """One dict per parameter: ``step``, its count as an int, and the live state arrays by PyTorch's names."""
         plan = self._plan
-        return [{"step": plan.count(i)[0], **state} for i, state in enumerate(plan.states)]
+        entries = []
+        for i, state in enumerate(plan.states):
+            count, carry = plan.count(i)
+            entries.append({"step": count, **self._extra_state(carry), **state})
+        return entries
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the parameters, in PyTorch's layout, with NumPy arrays for tensors.
@@ -423,13 +425,13 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         plan = self._plan
-        groups = []
+        groups: list[dict[str, Any]] = []
+        names = iter(plan.names)
         for group in self.param_groups:
-            n, first = len(group["params"]), sum(len(g["params"]) for g in groups)
-            names = plan.names[first : first + n]
-            named = plan.named and n
-            groups.append({**group, "params": dict(zip(names, group["params"], strict=True)) if named else
-                           list(group["params"])})  # fmt: skip
+            params = list(group["params"])
+            mine = [next(names) for _ in params]
+            named = dict(zip(mine, params, strict=True)) if plan.named and mine else params
+            groups.append({**group, "params": named})
         return {
             "convention": self.convention, "defaults": self.defaults, "settings": self._settings,
             "single": self._single, "groups": groups, "state_dict": self.state_dict(),
@@ -456,7 +458,10 @@ class Optimizer:
         return "\n".join([*lines, ")"])
 
 
-def _blank(cls: type[Self]) -> Self:
+_O = TypeVar("_O", bound=Optimizer)
+
+
+def _blank(cls: type[_O]) -> _O:
     return cls.__new__(cls)
 
 

@@ -1,4 +1,4 @@
-"""The specification: every update rule in NumPy, written to be read, and what the compiled ones are held to, bit for bit.
+"""The specification: every update rule in NumPy, written to be read; the compiled ones are held to it, bit for bit.
 
 Each rule of ``kernels/rules.pxi`` has its twin of the same name here, in two parts as there: ``<name>_scalars`` gives
 the scalars of step t, in double, in the order of h; ``<name>`` is the update. Scalars are rounded once to the type of
@@ -39,7 +39,7 @@ X = Mapping[str, float]
 
 
 def ratio(a: Array, b: Array) -> Array:
-    """a / b, and 0 where b is 0: with eps = 0 an element without any gradient so far does not move."""
+    """The quotient a / b, and 0 where b is 0: with eps = 0 an element without any gradient so far does not move."""
     return np.where(b == 0, np.zeros_like(b), a / np.where(b == 0, np.ones_like(b), b))
 
 
@@ -235,14 +235,15 @@ def adam_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
     return [*moments(x), x["lr"] * factor / bc1, *terms], carry
 
 
-def averages(m: Array, v: Array, g: Array, h: Scalars) -> tuple[Array, Array]:
+def averages(state: State, g: Array, h: Scalars) -> tuple[Array, Array]:
     """The running averages of the gradient and of its square."""
+    m, v = state[:2]
     _, b1, c1, b2, c2, *_ = h
     return b1 * m + c1 * g, b2 * v + c2 * g * g
 
 
 def adam(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
-    m, v = averages(*state, g, h)
+    m, v = averages(state, g, h)
     decay, lr, a, e_in, c, e_out = h[0], *h[5:]
     return p * decay - ratio(lr * m, np.sqrt(v * a + e_in) * c + e_out), [m, v]
 
@@ -255,7 +256,7 @@ def amsgrad_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
 
 
 def amsgrad(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
-    m, v = averages(*state[:2], g, h)
+    m, v = averages(state, g, h)
     decay, lr, a, e_in, c, e_out, k = h[0], *h[5:]
     w = largest(state[2], v * k)
     return p * decay - ratio(lr * m, np.sqrt(w * a + e_in) * c + e_out), [m, v, w]
@@ -294,7 +295,7 @@ def nadam_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
 
 
 def nadam(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
-    m, v = averages(*state, g, h)
+    m, v = averages(state, g, h)
     decay, cg, cm, a, e_in, c, e_out = h[0], *h[5:]
     return p * decay - ratio(cg * g + cm * m, np.sqrt(v * a + e_in) * c + e_out), [m, v]
 
@@ -314,7 +315,7 @@ def radam_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
 
 
 def radam(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
-    m, v = averages(*state, g, h)
+    m, v = averages(state, g, h)
     decay, lr, a, e_in, c, e_out, adaptive = h[0], *h[5:]
     if not adaptive:
         return p * decay - lr * m, [m, v]

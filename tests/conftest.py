@@ -24,7 +24,8 @@ def nasty(dtype) -> np.ndarray:
             0.0, np.inf,
             info.smallest_subnormal, info.smallest_subnormal * 3, info.tiny / 2, info.tiny * (1 - eps),
             info.tiny, info.tiny * (1 + eps), info.max, info.max * 0.5, info.max * (1 - eps),
-            np.sqrt(info.tiny), np.sqrt(info.max), np.cbrt(info.max), 1.0, 1 + eps, 1 - eps / 2, 1 / 3, 2.0**-13, 65521.0,
+            np.sqrt(info.tiny), np.sqrt(info.max), np.cbrt(info.max), 1.0, 1 + eps, 1 - eps / 2, 1 / 3, 2.0**-13,
+            65521.0,
         ],
         dtype,
     )  # fmt: skip
@@ -108,7 +109,7 @@ def bit_matrix(request):
 
 @pytest.fixture(scope="session")
 def same_bits(bit_matrix):
-    """`same_bits(what, got, want)`: compare lists of arrays and count them; fails with the first element that differs."""
+    """`same_bits(what, got, want)`: compare lists of arrays and count them; fails with the first that differs."""
 
     def check(what: str, got, want) -> None:
         got, want = list(got), list(want)

@@ -180,7 +180,8 @@ cdef void rmsprop(real *p, const real *g, real **s, const real *h, Py_ssize_t n)
 cdef void rmsprop_momentum(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
     cdef real *v = s[0]
     cdef real *m = s[1]
-    cdef real decay = h[0], b = h[1], c = h[2], a = h[3], e_in = h[4], e_out = h[5], l_in = h[6], mu = h[7], l_out = h[8]
+    cdef real decay = h[0], b = h[1], c = h[2], a = h[3], e_in = h[4], e_out = h[5]
+    cdef real l_in = h[6], mu = h[7], l_out = h[8]
     cdef Py_ssize_t i
     for i in range(n):
         m[i] = mu * m[i] + ratio(l_in * g[i], rms(v + i, g[i], b, c, a, e_in, e_out))
@@ -190,7 +191,8 @@ cdef void rmsprop_momentum(real *p, const real *g, real **s, const real *h, Py_s
 cdef void rmsprop_nesterov(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
     cdef real *v = s[0]
     cdef real *m = s[1]
-    cdef real decay = h[0], b = h[1], c = h[2], a = h[3], e_in = h[4], e_out = h[5], l_in = h[6], mu = h[7], l_out = h[8]
+    cdef real decay = h[0], b = h[1], c = h[2], a = h[3], e_in = h[4], e_out = h[5]
+    cdef real l_in = h[6], mu = h[7], l_out = h[8]
     cdef real u
     cdef Py_ssize_t i
     for i in range(n):
@@ -212,7 +214,8 @@ cdef void rmsprop_centered_momentum(real *p, const real *g, real **s, const real
     cdef real *v = s[0]
     cdef real *w = s[1]
     cdef real *m = s[2]
-    cdef real decay = h[0], b = h[1], c = h[2], a = h[3], e_in = h[4], e_out = h[5], l_in = h[6], mu = h[7], l_out = h[8]
+    cdef real decay = h[0], b = h[1], c = h[2], a = h[3], e_in = h[4], e_out = h[5]
+    cdef real l_in = h[6], mu = h[7], l_out = h[8]
     cdef Py_ssize_t i
     for i in range(n):
         m[i] = mu * m[i] + ratio(l_in * g[i], deviation(v + i, w + i, g[i], b, c, a, e_in, e_out))
@@ -223,7 +226,8 @@ cdef void rmsprop_centered_nesterov(real *p, const real *g, real **s, const real
     cdef real *v = s[0]
     cdef real *w = s[1]
     cdef real *m = s[2]
-    cdef real decay = h[0], b = h[1], c = h[2], a = h[3], e_in = h[4], e_out = h[5], l_in = h[6], mu = h[7], l_out = h[8]
+    cdef real decay = h[0], b = h[1], c = h[2], a = h[3], e_in = h[4], e_out = h[5]
+    cdef real l_in = h[6], mu = h[7], l_out = h[8]
     cdef real u
     cdef Py_ssize_t i
     for i in range(n):

@@ -1,0 +1,68 @@
+# What is accepted as an array.
+
+cdef as_array(obj, str label):
+    """`obj` as a NumPy array over the same memory: an array, else the buffer protocol, else __dlpack__."""
+    if isinstance(obj, np.ndarray):
+        if isinstance(obj, np.ma.MaskedArray):
+            raise DTypeError(f"{label} is a masked array; masks are not supported: give its .data")
+        return np.asarray(obj)
+    try:
+        return np.asarray(memoryview(obj))
+    except (TypeError, ValueError):
+        pass
+    if hasattr(obj, "__dlpack__"):
+        if getattr(obj, "requires_grad", False):
+            raise DTypeError(f"{label} is a tensor that requires gradients; use fastopt.torch, or give its .detach()")
+        try:
+            return np.from_dlpack(obj)
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:
+            raise DTypeError(f"{label}, a {type(obj).__name__}, cannot be used through __dlpack__: {error}") from error
+    raise DTypeError(f"{label} is a {type(obj).__name__}; an array of float32 or float64 is needed (NumPy, or anything "
+                     "with the buffer protocol or __dlpack__)")
+
+
+cdef as_parameter(obj, str label):
+    """`obj` as an array that a rule can write to, or the error that says why not."""
+    cdef cnp.ndarray a
+    if cnp.PyArray_CheckExact(obj):
+        a = obj
+        if (cnp.PyArray_TYPE(a) in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE) and cnp.PyArray_ISNOTSWAPPED(a)
+                and cnp.PyArray_ISALIGNED(a) and cnp.PyArray_ISWRITEABLE(a)
+                and (cnp.PyArray_IS_C_CONTIGUOUS(a) or cnp.PyArray_IS_F_CONTIGUOUS(a))):
+            return a
+    array = as_array(obj, label)
+    if array.dtype not in (np.float32, np.float64):
+        raise DTypeError(f"{label} has dtype {array.dtype.str}; float32 or float64 in native byte order is needed")
+    if not array.flags.aligned:
+        raise LayoutError(f"{label} is misaligned: its data must start at a multiple of {array.itemsize} bytes")
+    if not (array.flags.c_contiguous or array.flags.f_contiguous):
+        raise LayoutError(f"{label} has shape {array.shape} and strides {array.strides}; it must be contiguous, in "
+                          "C or Fortran order")
+    if not array.flags.writeable:
+        raise ReadOnlyError(f"{label} is read-only; a step writes to it")
+    return array
+
+
+cdef dict given_state(list slots, state, like, str label):
+    """The state slots that a rule needs, as given by the caller, checked like parameters."""
+    checked = {}
+    for name in slots:
+        if state.get(name) is None:
+            raise ParameterError(f"{label} needs the state {name!r} with these options")
+        checked[name] = as_parameter(state[name], f"state {name!r} of {label}")
+        check_same(checked[name], like, f"state {name!r} of {label}")
+    return checked
+
+
+cdef check_same(array, like, str label):
+    cdef cnp.ndarray a = array, b = like
+    if (cnp.PyArray_SAMESHAPE(a, b) and cnp.PyArray_TYPE(a) == cnp.PyArray_TYPE(b)
+            and cnp.PyArray_IS_C_CONTIGUOUS(a) == cnp.PyArray_IS_C_CONTIGUOUS(b)
+            and cnp.PyArray_IS_F_CONTIGUOUS(a) == cnp.PyArray_IS_F_CONTIGUOUS(b)):
+        return
+    if array.shape != like.shape:
+        raise ShapeError(f"{label} has shape {array.shape}; {like.shape} is needed")
+    if array.dtype != like.dtype:
+        raise DTypeError(f"{label} has dtype {array.dtype}; {like.dtype} is needed")
+    if (array.flags.c_contiguous, array.flags.f_contiguous) != (like.flags.c_contiguous, like.flags.f_contiguous):
+        raise LayoutError(f"{label} has strides {array.strides}; {like.strides} is needed, as its parameter")

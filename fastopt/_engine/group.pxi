@@ -1,0 +1,198 @@
+# Hyperparameters: from the dict that the user edits to the numbers that a rule takes.
+
+cdef class Group:
+    """The hyperparameters of one parameter group: read from its dict, checked, and given to the rule in its order.
+
+    They are read again only if the dict holds another object than last time, or one that can change by itself: a
+    schedule (called at every step), a list, or an array.
+    """
+    cdef public dict options
+    cdef public list slots            # names of the state slots, in the order of the rule
+    cdef public dict initial          # state slot -> first value, where it is not 0
+    cdef Around around
+    cdef double x[MAX_HYPER]
+    cdef double weight_decay
+    cdef int decay
+    cdef bint maximize
+    cdef bint has_float
+    cdef double carry
+    cdef Py_ssize_t first, n_params
+    cdef int n_watch
+    cdef tuple keys
+    cdef list seen                    # options as of the spec
+    cdef bint settled                 # whether no schedule, list or array is among them
+    cdef list before
+    cdef int n_before
+    cdef PyObject *key_before[MAX_WATCH]
+    cdef PyObject *value_before[MAX_WATCH]
+    cdef int kind[MAX_WATCH]
+    cdef int target[MAX_WATCH]        # place in x; -1 weight_decay; -2 nowhere
+    cdef double low[MAX_WATCH]
+    cdef double high[MAX_WATCH]
+    cdef bint open[MAX_WATCH]         # whether high itself is excluded
+    cdef str owner
+
+    def __cinit__(self):
+        self.n_watch = 0
+        self.n_before = -1
+
+    def holds(self, Py_ssize_t i):
+        """Whether parameter i belongs to this group."""
+        return self.first <= i < self.first + self.n_params
+
+    cdef adopt(self, spec):
+        """Take over what the optimizer class derived from the group's options (see `Spec` in optimizer.py)."""
+        cdef const Rule *rule = find_rule(spec.rule)
+        cdef list watch = []
+        places = {name: i for i, name in enumerate((<bytes>rule.hyper).decode().split())}
+        for key, limits in spec.limits.items():
+            if key == "weight_decay":
+                watch.append((key, NUMBER, -1, limits))
+            elif key == "betas":
+                watch.append((key, PAIR, places.pop("beta1"), limits))
+                places.pop("beta2")
+            else:
+                watch.append((key, NUMBER, places.pop(key, -2), limits))
+        for name in list(places):
+            self.x[places.pop(name)] = spec.forms[name]
+        for key in spec.watched:
+            watch.append((key, OPTION, -2, (0, 0, False)))
+        if len(watch) > MAX_WATCH or len(spec.slots) != rule.n_states:
+            raise RuntimeError(f"the class of rule {spec.rule!r} does not fit its table entry")
+        self.around.rule = rule
+        self.around.short_rule = &SHORT_TABLE.rules[rule - TABLE.rules]
+        self.decay, self.maximize, self.carry = spec.decay, spec.maximize, spec.carry
+        self.slots, self.initial, self.owner = list(spec.slots), spec.initial, spec.owner
+        self.keys = tuple(key for key, _, _, _ in watch)
+        self.seen = [self.options[key] for key, _, _, _ in watch]
+        self.n_watch = len(watch)
+        for i, (_, kind, target, (low, high, is_open)) in enumerate(watch):
+            self.kind[i], self.target[i] = kind, target
+            self.low[i], self.high[i], self.open[i] = low, high, is_open
+
+    cdef bint refresh(self, int64_t steps) except -1:
+        """Read what changed; True if an option did, so that the class has to be asked for another spec."""
+        cdef PyObject *value
+        cdef int i
+        cdef bint changed = False
+        if self.is_as_before():
+            return False
+        self.n_before = -1
+        self.settled = True
+        for i in range(self.n_watch):
+            value = PyDict_GetItemWithError(self.options, self.keys[i])
+            if value == NULL:
+                raise HyperparameterError(f"{self.owner}: the parameter group has lost its {self.keys[i]!r}")
+            if self.kind[i] == OPTION:
+                changed = changed or <object>value is not self.seen[i]
+            else:
+                self.read(i, <object>value, steps)
+        if not changed:
+            self.remember()
+        return changed
+
+    cdef inline bint is_as_before(self):
+        """Whether the dict holds the very objects of last time, and none of them can change by itself.
+
+        In the dict's own order, without a look-up: this is on the way of every step.
+        """
+        cdef Py_ssize_t place = 0
+        cdef int i = 0
+        cdef PyObject *key
+        cdef PyObject *value
+        if not self.settled or len(self.options) != self.n_before:
+            return False
+        while PyDict_Next(self.options, &place, &key, &value):
+            if key != self.key_before[i] or value != self.value_before[i]:
+                return False
+            i += 1
+        return True
+
+    cdef remember(self):
+        """Note the objects in the dict. They are kept alive: else a new one could turn up at an old one's address."""
+        cdef int i
+        if len(self.options) > MAX_WATCH:
+            return
+        self.before = [*self.options.keys(), *self.options.values()]
+        self.n_before = <int>len(self.options)
+        for i in range(self.n_before):
+            self.key_before[i] = PyList_GET_ITEM(<PyObject *>self.before, i)
+            self.value_before[i] = PyList_GET_ITEM(<PyObject *>self.before, self.n_before + i)
+
+    cdef read(self, int i, object value, int64_t steps):
+        cdef bint scheduled = callable(value), fixed = True
+        cdef object now = value(steps) if scheduled else value
+        key = self.keys[i]
+        if self.kind[i] == PAIR:
+            if not isinstance(now, (tuple, list)) or len(now) != 2:
+                raise HyperparameterError(f"{self.owner}: {key}={now!r} must be a pair of numbers in [0, 1)")
+            for j in range(2):
+                part = now[j]
+                if callable(part):
+                    scheduled = True
+                    part = part(steps)
+                self.x[self.target[i] + j] = self.number(i, f"{key}[{j}]", part)
+            fixed = not isinstance(value, list)
+        else:
+            number = self.number(i, key, now)
+            if self.target[i] >= 0:
+                self.x[self.target[i]] = number
+            elif self.target[i] == -1:
+                self.weight_decay = number
+            fixed = not isinstance(value, np.ndarray)
+        self.settled = self.settled and fixed and not scheduled
+
+    cdef double number(self, int i, str name, object value) except? -1:
+        """`value` as a float within the limits, also after rounding to float32 where the group has such arrays."""
+        cdef double x, r
+        try:
+            if isinstance(value, (str, bytes, bytearray, bool, np.bool_)):
+                raise TypeError
+            x = float(value)
+        except (TypeError, ValueError, OverflowError):
+            raise HyperparameterError(f"{self.owner}: {name}={value!r} is not a number") from None
+        r = <double><float>x if self.has_float else x
+        if not (isfinite(x) and isfinite(r) and self.low[i] <= x <= self.high[i]) or (
+                self.open[i] and (x == self.high[i] or r == self.high[i])):
+            raise HyperparameterError(self.complaint(i, name, x, r))
+        return x
+
+    cdef str complaint(self, int i, str name, double x, double r):
+        low, high = f"{self.low[i]:g}", f"{self.high[i]:g}"
+        if self.low[i] == self.high[i]:
+            accepted = f"{low}: this convention does not have it for this optimizer"
+        elif self.high[i] == float("inf"):
+            accepted = f"a finite number, at least {low}"
+        else:
+            accepted = f"in [{low}, {high}{')' if self.open[i] else ']'}"
+        rounded = f" ({r!r} in float32)" if x != r and x == x else ""
+        return f"{self.owner}: {name}={x!r}{rounded} must be {accepted}"
+
+    cdef prepare(self):
+        """What the group does around the rule at this step."""
+        cdef Around *a = &self.around
+        cdef double wd = self.weight_decay
+        a.prologue = NEGATED if self.maximize else PLAIN
+        if wd != 0 and self.decay == DECAY_L2:
+            a.prologue = COUPLED
+            scale(&a.pre, 0, -1.0 if self.maximize else 1.0)
+            scale(&a.pre, 1, wd)
+        a.shrink = wd != 0 and self.decay == DECAY_LAST
+        if a.shrink:
+            scale(&a.post, 0, 1.0 - self.x[0] * wd)
+
+    cdef compute(self, Slot *slot, int64_t t, double carry):
+        """The scalars of step t, in double, then rounded once."""
+        cdef int i
+        cdef double wd = self.weight_decay
+        slot.t = t
+        slot.carry = carry
+        slot.h.d[0] = (1.0 - self.x[0] * wd if self.decay == DECAY_FIRST
+                       else 1.0 - wd if self.decay == DECAY_PAPER else 1.0)
+        self.around.rule.scalars(self.x, <double>t, &slot.carry, slot.h.d)
+        for i in range(self.around.rule.n_scalars):
+            slot.h.f[i] = <float>slot.h.d[i]
+            if not isfinite(slot.h.d[i]) or (self.has_float and not isfinite(slot.h.f[i])):
+                raise HyperparameterError(
+                    f"{self.owner}: the scalars of step {t} are not finite; hyperparameters: "
+                    + ", ".join(f"{k}={self.options[k]!r}" for k in self.keys))

@@ -1,0 +1,83 @@
+# Which instruction-set level's rules are used.
+
+LEVELS = ("x86-64-v4", "x86-64-v3", "x86-64-v2", "generic")
+# On x86-64-v4 short arrays are left to a build with vectors half as wide: fewer of their elements are in the remainder
+# that no vector fills. The bits are the same.
+NARROW = {"x86-64-v4": "x86-64-v4-narrow"}
+cdef const Table *TABLE = NULL
+cdef const Table *SHORT_TABLE = NULL
+cdef const Rule *L2 = NULL
+cdef const Rule *NEGATE = NULL
+cdef const Rule *SHRINK = NULL
+cdef const Rule *FILL = NULL
+cdef const Rule *LOOKAHEAD = NULL
+cdef const Rule *NONFINITE = NULL
+cdef str isa = ""
+
+
+def _kernels(str level):
+    """The kernel module of a level, or None if it was not built."""
+    name = "fastopt.kernels." + level.replace("-", "_")
+    try:
+        return __import__(name, fromlist=["__table__"])
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        return None
+
+
+def available_levels():
+    """The levels that are built and that this machine can run, best first."""
+    return [level for level in LEVELS if fo_cpu_has(level.encode()) and _kernels(level) is not None]
+
+
+def use_level(str level):
+    """Take the rules of one instruction-set level for every plan made from now on.
+
+    Meant for tests and benchmarks; users set ``FASTOPT_ISA`` before the import.
+    """
+    global TABLE, SHORT_TABLE, L2, NEGATE, SHRINK, FILL, LOOKAHEAD, NONFINITE, isa
+    if level not in LEVELS or not fo_cpu_has(level.encode()) or _kernels(level) is None:
+        raise ImportError(f"FASTOPT_ISA={level!r} is not possible here; possible: {', '.join(available_levels())}")
+    TABLE = table_of(_kernels(level))
+    SHORT_TABLE = table_of(_kernels(NARROW.get(level, level)) or _kernels(level))
+    L2, NEGATE, SHRINK, FILL = find_rule("l2"), find_rule("negate"), find_rule("shrink"), find_rule("fill")
+    LOOKAHEAD, NONFINITE = find_rule("lookahead"), find_rule("nonfinite")
+    isa = level
+
+
+cdef const Table *table_of(module) except NULL:
+    cdef const Table *table = <const Table *>PyCapsule_GetPointer(module.__table__, b"fastopt.kernels.table")
+    if table.version != TABLE_VERSION:
+        raise ImportError(f"{module.__name__} belongs to another build of fastopt; reinstall it")
+    return table
+
+
+cdef const Rule *find_rule(str name) except NULL:
+    cdef bytes key = name.encode()
+    for i in range(TABLE.n):
+        if strcmp(TABLE.rules[i].name, key) == 0:
+            return &TABLE.rules[i]
+    raise KeyError(name)
+
+
+def rules():
+    """Every rule: name -> (names of its hyperparameters in order, number of state slots, number of scalars)."""
+    return {
+        (<bytes>TABLE.rules[i].name).decode(): (
+            tuple((<bytes>TABLE.rules[i].hyper).decode().split()), TABLE.rules[i].n_states, TABLE.rules[i].n_scalars)
+        for i in range(TABLE.n)
+    }
+
+
+def _choose_level():
+    wanted = os.environ.get("FASTOPT_ISA")
+    if wanted:
+        return use_level(wanted)
+    for level in LEVELS:
+        if fo_cpu_has(level.encode()) and _kernels(level) is not None:
+            return use_level(level)
+    raise ImportError("fastopt was built without any kernel module")
+
+
+_choose_level()

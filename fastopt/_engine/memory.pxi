@@ -1,0 +1,82 @@
+# Which memory belongs to parameters and states: no two of them may share any, and no gradient may touch it.
+
+cdef struct Interval:
+    char *low
+    char *high
+    Py_ssize_t param
+    int slot                  # place in the parameter's state, -1 for the parameter itself
+
+
+cdef class Memory:
+    """The sorted intervals of all parameters and states; raises if two of them overlap."""
+    cdef Interval *intervals
+    cdef Py_ssize_t n
+    cdef char *gap_low                # between two intervals, where the last gradient lay
+    cdef char *gap_high
+
+    def __cinit__(self, list arrays, list names, list states):
+        cdef Py_ssize_t i, size = len(arrays)
+        cdef dict state
+        for state in states:
+            size += len(state)
+        self.intervals = <Interval *>PyMem_Malloc(max(1, size) * sizeof(Interval))
+        if self.intervals == NULL:
+            raise MemoryError()
+        for i in range(len(arrays)):
+            self.note(arrays[i], i, -1)
+            if i < len(states):
+                for slot, array in enumerate((<dict>states[i]).values()):
+                    self.note(array, i, slot)
+        qsort(self.intervals, self.n, sizeof(Interval), by_address)
+        for i in range(1, self.n):
+            if self.intervals[i - 1].high > self.intervals[i].low:
+                raise OverlapError(clash(self.intervals[i - 1], self.intervals[i], names, states))
+
+    def __dealloc__(self):
+        PyMem_Free(self.intervals)
+
+    cdef note(self, cnp.ndarray array, Py_ssize_t param, int slot):
+        """Add the memory of an array, if it has any elements."""
+        cdef Interval *x = &self.intervals[self.n]
+        if cnp.PyArray_SIZE(array):
+            x.low = <char *>cnp.PyArray_DATA(array)
+            x.high = x.low + cnp.PyArray_NBYTES(array)
+            x.param, x.slot = param, slot
+            self.n += 1
+
+    cdef bint is_free(self, Param *q, char *low, char *high) noexcept:
+        """Whether [low, high) meets no interval. Gradients come in runs: the last one's gap is tried first."""
+        cdef Py_ssize_t a = 0, b = self.n, middle
+        if not (self.gap_low <= low and high <= self.gap_high):
+            while a < b:              # the first interval that ends above low
+                middle = (a + b) // 2
+                if self.intervals[middle].high <= low:
+                    a = middle + 1
+                else:
+                    b = middle
+            self.gap_low = self.intervals[a - 1].high if a > 0 else NULL
+            self.gap_high = self.intervals[a].low if a < self.n else <char *><uintptr_t>-1
+            if high > self.gap_high:
+                return False
+        q.gap_low, q.gap_high = self.gap_low, self.gap_high
+        return True
+
+
+cdef int by_address(const void *a, const void *b) noexcept nogil:
+    cdef char *x = (<const Interval *>a).low
+    cdef char *y = (<const Interval *>b).low
+    return (x > y) - (x < y)
+
+
+cdef str clash(Interval a, Interval b, list names, list states):
+    """What to say of two intervals that share memory."""
+    same = a.low == b.low and a.high == b.high
+    if (a.param, a.slot) > (b.param, b.slot):
+        a, b = b, a
+    called = []
+    for owner in (a, b):
+        name = names[owner.param]
+        label = f"parameter {name!r}" if name is not None else f"parameter {owner.param}"
+        called.append(f"state {list(states[owner.param])[owner.slot]!r} of {label}" if owner.slot >= 0 else label)
+    return (f"{called[1]} {'is the same memory as' if same else 'overlaps'} {called[0]}; "
+            "every parameter and state needs memory of its own")

@@ -1,0 +1,72 @@
+# How many threads a step gets, and why.
+
+# Below this many 64-byte blocks of parameters a step stays on the calling thread: entering a region costs more.
+cdef Py_ssize_t serial_blocks = 8192
+# Below this many it keeps the GIL: giving it up and asking for it back costs more than the step.
+cdef Py_ssize_t gil_blocks = 512
+cdef int quota_cpus = -1
+
+
+def set_serial_blocks(Py_ssize_t blocks):
+    """Set the serial threshold, in 64-byte blocks of parameters; returns the old one. For tests and benchmarks."""
+    global serial_blocks
+    old, serial_blocks = serial_blocks, blocks
+    return old
+
+
+cdef int read_quota():
+    """CPUs that the control group may use, rounded up; 0 without a limit. Read once: it is a file."""
+    global quota_cpus
+    if quota_cpus >= 0:
+        return quota_cpus
+    quota_cpus = 0
+    for path, split in (("/sys/fs/cgroup/cpu.max", True), ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", False)):
+        try:
+            with open(path) as file:
+                words = file.read().split()
+            if not split:
+                with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us") as file:
+                    words += file.read().split()
+            if words[0] not in ("max", "-1"):
+                quota_cpus = max(1, -(-int(words[0]) // int(words[1])))
+            break
+        except (OSError, ValueError, IndexError):
+            continue
+    return quota_cpus
+
+
+cdef int automatic_threads():
+    cdef int n = fo_omp_max_threads(), quota
+    if "OMP_NUM_THREADS" in os.environ:
+        return n
+    quota = read_quota()
+    n = min(n, fo_affinity_cpus())
+    return min(n, quota) if quota else n
+
+
+def info():
+    """What the engine found and chose, as plain data (see ``fastopt info``)."""
+    n, omp, cpus, quota = automatic_threads(), fo_omp_max_threads(), fo_affinity_cpus(), read_quota()
+    if not fo_have_openmp():
+        reason = "built without OpenMP"
+    elif fo_in_forked_child():
+        n, reason = 1, "this process is a fork: OpenMP cannot be used here"
+    elif "OMP_NUM_THREADS" in os.environ:
+        reason = f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}, OpenMP now grants {omp}"
+    else:
+        limits = {"OpenMP's limit": omp, "CPUs this process may use": cpus}
+        if quota:
+            limits["CPU quota of the control group"] = quota
+        reason = "the least of: " + ", ".join(f"{name} {value}" for name, value in limits.items())
+    return {
+        "isa": isa,
+        "isa_available": available_levels(),
+        "isa_built": [level for level in LEVELS if _kernels(level) is not None or level == isa],
+        "isa_forced": bool(os.environ.get("FASTOPT_ISA")),
+        "cpu_level": (<bytes>fo_cpu_level()).decode(),
+        "openmp": bool(fo_have_openmp()),
+        "openmp_version": fo_omp_version(),
+        "threads": n,
+        "threads_reason": reason,
+        "serial_below_bytes": serial_blocks * 64,
+    }

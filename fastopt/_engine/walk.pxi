@@ -1,0 +1,186 @@
+# What a step walks, and the walk: no Python in here but the types.
+
+cdef enum:
+    TILE = 1024               # elements around which prologue and epilogue stay in the L1 cache
+    SHORT = 512               # elements up to which an array goes to the narrow kernels
+    BLOCK = 64                # bytes of parameter that are never cut
+    MAX_WATCH = 32
+    NUMBER = 0                # kinds of what is watched in a group
+    PAIR = 1
+    OPTION = 2
+    PLAIN = 0                 # kinds of prologue
+    NEGATED = 1
+    COUPLED = 2
+    DECAY_L2 = 0              # weight decay: gradient += wd * p
+    DECAY_FIRST = 1           # p *= 1 - lr * wd, then the update
+    DECAY_PAPER = 2           # p *= 1 - wd, then the update
+    DECAY_LAST = 3            # the update, then p *= 1 - lr * wd
+
+cdef struct Scaled:           # scalars rounded once to each compute type
+    float f[MAX_SCALARS]
+    double d[MAX_SCALARS]
+
+cdef struct Slot:             # the scalars of one step count in one group
+    int64_t t
+    double carry
+    Scaled h
+
+cdef struct Around:           # what a group does to a tile, and with which rule
+    const Rule *rule
+    const Rule *short_rule
+    int prologue
+    bint shrink
+    Scaled pre
+    Scaled post
+
+cdef struct Param:
+    char *p
+    char *s[MAX_STATES]
+    Py_ssize_t n              # elements
+    Py_ssize_t n_bytes
+    Py_ssize_t blocks
+    int type                  # NumPy's type number
+    int nd
+    int order                 # flag of the memory order shared with gradient and state
+    cnp.npy_intp *dims
+    int64_t t                 # steps taken
+    double carry
+    char *gap_low             # free memory in which its last gradient lay
+    char *gap_high
+    PyObject *array           # borrowed from Plan.arrays
+
+cdef struct Work:             # one array of the step at hand
+    Param *q
+    const Around *around
+    char *g
+    Py_ssize_t slot
+    Py_ssize_t first_block
+
+
+cdef inline void scale(Scaled *h, int i, double value) noexcept nogil:
+    h.d[i] = value
+    h.f[i] = <float>value
+
+
+ctypedef fused real:
+    float
+    double
+
+
+cdef inline void apply(const Rule *rule, real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
+    if real is float:
+        rule.f32(p, g, s, h, n)
+    else:
+        rule.f64(p, g, s, h, n)
+
+
+cdef inline void walk_array(real *p, const real *g, char *const *state, Py_ssize_t n, const Around *a,
+                            const real *h, const real *pre, const real *post, Py_ssize_t first) noexcept nogil:
+    cdef real *s[MAX_STATES]
+    cdef real *w[1]
+    cdef real tile[TILE]
+    cdef const real *seen
+    cdef Py_ssize_t k, size
+    for k in range(a.rule.n_states):
+        s[k] = <real *>state[k] + first
+    p += first
+    if g != NULL:
+        g += first
+    if a.prologue == PLAIN and not a.shrink:
+        apply(a.rule if n > SHORT else a.short_rule, p, g, s, h, n)
+        return
+    while n > 0:
+        size = min(n, TILE)
+        seen = g
+        w[0] = p
+        if a.prologue != PLAIN:
+            apply(L2 if a.prologue == COUPLED else NEGATE, tile, g, w, pre, size)
+            seen = tile
+        apply(a.rule, p, seen, s, h, size)
+        if a.shrink:
+            apply(SHRINK, p, seen, s, post, size)
+        n -= size
+        p += size
+        g += size
+        for k in range(a.rule.n_states):
+            s[k] += size
+
+
+cdef void walk(Work *work, Py_ssize_t n_work, const Slot *slots, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """Step the blocks from `begin` to `end` of the virtual range."""
+    cdef Py_ssize_t low = 0, high = n_work, middle, first, last, per_block
+    cdef Work *w
+    cdef const Slot *slot
+    while high - low > 1:
+        middle = (low + high) // 2
+        if work[middle].first_block <= begin:
+            low = middle
+        else:
+            high = middle
+    while begin < end and low < n_work:
+        w = &work[low]
+        slot = &slots[w.slot]
+        per_block = BLOCK // (8 if w.q.type == cnp.NPY_DOUBLE else 4)
+        first = (begin - w.first_block) * per_block
+        last = min((end - w.first_block) * per_block, w.q.n)
+        if w.q.type == cnp.NPY_DOUBLE:
+            walk_array(<double *>w.q.p, <const double *>w.g, w.q.s, last - first, w.around,
+                       slot.h.d, w.around.pre.d, w.around.post.d, first)
+        else:
+            walk_array(<float *>w.q.p, <const float *>w.g, w.q.s, last - first, w.around,
+                       slot.h.f, w.around.pre.f, w.around.post.f, first)
+        begin = min(end, w.first_block + w.q.blocks)
+        low += 1
+
+
+cdef bint any_nonfinite(Work *work, Py_ssize_t n_work, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """Whether a gradient in the blocks from `begin` to `end` holds a NaN or an infinity."""
+    cdef Py_ssize_t i, first, last, per_block
+    cdef float f = 0
+    cdef double d = 0
+    for i in range(n_work):
+        if work[i].first_block >= end:
+            break
+        if work[i].first_block + work[i].q.blocks <= begin:
+            continue
+        per_block = BLOCK // (8 if work[i].q.type == cnp.NPY_DOUBLE else 4)
+        first = max(0, begin - work[i].first_block) * per_block
+        last = min((end - work[i].first_block) * per_block, work[i].q.n)
+        if work[i].q.type == cnp.NPY_DOUBLE:
+            NONFINITE.f64(&d, <const double *>work[i].g + first, NULL, NULL, last - first)
+        else:
+            NONFINITE.f32(&f, <const float *>work[i].g + first, NULL, NULL, last - first)
+        if f != 0 or d != 0:
+            return True
+    return False
+
+
+cdef struct Job:
+    Work *work
+    Py_ssize_t n_work
+    const Slot *slots
+    Py_ssize_t blocks
+    bint look                 # for NaN and infinities, before the first write
+    int found
+
+
+cdef void run_share(Job *job, int k, int n) noexcept nogil:
+    """Thread k of n: its share of the virtual range, in a floating-point environment of its own."""
+    cdef Py_ssize_t begin = job.blocks * k // n, end = job.blocks * (k + 1) // n
+    cdef fo_fenv_t saved = fo_fenv_enter()
+    if job.look:
+        if any_nonfinite(job.work, job.n_work, begin, end):
+            job.found = 1
+        if n > 1:
+            fo_barrier()
+    if not job.found:
+        walk(job.work, job.n_work, job.slots, begin, end)
+    fo_fenv_leave(saved)
+
+
+cdef void run(Job *job, int n_threads) noexcept nogil:
+    if n_threads <= 1:
+        run_share(job, 0, 1)
+    else:
+        with parallel(num_threads=n_threads):
+            run_share(job, fo_omp_thread_num(), fo_omp_num_threads())

@@ -1,0 +1,124 @@
+"""fastopt.functional: the same bits as the classes, state in the caller's hands, everything checked first."""
+
+import numpy as np
+import pytest
+
+import fastopt
+from fastopt import errors, functional
+
+# function, class, options, state slots in the order of the arguments
+CASES = [
+    (functional.sgd_, fastopt.SGD, {}, []),
+    (functional.sgd_, fastopt.SGD, {"momentum": 0.8, "dampening": 0.3, "weight_decay": 0.1}, ["momentum_buffer"]),
+    (functional.sgd_, fastopt.SGD, {"momentum": 0.8, "nesterov": True, "maximize": True}, ["momentum_buffer"]),
+    (functional.sgd_, fastopt.SGD, {"convention": "sklearn"}, ["momentum_buffer"]),
+    (functional.momentum_, fastopt.Momentum, {"momentum": 0.7}, ["momentum_buffer"]),
+    (functional.nag_, fastopt.NAG, {"momentum": 0.7}, ["momentum_buffer"]),
+    (functional.adagrad_, fastopt.Adagrad, {"lr_decay": 0.1}, ["sum"]),
+    (functional.adadelta_, fastopt.Adadelta, {"rho": 0.7}, ["square_avg", "acc_delta"]),
+    (functional.rmsprop_, fastopt.RMSprop, {}, ["square_avg"]),
+    (functional.rmsprop_, fastopt.RMSprop, {"centered": True, "momentum": 0.5},
+     ["square_avg", "grad_avg", "momentum_buffer"]),
+    (functional.adam_, fastopt.Adam, {"betas": (0.7, 0.9)}, ["exp_avg", "exp_avg_sq"]),
+    (functional.adam_, fastopt.Adam, {"amsgrad": True}, ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]),
+    (functional.adam_, fastopt.Adam, {"convention": "thinc", "weight_decay": 0.1}, ["exp_avg", "exp_avg_sq"]),
+    (functional.adamw_, fastopt.AdamW, {}, ["exp_avg", "exp_avg_sq"]),
+    (functional.adamax_, fastopt.Adamax, {}, ["exp_avg", "exp_inf"]),
+    (functional.radam_, fastopt.RAdam, {"betas": (0.9, 0.6)}, ["exp_avg", "exp_avg_sq"]),
+    (functional.lion_, fastopt.Lion, {"weight_decay": 0.3}, ["exp_avg"]),
+]  # fmt: skip
+
+
+def some(rng, dtypes=(np.float32, np.float64), shapes=((3, 5), (17,))):
+    return [rng.standard_normal(shape).astype(dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+
+
+@pytest.mark.parametrize(("function", "cls", "options", "slots"), CASES)
+def test_a_list_takes_the_path_of_the_class(function, cls, options, slots):
+    rng = np.random.default_rng(1)
+    params = some(rng)
+    p = [x.copy() for x in params]
+    state = {name: [np.zeros_like(x) for x in p] for name in slots}
+    opt = cls(params, lr=0.05, **options)
+    for t in range(1, 8):
+        g = some(rng)
+        opt.step(g)
+        assert function(p, g, **state, step=t, lr=0.05, **options) is True
+        for i, (x, want) in enumerate(zip(p, params, strict=True)):
+            assert x.tobytes() == want.tobytes(), (t, i)
+            for name in slots:
+                assert state[name][i].tobytes() == opt.state[i][name].tobytes(), (t, i, name)
+
+
+@pytest.mark.parametrize("convention", ["torch", "keras", "optax", "paper"])
+def test_nadam_carries_its_product_in_the_caller_s_array(convention):
+    rng = np.random.default_rng(2)
+    params = some(rng)
+    p, m, v = ([f(x) for x in params] for f in (np.copy, np.zeros_like, np.zeros_like))
+    mu = [np.ones((), np.float64) for _ in p]
+    opt = fastopt.NAdam(params, lr=0.1, convention=convention)
+    for t in range(1, 8):
+        g = some(rng)
+        opt.step(g)
+        functional.nadam_(p, g, m, v, mu, step=t, lr=0.1, convention=convention)
+        assert [x.tobytes() for x in p] == [x.tobytes() for x in params]
+    if convention != "optax":
+        assert mu[0] == opt.state_dict()["state"][0]["mu_product"] != 1
+
+
+def test_one_array_and_a_skipped_one():
+    p, v = np.ones(4), np.zeros(4)
+    functional.momentum_(p, np.ones(4), v, step=1, lr=0.5)
+    assert p.tolist() == [0.5] * 4 and v.tolist() == [-0.5] * 4
+    q = [np.ones(2), np.ones(3)]
+    functional.sgd_(q, [None, np.ones(3)], step=1, lr=1.0)
+    assert q[0].tolist() == [1, 1] and q[1].tolist() == [0, 0, 0]
+
+
+def test_a_skipped_step_says_so_and_changes_nothing():
+    p, m, v = np.ones(3), np.zeros(3), np.zeros(3)
+    g = np.array([1.0, np.nan, 1.0])
+    assert functional.adam_(p, g, m, v, step=1, nonfinite="skip") is False
+    assert p.tolist() == [1, 1, 1] and not m.any() and not v.any()
+
+
+p3, z3, f3 = np.ones(3), np.zeros(3), np.zeros(3, np.float32)
+BAD = {
+    "step 0": (errors.HyperparameterError, "step=0", lambda p, m, v: functional.adam_(p, p * 2, m, v, step=0)),
+    "step 1.0": (errors.HyperparameterError, "step=1.0", lambda p, m, v: functional.adam_(p, p * 2, m, v, step=1.0)),
+    "option": (TypeError, "no option 'beta'", lambda p, m, v: functional.adam_(p, p * 2, m, v, step=1, beta=0.9)),
+    "range": (errors.HyperparameterError, "lr=-1.0", lambda p, m, v: functional.adam_(p, p * 2, m, v, step=1, lr=-1)),
+    "convention": (errors.ConventionError, "sklearn",
+                   lambda p, m, v: functional.lion_(p, p * 2, m, step=1, convention="sklearn")),
+    "no lr": (errors.HyperparameterError, "no default for lr",
+              lambda p, m, v: functional.adam_(p, p * 2, m, v, step=1, convention="optax")),
+    "state missing": (errors.ParameterError, "max_exp_avg_sq",
+                      lambda p, m, v: functional.adam_(p, p * 2, m, v, step=1, amsgrad=True)),
+    "state shape": (errors.ShapeError, "exp_avg_sq",
+                    lambda p, m, v: functional.adam_(p, p * 2, m, np.zeros(4), step=1)),
+    "state dtype": (errors.DTypeError, "exp_avg_sq",
+                    lambda p, m, v: functional.adam_(p, p * 2, m, np.zeros(3, np.float32), step=1)),
+    "state twice": (errors.OverlapError, "exp_avg", lambda p, m, v: functional.adam_(p, p * 2, m, m, step=1)),
+    "state is p": (errors.OverlapError, "exp_avg_sq", lambda p, m, v: functional.adam_(p, p * 2, m, p, step=1)),
+    "gradient is p": (errors.OverlapError, "gradient", lambda p, m, v: functional.adam_(p, p, m, v, step=1)),
+    "gradient shape": (errors.ShapeError, "gradient", lambda p, m, v: functional.adam_(p, z3[:2], m, v, step=1)),
+    "list and array": (errors.ParameterError, "g must be a list", lambda p, m, v: functional.adam_([p], z3, [m], [v], step=1)),
+    "short list": (errors.ParameterError, "exp_avg_sq must be a list of 1",
+                   lambda p, m, v: functional.adam_([p], [z3], [m], [v, v], step=1)),
+    "product": (errors.ParameterError, "mu_product", lambda p, m, v: functional.nadam_(p, z3, m, v, 1.0, step=1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_call_raises_and_writes_nothing(case):
+    error, text, call = BAD[case]
+    p, m, v = np.arange(1.0, 4.0), np.full(3, 0.25), np.full(3, 0.5)
+    before = [x.tobytes() for x in (p, m, v)]
+    with pytest.raises(error, match=text.replace("(", r"\(")):
+        call(p, m, v)
+    assert [x.tobytes() for x in (p, m, v)] == before
+
+
+def test_every_class_has_its_function():
+    names = {name.lower() + "_" for name in fastopt.OPTIMIZERS}
+    assert names == set(functional.__all__)

@@ -1,0 +1,987 @@
+"""The interface of the optimizers: construction, hyperparameters, schedules, groups, conventions, copies."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+import pickle
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+from support import ALL, ALL_IDS, build, frozen, needed, same_bits, unchanged
+
+import fastopt
+from fastopt import (
+    NAG,
+    OPTIMIZERS,
+    SGD,
+    Adam,
+    AdamW,
+    ConventionError,
+    HyperparameterError,
+    Momentum,
+    NonFiniteError,
+    Optimizer,
+    RMSprop,
+    engine,
+)
+from fastopt.errors import ParameterError
+
+CONVENTIONS = ("torch", "keras", "optax", "sklearn", "thinc", "paper")
+
+
+def values(shape: Any = (4, 5), dtype: Any = np.float32, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+def three(seed: int = 0) -> list[np.ndarray]:
+    """Three arrays: float32 in C and in Fortran order, and float64."""
+    return [values(seed=seed), values((3, 4), seed=seed + 1).copy("F"), values((7,), np.float64, seed + 2)]
+
+
+# --- Construction
+
+
+def test_every_form_of_parameters_takes_the_same_path():
+    def arrays():
+        return [values((3,)), values((2, 2), seed=1)]
+
+    grads = [values((3,), seed=2), values((2, 2), seed=3)]
+    want = arrays()
+    Adam(want, lr=0.1).step(grads)
+    forms = {
+        "tuple": tuple, "generator": lambda a: (x for x in a), "iterator": iter,
+        "dict": lambda a: dict(zip("ab", a, strict=True)),
+        "one group": lambda a: [{"params": a}],
+        "groups": lambda a: [{"params": a[0]}, {"params": [a[1]]}],
+        "groups of generators": lambda a: ({"params": iter([x])} for x in a),
+        "groups of dicts": lambda a: [{"params": {"a": a[0]}}, {"params": {"b": a[1]}}],
+        "an empty group": lambda a: [{"params": a}, {"params": []}],
+        "groups that say lr": lambda a: [{"params": a[0], "lr": 0.1}, {"params": a[1], "lr": 0.1, "eps": None}],
+    }  # fmt: skip
+    for name, form in forms.items():
+        got = arrays()
+        opt = Adam(form(got), lr=0.1)
+        opt.step(grads)
+        assert same_bits(got, want), name
+        assert same_bits(opt.params, want), name
+
+
+def test_gradients_come_as_list_tuple_iterator_dict_or_one_array():
+    g = [values((3,), seed=2), values((2,), seed=3)]
+    named = dict(zip("ab", g, strict=True))
+    want = [values((3,)), values((2,))]
+    Adam(want).step(g)
+    for grads in (tuple(g), iter(g), (x for x in g), named, dict(reversed(named.items())), dict.fromkeys("ab") | named):
+        got = {"a": values((3,)), "b": values((2,))}
+        Adam(got).step(grads)
+        assert same_bits(list(got.values()), want)
+    for grads in (g[0], [g[0]], (g[0],)):
+        w = values((3,))
+        Adam(w).step(grads)
+        assert same_bits(w, want[0])
+        w = values((3,))
+        Adam([w]).step(grads)
+        assert same_bits(w, want[0])
+
+
+def test_groups_have_hyperparameters_of_their_own():
+    alone = [values(seed=i) for i in range(3)]
+    together = [values(seed=i) for i in range(3)]
+    g = values(seed=9)
+    AdamW(alone[0], lr=0.5).step(g)
+    AdamW(alone[1], lr=0.25, betas=(0.5, 0.75)).step(g)
+    AdamW(alone[2], lr=0.5, weight_decay=0, eps=0.125, maximize=True, amsgrad=True).step(g)
+    groups = [
+        {"params": together[0]},
+        {"params": together[1], "lr": 0.25, "betas": (0.5, 0.75)},
+        {"params": together[2], "weight_decay": 0, "eps": 0.125, "maximize": True, "amsgrad": True},
+    ]
+    AdamW(groups, lr=0.5).step([g, g, g])
+    assert same_bits(together, alone)
+
+
+@pytest.mark.parametrize("params", [[], (), iter([])])
+def test_no_parameters_at_all_is_an_error(params):
+    with pytest.raises(ParameterError, match="empty"):
+        SGD(params)
+
+
+def test_group_without_parameters_is_fine():
+    opt = SGD([{"params": []}, {"params": [], "lr": 0.5}])
+    opt.step([])
+    assert opt.steps == 1 and opt.params == [] and opt.state == []
+    opt.add_param_group({"params": [values()]})
+    opt.step([values()])
+
+
+@pytest.mark.parametrize(
+    ("params", "match"),
+    [
+        ([{"lr": 0.1}], "'params'"),
+        ([{}], "'params'"),
+        ([{"params": {"a": values()}}, {"params": {"a": values()}}], "'a'"),
+        ([{"params": {"a": values()}}, {"params": [values()]}], "name"),
+    ],
+)
+def test_malformed_groups(params, match):
+    with pytest.raises(ParameterError, match=match):
+        SGD(params)
+
+
+def test_unknown_keywords_are_named():
+    for cls in OPTIMIZERS.values():
+        with pytest.raises(TypeError, match="learning_rate"):
+            cls(values(), learning_rate=0.1)
+        with pytest.raises(HyperparameterError, match="'learning_rate'"):
+            cls([{"params": values(), "learning_rate": 0.1}])
+    opt = SGD(values())
+    with unchanged(opt, HyperparameterError, "betas"):
+        opt.add_param_group({"params": values(), "betas": (0.9, 0.99)})
+
+
+def test_add_param_group_between_steps():
+    w, late = values(), values(seed=1)
+    opt, first, second = Adam(w, lr=0.5), Adam(values(), lr=0.5), Adam(values(seed=1), lr=0.25)
+    opt.step(values(seed=2))
+    first.step(values(seed=2))
+    opt.add_param_group({"params": late, "lr": 0.25})
+    for seed in (3, 4):
+        opt.step([values(seed=seed), values(seed=seed)])
+        first.step(values(seed=seed))
+        second.step(values(seed=seed))
+    assert same_bits([w, late], first.params + second.params)
+    assert [state["step"] for state in opt.state] == [3, 2] and opt.steps == 3
+    assert [group["lr"] for group in opt.param_groups] == [0.5, 0.25]
+
+
+def test_positional_arguments_are_in_the_order_of_pytorch():
+    orders = {
+        "SGD": "lr momentum dampening weight_decay nesterov",
+        "Adagrad": "lr lr_decay weight_decay initial_accumulator_value eps",
+        "Adadelta": "lr rho eps weight_decay",
+        "RMSprop": "lr alpha eps weight_decay momentum centered",
+        "Adam": "lr betas eps weight_decay amsgrad",
+        "AdamW": "lr betas eps weight_decay amsgrad",
+        "Adamax": "lr betas eps weight_decay",
+        "NAdam": "lr betas eps weight_decay momentum_decay",
+        "RAdam": "lr betas eps weight_decay",
+        "Momentum": "lr momentum weight_decay",
+        "NAG": "lr momentum weight_decay",
+        "Lion": "lr betas weight_decay",
+    }
+    samples = {"nesterov": False, "centered": True, "amsgrad": True, "betas": (0.5, 0.75)}
+    assert orders.keys() == OPTIMIZERS.keys()
+    for name, order in orders.items():
+        given = {key: samples.get(key, (i + 1) / 16) for i, key in enumerate(order.split())}
+        group = OPTIMIZERS[name](values(), *given.values()).param_groups[0]
+        assert {key: group[key] for key in given} == given
+
+
+def test_defaults_are_those_of_the_library():
+    def group(name: str, convention: str) -> dict[str, Any]:
+        return build(OPTIMIZERS[name], values(), convention).param_groups[0]
+
+    wanted = {
+        ("SGD", "torch"): {"lr": 1e-3, "momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False},
+        ("SGD", "keras"): {"lr": 0.01, "momentum": 0, "nesterov": False},
+        ("SGD", "sklearn"): {"lr": 0.1, "momentum": 0.9, "nesterov": True},
+        ("Adagrad", "torch"): {"lr": 0.01, "lr_decay": 0, "initial_accumulator_value": 0, "eps": 1e-10},
+        ("Adagrad", "keras"): {"lr": 1e-3, "initial_accumulator_value": 0.1, "eps": 1e-7},
+        ("Adagrad", "optax"): {"initial_accumulator_value": 0.1, "eps": 1e-7},
+        ("Adagrad", "paper"): {"lr": 0.01, "eps": 0},
+        ("Adadelta", "torch"): {"lr": 1.0, "rho": 0.9, "eps": 1e-6},
+        ("Adadelta", "keras"): {"lr": 1e-3, "rho": 0.95, "eps": 1e-7},
+        ("Adadelta", "optax"): {"rho": 0.9, "eps": 1e-6},
+        ("Adadelta", "paper"): {"lr": 1.0, "rho": 0.95, "eps": 1e-6},
+        ("RMSprop", "torch"): {"lr": 0.01, "alpha": 0.99, "eps": 1e-8, "momentum": 0, "centered": False},
+        ("RMSprop", "keras"): {"lr": 1e-3, "alpha": 0.9, "eps": 1e-7},
+        ("RMSprop", "optax"): {"alpha": 0.9, "eps": 1e-8, "initial_accumulator_value": 0},
+        ("RMSprop", "paper"): {"lr": 1e-3, "alpha": 0.9, "eps": 0},
+        ("Adam", "torch"): {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False},
+        ("Adam", "keras"): {"lr": 1e-3, "eps": 1e-7}, ("Adam", "optax"): {"eps": 1e-8, "eps_root": 0},
+        ("Adam", "sklearn"): {"lr": 1e-3, "eps": 1e-8}, ("Adam", "thinc"): {"lr": 1e-3, "eps": 1e-8},
+        ("Adam", "paper"): {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8},
+        ("AdamW", "torch"): {"lr": 1e-3, "weight_decay": 0.01}, ("AdamW", "keras"): {"weight_decay": 0.004},
+        ("AdamW", "optax"): {"weight_decay": 1e-4}, ("AdamW", "thinc"): {"weight_decay": 0},
+        ("Adamax", "torch"): {"lr": 2e-3, "eps": 1e-8}, ("Adamax", "keras"): {"lr": 1e-3, "eps": 1e-7},
+        ("Adamax", "paper"): {"lr": 2e-3, "eps": 0},
+        ("NAdam", "torch"): {"lr": 2e-3, "momentum_decay": 0.004, "eps": 1e-8},
+        ("NAdam", "keras"): {"lr": 1e-3, "eps": 1e-7}, ("NAdam", "paper"): {"momentum_decay": 0.004},
+        ("RAdam", "torch"): {"lr": 1e-3, "eps": 1e-8}, ("RAdam", "thinc"): {"lr": 1e-3, "eps": 1e-8},
+        ("Lion", "paper"): {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0},
+        ("Lion", "keras"): {"lr": 1e-3, "betas": (0.9, 0.99)}, ("Lion", "optax"): {"weight_decay": 1e-3},
+    }  # fmt: skip
+    for (name, convention), want in wanted.items():
+        got = group(name, convention)
+        assert {key: got[key] for key in want} == want, (name, convention)
+
+
+def test_what_a_library_has_no_default_for_must_be_given():
+    for cls, convention in ALL:
+        for key in needed(cls, convention):
+            with pytest.raises(HyperparameterError, match=rf"no default for {key}"):
+                build(cls, values(), convention, **{key: None})
+    no_lr = {c.__name__ for c in OPTIMIZERS.values() if "optax" in c.conventions and "lr" in needed(c, "optax")}
+    assert no_lr == {"SGD", "Adagrad", "Adadelta", "RMSprop", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Lion"}
+
+
+# --- Hyperparameters: what is accepted
+
+NOT_NUMBERS = ["0.1", "fast", True, False, 1j, [0.1], (), {}, object(), math.nan, math.inf, -math.inf,
+               np.array([0.1, 0.2]), np.nan, b"1"]  # fmt: skip
+OUT_OF_RANGE: dict[str, list[Any]] = {
+    "lr": [-1e-3, -1], "weight_decay": [-1e-3], "eps": [-1e-8], "eps_root": [-1e-8], "lr_decay": [-0.1],
+    "momentum_decay": [-0.004], "initial_accumulator_value": [-0.1], "dampening": [],
+    "momentum": [-0.1, 1.0000001, 2], "alpha": [-0.1, 1.0000001], "rho": [-0.1, 1.0000001],
+    "betas": [(-0.1, 0.9), (0.9, -0.1), (1.0, 0.9), (0.9, 1.0), (0.9, 1), (1.5, 0.9), (0.9,), (0.9, 0.99, 0.999),
+              0.9, "ab", (0.9, "0.99"), (True, 0.9), (0.9, math.nan), (0.9, None), None, (None, 0.9), {0.9: 1, 0.8: 2}],
+    "eps_placement": ["under", "", 1, True, "Outside"],
+    "nesterov": ["yes", 2, 0.5], "centered": ["yes", 2], "amsgrad": ["yes", -1], "bias_correction": ["yes", 3],
+    "maximize": ["yes", 2], "decoupled_weight_decay": ["yes", 2],
+}  # fmt: skip
+FLAGS = {"nesterov", "centered", "amsgrad", "bias_correction", "maximize", "decoupled_weight_decay"}
+HYPERPARAMETERS = [
+    (cls, key) for cls in OPTIMIZERS.values() for key in (*cls.hyperparameters, "maximize", "decoupled_weight_decay")
+]
+
+
+def bad_values(key: str) -> list[Any]:
+    out = list(OUT_OF_RANGE[key])
+    if key not in FLAGS and key not in ("betas", "eps_placement"):
+        out += NOT_NUMBERS
+    return out
+
+
+def offering(cls: type[Optimizer], key: str) -> str:
+    """A convention that has this hyperparameter."""
+    return next((name for name, c in cls.conventions.items() if key in c.defaults), next(iter(cls.conventions)))
+
+
+@pytest.mark.parametrize(("cls", "key"), HYPERPARAMETERS, ids=lambda x: getattr(x, "__name__", x))
+def test_bad_hyperparameter_is_refused_wherever_it_comes_from(cls, key):
+    convention = offering(cls, key)
+    w, g = values(), values(seed=1)
+    opt = build(cls, w, convention)
+    opt.step(g)
+    good = opt.param_groups[0][key]
+    for bad in bad_values(key):
+        if bad is not None:
+            with pytest.raises(HyperparameterError, match=key):
+                build(cls, values(), convention, **{key: bad})
+            with pytest.raises(HyperparameterError, match=key):
+                build(cls, [{"params": values(), key: bad}], convention)
+            with unchanged(opt, HyperparameterError, key):
+                opt.add_param_group({"params": values(), key: bad})
+        opt.param_groups[0][key] = bad
+        with unchanged(opt, HyperparameterError, key):
+            opt.step(g)
+        opt.param_groups[0][key] = good
+        if key in ("lr", "momentum", "betas", "weight_decay"):
+            with pytest.raises(HyperparameterError, match=key):
+                build(cls, values(), convention, **{key: lambda t, bad=bad: bad})
+    opt.step(g)
+    assert opt.steps == 2
+
+
+@pytest.mark.parametrize(("cls", "key"), HYPERPARAMETERS, ids=lambda x: getattr(x, "__name__", x))
+def test_numbers_may_be_of_any_kind(cls, key):
+    if key in FLAGS or key == "eps_placement":
+        pytest.skip("not a number")
+    convention = offering(cls, key)
+    kinds = [int, float, np.float32, np.float64, np.int64, np.array]
+    numbers = [(0.5, kind(0)) for kind in kinds] if key == "betas" else [kind(0) for kind in kinds]
+    paths = []
+    for number in numbers:
+        opt = build(cls, values(), convention, **{key: number})
+        opt.step(values(seed=1))
+        paths.append(opt.params[0])
+    assert all(same_bits(path, paths[0]) for path in paths)
+
+
+@pytest.mark.parametrize(("cls", "key"), HYPERPARAMETERS, ids=lambda x: getattr(x, "__name__", x))
+def test_values_that_only_float32_rounds_out_of_range(cls, key):
+    too_large = {"betas": (0.9, 0.99999999999)} if key == "betas" else {key: 1e39}
+    if key in FLAGS or key in ("eps_placement", "momentum", "alpha", "rho"):
+        pytest.skip("cannot round out of range")
+    convention = offering(cls, key)
+    if key in ("lr", "weight_decay", "dampening", "lr_decay", "eps", "eps_root", "initial_accumulator_value", "betas"):
+        build(cls, values(dtype=np.float64), convention, **too_large)
+    with pytest.raises(HyperparameterError, match=f"{key}.*float32"):
+        build(cls, values(), convention, **too_large)
+    with pytest.raises(HyperparameterError, match=f"{key}.*float32"):
+        build(cls, [values(dtype=np.float64), values()], convention, **too_large)
+    groups = [{"params": values(dtype=np.float64), **too_large}, {"params": values()}]
+    build(cls, groups, convention)  # each group by its own arrays
+    for index in (0, 1):
+        opt = build(cls, groups, convention)
+        opt.param_groups[1].update(too_large)
+        with unchanged(opt, HyperparameterError, f"{key}.*float32"):
+            opt.step([values(dtype=np.float64), values()] if index else [None, None])
+
+
+def test_scalars_that_overflow_are_refused_before_the_step():
+    opt = Adam([values((3,)), values((3,), np.float64)], lr=1e38)  # lr / (1 - beta1) is beyond float32
+    with unchanged(opt, HyperparameterError, "not finite.*lr=1e"):
+        opt.step([values((3,)), values((3,), np.float64)])
+    opt.step([None, values((3,), np.float64)]) if not opt.param_groups[0].update(lr=1.0) else None
+    assert opt.steps == 1
+
+
+def test_nesterov_of_pytorch_needs_momentum_and_no_dampening():
+    with pytest.raises(HyperparameterError, match="nesterov"):
+        SGD(values(), nesterov=True)
+    with pytest.raises(HyperparameterError, match="nesterov"):
+        SGD(values(), momentum=0.9, dampening=0.5, nesterov=True)
+    SGD(values(), convention="sklearn", momentum=0.0)  # nesterov=True is its default
+
+
+@pytest.mark.parametrize("n_threads", [0, -1, 1.0, 2.5, "2", True, False, math.nan, [1]])
+def test_number_of_threads_is_an_int_or_none(n_threads):
+    with pytest.raises(HyperparameterError, match="n_threads"):
+        SGD(values(), n_threads=n_threads)
+
+
+def test_settings_are_checked():
+    with pytest.raises(HyperparameterError, match="nonfinite='ignore'.*'propagate', 'raise' or 'skip'"):
+        SGD(values(), nonfinite="ignore")
+    with pytest.raises(HyperparameterError, match="state_factory"):
+        SGD(values(), state_factory=3)
+    for n in (None, 1, 3, np.int64(2), 64):
+        SGD(values(), n_threads=n).step(values())
+
+
+# --- Conventions
+
+# What each library's optimizer lets one choose, from its signature. What is in no list is an error.
+OFFERED = {
+    "SGD": {"torch": "lr momentum dampening weight_decay nesterov", "keras": "lr momentum weight_decay nesterov",
+            "optax": "lr momentum nesterov", "sklearn": "lr momentum nesterov", "thinc": "lr weight_decay"},
+    "Momentum": {"paper": "lr momentum weight_decay"},
+    "NAG": {"paper": "lr momentum weight_decay"},
+    "Adagrad": {"torch": "lr lr_decay weight_decay initial_accumulator_value eps",
+                "keras": "lr weight_decay initial_accumulator_value eps",
+                "optax": "lr initial_accumulator_value eps", "paper": "lr eps"},
+    "Adadelta": {"torch": "lr rho eps weight_decay", "keras": "lr rho eps weight_decay",
+                 "optax": "lr rho eps weight_decay", "paper": "lr rho eps"},
+    "RMSprop": {"torch": "lr alpha eps weight_decay momentum centered",
+                "keras": "lr alpha eps weight_decay momentum centered",
+                "optax": "lr alpha eps momentum centered nesterov bias_correction initial_accumulator_value",
+                "paper": "lr alpha eps"},
+    "Adam": {"torch": "lr betas eps weight_decay amsgrad", "keras": "lr betas eps weight_decay amsgrad",
+             "optax": "lr betas eps amsgrad eps_root", "sklearn": "lr betas eps", "thinc": "lr betas eps weight_decay",
+             "paper": "lr betas eps amsgrad"},
+    "AdamW": {"torch": "lr betas eps weight_decay amsgrad", "keras": "lr betas eps weight_decay amsgrad",
+              "optax": "lr betas eps weight_decay eps_root", "thinc": "lr betas eps weight_decay",
+              "paper": "lr betas eps weight_decay"},
+    "Adamax": {"torch": "lr betas eps weight_decay", "keras": "lr betas eps weight_decay",
+               "optax": "lr betas eps weight_decay", "paper": "lr betas"},
+    "NAdam": {"torch": "lr betas eps weight_decay momentum_decay", "keras": "lr betas eps weight_decay",
+              "optax": "lr betas eps weight_decay eps_root", "paper": "lr betas eps momentum_decay"},
+    "RAdam": {"torch": "lr betas eps weight_decay", "optax": "lr betas eps eps_root",
+              "thinc": "lr betas eps weight_decay", "paper": "lr betas eps"},
+    "Lion": {"paper": "lr betas weight_decay", "keras": "lr betas weight_decay", "optax": "lr betas weight_decay"},
+}  # fmt: skip
+# What fastopt adds under every convention; RMSprop's bias correction is optax's alone.
+OURS = {"eps_placement", "bias_correction"}
+# Whether weight decay can be coupled, decoupled or both; nothing where there is none.
+DECAY = {
+    "SGD": {"torch": {False}, "keras": {True}, "thinc": {True, False}},
+    "Momentum": {"paper": {False, True}}, "NAG": {"paper": {False, True}},
+    "Adagrad": {"torch": {False}, "keras": {True}},
+    "Adadelta": {"torch": {False}, "keras": {True}, "optax": {False}},
+    "RMSprop": {"torch": {False}, "keras": {True}},
+    "Adam": {"torch": {False, True}, "keras": {True}, "thinc": {True, False}},
+    "AdamW": {"torch": {True}, "keras": {True}, "optax": {True}, "thinc": {True}, "paper": {True}},
+    "Adamax": {"torch": {False}, "keras": {True}, "optax": {True}},
+    "NAdam": {"torch": {False, True}, "keras": {True}, "optax": {True}},
+    "RAdam": {"torch": {False, True}, "thinc": {True, False}},
+    "Lion": {"paper": {True}, "keras": {True}, "optax": {True}},
+}  # fmt: skip
+OTHER_THAN_USUAL: dict[str, Any] = {
+    "lr": 0.3, "betas": (0.5, 0.75), "eps": 0.01, "weight_decay": 0.125, "momentum": 0.5, "dampening": 0.25,
+    "nesterov": True, "centered": True, "amsgrad": True, "lr_decay": 0.1, "momentum_decay": 0.01, "eps_root": 0.1,
+    "initial_accumulator_value": 0.3, "alpha": 0.7, "rho": 0.7, "eps_placement": "inside", "bias_correction": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("cls", OPTIMIZERS.values())
+@pytest.mark.parametrize("convention", [*CONVENTIONS, "pytorch", "", 3, ["torch"]])
+def test_convention_that_does_not_exist_lists_those_that_do(cls, convention):
+    existing = OFFERED[cls.__name__]
+    if isinstance(convention, str) and convention in existing:
+        assert build(cls, values(), convention).convention == convention
+        return
+    with pytest.raises(ConventionError) as caught:
+        cls(values(), lr=0.1, convention=convention)
+    assert all(name in str(caught.value) for name in existing)
+    assert not any(name in str(caught.value).split("in:")[1] for name in set(CONVENTIONS) - set(existing))
+
+
+def test_default_convention():
+    default = {name: cls(values()).convention for name, cls in OPTIMIZERS.items()}
+    assert default == {name: "paper" if name in ("Momentum", "NAG", "Lion") else "torch" for name in OPTIMIZERS}
+
+
+@pytest.mark.parametrize(("cls", "convention"), ALL, ids=ALL_IDS)
+def test_options_exist_where_the_library_has_them(cls, convention):
+    offered = {*OFFERED[cls.__name__][convention].split(), *OURS}
+    if cls is RMSprop and convention != "optax":
+        offered.remove("bias_correction")
+    for key in cls.hyperparameters:
+        value = OTHER_THAN_USUAL[key]
+        if cls is RMSprop and key == "bias_correction":
+            value = True
+        if key in offered:
+            extra = {"momentum": 0.5} if key == "nesterov" else {}
+            opt = build(cls, values(), convention, **{key: value}, **extra)
+            assert opt.param_groups[0][key] == value
+            opt.step(values())
+            continue
+        with pytest.raises(ConventionError, match=key) as caught:
+            build(cls, values(), convention, **{key: value})
+        having = [c for c, keys in OFFERED[cls.__name__].items() if key in keys.split()]
+        assert all(name in str(caught.value) for name in having)
+        if key in ("lr", "momentum", "weight_decay"):
+            with pytest.raises(ConventionError, match=key):
+                build(cls, values(), convention, **{key: lambda t, value=value: value})
+        opt = build(cls, values(), convention)
+        opt.param_groups[0][key] = value
+        with unchanged(opt, ConventionError, key):
+            opt.step(values())
+
+
+@pytest.mark.parametrize(("cls", "convention"), ALL, ids=ALL_IDS)
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_weight_decay_is_coupled_or_decoupled_as_the_library_has_it(cls, convention, decoupled):
+    having = DECAY[cls.__name__].get(convention)
+    if having is None or decoupled in having:
+        options = {"weight_decay": 0.1} if having else {}
+        build(cls, values(), convention, decoupled_weight_decay=decoupled, **options).step(values())
+    else:
+        with pytest.raises(ConventionError, match="decoupled_weight_decay"):
+            build(cls, values(), convention, decoupled_weight_decay=decoupled, weight_decay=0.1)
+
+
+# --- Schedules
+
+
+class Recorded:
+    """A schedule that remembers what it was called with."""
+
+    def __init__(self, *values: Any) -> None:
+        self.values, self.calls = values, []
+
+    def __call__(self, step: int) -> Any:
+        self.calls.append(step)
+        return self.values[step % len(self.values)]
+
+
+def test_schedules_are_called_with_the_steps_already_taken():
+    lr, beta, decay = Recorded(0.1, 0.2, 0.3), Recorded(0.8, 0.9), Recorded(0.01, 0.02)
+    opt = AdamW([values(), values(seed=1)], lr=lr, betas=(beta, 0.99), weight_decay=decay)
+    for step in range(5):
+        for schedule in (lr, beta, decay):
+            schedule.calls.clear()
+        opt.step([values(), values()] if step % 2 else [None, values()])  # a skipped parameter does not hold it back
+        for schedule in (lr, beta, decay):
+            assert schedule.calls == [step] and type(schedule.calls[0]) is int
+    assert [state["step"] for state in opt.state] == [2, 5]
+
+
+@pytest.mark.parametrize(("cls", "convention"), ALL, ids=ALL_IDS)
+def test_scheduled_path_is_the_path_of_edited_groups(cls, convention):
+    steps = {"lr": (0.5, 0.25, 0.125), "momentum": (0.5, 0.75, 0.9), "weight_decay": (0.1, 0.0, 0.3),
+             "betas": ((0.5, 0.75), (0.6, 0.8), (0.9, 0.99))}  # fmt: skip
+    keys = [key for key in OFFERED[cls.__name__][convention].split() if key in steps]
+    for key in keys:
+        start = {} if key == "momentum" else {"momentum": 0.5} if "momentum" in keys else {}
+        variants = [Recorded(*steps[key])]
+        if key == "betas":
+            variants.append((Recorded(*(b for b, _ in steps[key])), Recorded(*(b for _, b in steps[key]))))
+            variants.append([Recorded(*(b for b, _ in steps[key])), Recorded(*(b for _, b in steps[key]))])
+        edited = build(cls, three(), convention, **{key: steps[key][0], **start})
+        scheduled = [build(cls, three(), convention, **{key: variant, **start}) for variant in variants]
+        for i in range(6):
+            edited.param_groups[0][key] = steps[key][i % 3]
+            for opt in (edited, *scheduled):
+                opt.step(three(seed=i + 10))
+        for opt in scheduled:
+            assert same_bits(opt.params, edited.params), key
+            assert frozen(opt.state) == frozen(edited.state), key
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -0.5, "fast", None, 1j])
+def test_schedule_that_goes_wrong_changes_nothing(bad):
+    for key in ("lr", "momentum", "weight_decay"):
+        fine = {"lr": 0.1, "momentum": 0.5, "weight_decay": 0.1}
+        opt = SGD(three(), **{**fine, key: Recorded(fine[key], fine[key], bad, fine[key])})
+        for seed in (0, 1):
+            opt.step(three(seed))
+        for _ in range(2):
+            with unchanged(opt, HyperparameterError, key):
+                opt.step(three())
+    opt = Adam(three(), betas=(0.9, Recorded(0.99, bad)))
+    opt.step(three())
+    with unchanged(opt, HyperparameterError, r"betas\[1\]"):
+        opt.step(three())
+
+
+def test_exception_of_a_schedule_comes_through_and_changes_nothing():
+    def schedule(step: int) -> float:
+        return 0.1 / (2 - step)
+
+    opt = Adam(three(), lr=schedule)
+    opt.step(three())
+    opt.step(three())
+    before = frozen(opt.state_dict()), frozen(opt.params)
+    with pytest.raises(ZeroDivisionError):
+        opt.step(three())
+    assert (frozen(opt.state_dict()), frozen(opt.params)) == before
+    opt.param_groups[0]["lr"] = 0.1
+    opt.step(three())
+    assert opt.steps == 3
+
+
+# --- Editing groups between steps
+
+
+def test_edited_hyperparameters_count_from_the_next_step_on():
+    for edit in (0.25, np.float32(0.25), np.float64(0.25), np.array(0.25), lambda step: 0.25):
+        edited, plain = Adam(values(), lr=0.5), Adam(values(), lr=0.5)
+        edited.step(values(seed=1))
+        plain.step(values(seed=1))
+        new = Adam(values(), lr=0.25)
+        new.load_state_dict({**plain.state_dict(), "param_groups": new.state_dict()["param_groups"]})
+        new.params[0][...] = plain.params[0]
+        edited.param_groups[0]["lr"] = edit
+        edited.step(values(seed=2))
+        new.step(values(seed=2))
+        assert same_bits(edited.params, new.params)
+
+
+def test_group_dict_may_be_replaced():
+    opt, plain = Adam(values(), lr=0.5), Adam(values(), lr=0.5)
+    opt.step(values(seed=1))
+    plain.step(values(seed=1))
+    opt.param_groups[0] = {**opt.param_groups[0], "lr": 0.25, "betas": (0.5, 0.75), "amsgrad": True}
+    plain.param_groups[0].update(lr=0.25, betas=(0.5, 0.75), amsgrad=True)
+    for seed in (2, 3):
+        opt.step(values(seed=seed))
+        plain.step(values(seed=seed))
+    assert same_bits(opt.params, plain.params)
+    assert frozen(opt.state) == frozen(plain.state)
+
+
+def test_values_that_change_in_place_are_read_at_every_step():
+    lr, betas = np.array(0.5), [0.5, 0.75]
+    opt, plain = Adam(values(), lr=lr, betas=betas), Adam(values(), lr=0.5, betas=(0.5, 0.75))
+    for seed, (rate, pair) in enumerate([(0.5, (0.5, 0.75)), (0.25, (0.6, 0.8)), (0.125, (0.6, 0.9))]):
+        lr[...], betas[:] = rate, pair
+        plain.param_groups[0].update(lr=rate, betas=pair)
+        opt.step(values(seed=seed))
+        plain.step(values(seed=seed))
+    assert same_bits(opt.params, plain.params)
+
+
+def test_momentum_switched_on_starts_a_new_buffer():
+    for convention, options in [("torch", {"dampening": 0.5}), ("keras", {}), ("optax", {}), ("sklearn", {})]:
+        w = values()
+        opt = SGD(w, 0.1, momentum=0.0, convention=convention, **options)
+        opt.step(values(seed=1))
+        assert "momentum_buffer" not in opt.state[0]
+        new = SGD(w.copy(), 0.1, momentum=0.9, convention=convention, **options)
+        opt.param_groups[0]["momentum"] = 0.9
+        for seed in (2, 3, 4):
+            opt.step(values(seed=seed))
+            new.step(values(seed=seed))
+        assert same_bits(opt.params, new.params)
+        assert same_bits(opt.state[0]["momentum_buffer"], new.state[0]["momentum_buffer"])
+
+
+@pytest.mark.parametrize(
+    ("cls", "convention", "start", "edit", "slot"),
+    [
+        (Adam, "torch", {}, {"amsgrad": True}, "max_exp_avg_sq"),
+        (AdamW, "keras", {}, {"amsgrad": True}, "max_exp_avg_sq"),
+        (RMSprop, "torch", {}, {"momentum": 0.5}, "momentum_buffer"),
+        (RMSprop, "torch", {"momentum": 0.5}, {"centered": True}, "grad_avg"),
+        (RMSprop, "optax", {"momentum": 0.5}, {"nesterov": True}, None),
+        (SGD, "torch", {"momentum": 0.5}, {"nesterov": True}, None),
+        (Adam, "torch", {}, {"eps_placement": "inside"}, None),
+        (Adam, "torch", {}, {"maximize": True}, None),
+        (Adam, "torch", {"weight_decay": 0.5}, {"decoupled_weight_decay": True}, None),
+    ],
+)
+def test_option_switched_on_between_steps(cls, convention, start, edit, slot):
+    """The step after the edit is that of an optimizer which had the option, with the same state, and zeros elsewhere."""
+    opt = build(cls, three(), convention, **start)
+    opt.step(three(5))
+    old = [{k: v.copy("K") for k, v in s.items() if isinstance(v, np.ndarray)} for s in opt.state]
+    w = [p.copy("K") for p in opt.params]
+    opt.param_groups[0].update(edit)
+    other = build(cls, w, convention, **start, **edit)
+    zero = [np.zeros_like(p) for p in w]
+    other.step(zero)  # one step, to have state to write to
+    for p, before, mine, theirs in zip(w, opt.params, other.state, old, strict=True):
+        p[...] = before
+        for name in mine.keys() - {"step"}:
+            mine[name][...] = theirs.get(name, 0)
+    for seed in (6, 7):
+        opt.step(three(seed))
+        other.step(three(seed))
+    assert same_bits(opt.params, other.params)
+    assert frozen(opt.state) == frozen(other.state)
+    assert slot is None or all(slot in state for state in opt.state)
+    before = frozen(opt.params)
+    opt.param_groups[0].update({key: opt.defaults[key] for key in edit})
+    opt.step(three(8))  # and off again
+    assert frozen(opt.params) != before
+
+
+def test_failed_step_after_an_edit_changes_nothing():
+    a, b = values(), values(seed=1)
+    opt = Adam([{"params": a}, {"params": b}])
+    opt.step([values(), values()])
+    opt.param_groups[0]["amsgrad"] = True
+    opt.param_groups[1]["lr"] = -1.0
+    with unchanged(opt, HyperparameterError, "lr"):
+        opt.step([values(), values()])
+
+
+@pytest.mark.parametrize("edit", [lambda groups: groups.append({}), lambda groups: groups.clear(), list.pop])
+def test_length_of_param_groups_may_not_change(edit):
+    opt = Adam([{"params": values()}, {"params": values(seed=1)}])
+    groups = list(opt.param_groups)
+    edit(opt.param_groups)
+    before = frozen(opt.params), frozen(opt.state)
+    with pytest.raises(HyperparameterError, match="add_param_group"):
+        opt.step([values(), values()])
+    assert (frozen(opt.params), frozen(opt.state)) == before
+    opt.param_groups[:] = groups
+    opt.step([values(), values()])
+
+
+@pytest.mark.parametrize("edit", [lambda g: g.pop("lr"), lambda g: g.pop("amsgrad"), lambda g: g.pop("eps_placement")])
+@pytest.mark.parametrize("replace", [False, True])
+def test_group_that_lost_a_hyperparameter(edit, replace):
+    opt = Adam([{"params": values()}, {"params": values(seed=1)}])
+    group = dict(opt.param_groups[1]) if replace else opt.param_groups[1]
+    edit(group)
+    opt.param_groups[1] = group
+    before = frozen(opt.params), frozen(opt.state)
+    with pytest.raises(HyperparameterError):
+        opt.step([values(), values()])
+    opt.param_groups[1] = 3
+    with pytest.raises(HyperparameterError):
+        opt.step([values(), values()])
+    assert (frozen(opt.params), frozen(opt.state), opt.steps) == (*before, 0)
+
+
+# --- nonfinite
+
+
+@pytest.fixture
+def forced_threads():
+    before = engine.set_serial_blocks(0)
+    yield
+    engine.set_serial_blocks(before)
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("size", [1, 17, 1000])
+def test_nonfinite_gradient_is_found_before_the_first_write(forced_threads, n_threads, dtype, bad, size):
+    params = {"a": values((40,)), "empty": values((0,)), "b": values((size,), dtype), "c": values((3,), np.float64)}
+    grads = {name: values(p.shape, p.dtype, 1) for name, p in params.items()}
+    spoiled = {name: g.copy() for name, g in grads.items()}
+    spoiled["b"][-1] = spoiled["c"][0] = bad
+    raising = Adam({k: v.copy() for k, v in params.items()}, nonfinite="raise", n_threads=n_threads)
+    skipping = Adam({k: v.copy() for k, v in params.items()}, nonfinite="skip", n_threads=n_threads)
+    plain = Adam({k: v.copy() for k, v in params.items()}, n_threads=n_threads)
+    for opt in (raising, skipping, plain):
+        opt.step(grads)
+    with unchanged(raising, NonFiniteError, "^gradient of parameter 'b'"):
+        raising.step(spoiled)
+    before = frozen([skipping.params, skipping.state, skipping.steps])
+    skipping.step(spoiled)
+    skipping.step({**spoiled, "b": None})
+    assert frozen([skipping.params, skipping.state, skipping.steps]) == before
+    assert skipping.skipped_steps == 2 and raising.skipped_steps == 0
+    for opt in (raising, skipping, plain):
+        opt.step(grads)
+    assert same_bits(raising.params, plain.params) and same_bits(skipping.params, plain.params)
+    plain.step(spoiled)
+    assert np.isfinite(plain.params[0]).all() and not np.isfinite(plain.params[2][-1])
+
+
+def test_skipped_step_does_not_move_the_schedule():
+    lr = Recorded(0.1, 0.2, 0.3)
+    opt = SGD(values((3,)), lr=lr, nonfinite="skip")
+    for g in (1, math.nan, math.inf, 1):
+        opt.step(np.full(3, g, np.float32))
+    assert lr.calls[-4:] == [0, 1, 1, 1] and opt.steps == 2 and opt.skipped_steps == 2
+
+
+def test_largest_finite_numbers_are_finite():
+    for dtype in (np.float32, np.float64):
+        opt = fastopt.Lion(values((33,), dtype), nonfinite="raise")
+        opt.step(np.full(33, np.finfo(dtype).max))
+        opt.step(np.full(33, np.finfo(dtype).smallest_subnormal))
+    opt = SGD(values((2,)), nonfinite="raise", copy_grads=True)
+    with np.errstate(over="ignore"), unchanged(opt, NonFiniteError, "parameter 0"):
+        opt.step(np.array([1.0, 1e300]))  # finite before it was copied to float32
+
+
+# --- maximize
+
+
+@pytest.mark.parametrize(("cls", "convention"), ALL, ids=ALL_IDS)
+@pytest.mark.parametrize("decay", [0.0, 0.25])
+def test_maximize_negates_the_gradient_and_nothing_else(cls, convention, decay):
+    having = DECAY[cls.__name__].get(convention, set())
+    for decoupled in having or {False}:
+        options = {"weight_decay": decay, "decoupled_weight_decay": decoupled} if having else {}
+        up = build(cls, three(), convention, maximize=True, **options)
+        down = build(cls, three(), convention, **options)
+        for seed in (1, 2, 3):
+            up.step(three(seed))
+            down.step([-g for g in three(seed)])
+        assert same_bits(up.params, down.params)
+
+
+# --- NAG
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_lookahead_is_exactly_parameter_plus_momentum_times_velocity(dtype):
+    schedule = Recorded(0.3, 0.6, 0.9, 0.95)
+    opt = NAG([values(dtype=dtype), values((3, 7), dtype, 1).copy("F")], lr=0.1, momentum=schedule)
+    for step in range(4):
+        mu = dtype(schedule.values[step])
+        want = [w + mu * state["momentum_buffer"] for w, state in zip(opt.params, opt.state, strict=True)]
+        before = frozen([opt.params, opt.state])
+        got = opt.lookahead()
+        assert same_bits(got, want) and frozen([opt.params, opt.state]) == before
+        assert [a.flags.f_contiguous for a in got] == [False, True]
+        opt.step([2 * a for a in got])
+    assert opt.steps == 4
+
+
+def test_lookahead_comes_in_the_form_of_the_parameters():
+    w = values()
+    assert isinstance(NAG(w).lookahead(), np.ndarray)
+    assert isinstance(NAG([w]).lookahead(), list)
+    opt = NAG({"a": w, "b": values(seed=1)})
+    assert list(opt.lookahead()) == ["a", "b"]
+    opt.step(opt.lookahead())
+    assert not any(np.may_share_memory(y, p) for y in opt.lookahead().values() for p in opt.params)
+    assert opt.lookahead()["a"] is opt.lookahead()["a"]  # the optimizer's own memory, as the docstring says
+    opt.add_param_group({"params": {"c": values((3,))}, "momentum": 0.5})
+    opt.step(opt.lookahead())
+    assert same_bits(opt.lookahead()["c"], opt.params[2] + np.float32(0.5) * opt.state[2]["momentum_buffer"])
+
+
+def test_lookahead_checks_what_the_step_would():
+    opt = NAG(three())
+    opt.step(three())
+    for bad in (math.nan, 1.5, "fast", None):
+        opt.param_groups[0]["momentum"] = bad
+        with unchanged(opt, HyperparameterError, "momentum"):
+            opt.lookahead()
+
+
+# --- Copies
+
+
+@pytest.mark.parametrize(("cls", "convention"), ALL, ids=ALL_IDS)
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))])
+def test_copies_continue_the_same_path(cls, convention, duplicate):
+    opt = build(cls, [{"params": three()}, {"params": [values((0,)), values(())], "lr": 0.5}], convention)
+    grads = [[*three(seed), values((0,)), values((), seed=seed)] for seed in range(6)]
+    fresh = duplicate(opt)
+    for step in range(3):
+        opt.step(grads[step] if step else [None, *grads[step][1:]])
+        fresh.step(grads[step] if step else [None, *grads[step][1:]])
+    used = duplicate(opt)
+    assert frozen(used.state_dict()) == frozen(opt.state_dict())
+    for step in range(3, 6):
+        for one in (opt, fresh, used):
+            one.step(grads[step])
+    for other in (fresh, used):
+        assert type(other) is cls and other.convention == convention
+        assert same_bits(other.params, opt.params) and frozen(other.state) == frozen(opt.state)
+        assert other.steps == opt.steps == 6 and repr(other) == repr(opt)
+        assert [p.flags.f_contiguous for p in other.params] == [p.flags.f_contiguous for p in opt.params]
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_pickle_keeps_names_settings_schedules_and_counts(protocol):
+    lr = fastopt.schedules.Exponential(0.5, 0.9)
+    opt = NAG({"a": values(), "b": values(seed=1)}, lr=lr, nonfinite="skip", copy_grads=True, n_threads=2)
+    opt.step({"a": values(), "b": values().astype(np.float16)})
+    opt.step({"a": values() * np.nan, "b": None})
+    same = pickle.loads(pickle.dumps(opt, protocol))
+    assert same.steps == 1 and same.skipped_steps == 1
+    for one in (opt, same):
+        one.step({"b": values(), "a": values().astype(np.float64)})
+        one.step({"b": values() * np.inf, "a": None})
+    assert list(same.lookahead()) == ["a", "b"] and same.skipped_steps == 2
+    assert same_bits(same.params, opt.params)
+    assert isinstance(pickle.loads(pickle.dumps(NAG(values()))).lookahead(), np.ndarray)
+
+
+def test_deep_copy_of_parameters_and_optimizer_together_stays_together():
+    w, opt = copy.deepcopy((lambda w: (w, Adam(w)))(values()))
+    opt.step(values(seed=1))
+    plain = Adam(values())
+    plain.step(values(seed=1))
+    assert same_bits(w, plain.params[0])
+
+
+def test_copy_is_independent():
+    opt = Adam(three())
+    opt.step(three())
+    other = copy.deepcopy(opt)
+    with_opt = frozen([opt.params, opt.state, opt.param_groups])
+    other.param_groups[0]["lr"] = 0.5
+    other.step(three())
+    assert frozen([opt.params, opt.state, opt.param_groups]) == with_opt
+
+
+# --- Counts
+
+
+@pytest.mark.parametrize("count", [2**24 - 1, 2**24, 2**24 + 1, 2**53, 2**53 + 1, 2**62 + 1])
+def test_counts_are_exact_whole_numbers_however_large(count):
+    opt = Adam([values(), values(seed=1)])
+    opt.step([values(), values()])
+    saved = opt.state_dict()
+    saved = copy.deepcopy(saved)
+    del saved["fastopt"]
+    saved["state"][0]["step"] = count
+    opt.load_state_dict(saved)
+    opt.step([values(), values()])
+    assert [state["step"] for state in opt.state] == [count + 1, 2]
+    assert opt.steps == count + 1 and type(opt.state[0]["step"]) is int
+    again = copy.deepcopy(opt)
+    again.step([values(), None])
+    assert again.state[0]["step"] == count + 2 and again.steps == count + 2
+
+
+# --- Nobody else's data is touched, and nothing is kept
+
+
+def test_callers_containers_are_left_alone():
+    w, g, betas = values(), values(seed=1), [0.5, 0.75]
+    groups = [{"params": [w], "betas": betas}]
+    before = frozen(groups[0]["betas"])
+    opt = Adam(groups, lr=0.5)
+    opt.add_param_group(late := {"params": [values(seed=2)]})
+    opt.step([g, g])
+    assert groups[0].keys() == {"params", "betas"} and late.keys() == {"params"}
+    assert frozen(betas) == before and len(groups) == 1 and groups[0]["params"] == [w]
+    groups[0]["params"].append(values(seed=3))
+    groups[0]["lr"] = -1
+    opt.step([g, g])
+    grads = [memoryview(g), g[::-1].copy()]
+    first = grads[0]
+    opt.step(grads)
+    assert grads[0] is first and len(grads) == 2
+
+
+def test_groups_and_optimizers_share_nothing():
+    a, b = Adam([{"params": values()}, {"params": values(seed=1)}]), Adam(values())
+    a.param_groups[0]["lr"] = 0.5
+    assert a.param_groups[1]["lr"] == b.param_groups[0]["lr"] == Adam(values()).param_groups[0]["lr"] == 1e-3
+    a.step([values(), values()])
+    assert b.steps == 0 and b.state[0]["step"] == 0 and not b.state[0]["exp_avg"].any()
+
+
+def test_two_optimizers_taking_turns_do_not_disturb_each_other():
+    apart, together = [], []
+    for cls in (Momentum, Adam):
+        opt = build(cls, three())
+        for seed in range(4):
+            opt.step(three(seed))
+        apart.append(opt)
+        together.append(build(cls, three()))
+    for seed in range(4):
+        for opt in together:
+            opt.step(three(seed))
+    for one, other in zip(apart, together, strict=True):
+        assert same_bits(one.params, other.params) and frozen(one.state) == frozen(other.state)
+
+
+def test_views_that_are_handed_out_do_not_reach_inside():
+    opt, plain = Adam(three()), Adam(three())
+    opt.step(three(1))
+    plain.step(three(1))
+    opt.params.clear()
+    opt.state.clear()
+    opt.state[0]["step"] = 100
+    opt.state[0]["exp_avg"] = np.zeros(3)
+    opt.state_dict()["state"].clear()
+    opt.state_dict()["param_groups"][0]["lr"] = 7
+    opt.step(three(2))
+    plain.step(three(2))
+    assert same_bits(opt.params, plain.params)
+    opt.state[0]["exp_avg"][...] = 0  # but the arrays are the live ones
+    plain.state[0]["exp_avg"][...] = 0
+    opt.step(three(3))
+    plain.step(three(3))
+    assert same_bits(opt.params, plain.params)
+
+
+@pytest.mark.parametrize("size", [3, 100_000])
+def test_memory_is_freed_at_once(size):
+    gc.collect()
+    gc.disable()
+    try:
+        w, g = values((size,)), values((size,), seed=1)
+        opt = NAG(w)
+        opt.step(g)
+        with pytest.raises(fastopt.ShapeError):
+            opt.step(g[1:])
+        gradient = weakref.ref(g)
+        del g
+        assert gradient() is None
+        state, look, parameter = weakref.ref(opt.state[0]["momentum_buffer"]), weakref.ref(opt.lookahead()), weakref.ref(w)
+        del opt, w
+        assert state() is None and look() is None and parameter() is None
+    finally:
+        gc.enable()
+
+
+def test_optimizer_in_a_reference_cycle_is_collected(capfd):
+    class Model:
+        pass
+
+    model = Model()
+    model.self, model.opt = model, Adam(values())
+    model.opt.step(values())
+    state = weakref.ref(model.opt.state[0]["exp_avg"])
+    del model
+    gc.collect()
+    assert state() is None
+    assert capfd.readouterr().err == ""
+
+
+# --- repr
+
+
+def test_repr_shows_the_groups():
+    opt = Adam([{"params": [values(), values((1000, 3))]}, {"params": values((7,)), "lr": 0.5}], amsgrad=True)
+    text = repr(opt)
+    assert text.startswith("Adam (") and "torch" in text
+    for part in ("Group 0", "Group 1", "lr: 0.001", "lr: 0.5", "betas: (0.9, 0.999)", "amsgrad: True", "3,020"):
+        assert part in text
+    assert len(text) < 1500 and "array(" not in text
+    for cls, convention in ALL:
+        text = repr(build(cls, values(), convention))
+        assert cls.__name__ in text and convention in text
+        assert all(f"{key}:" in text for key in cls.hyperparameters)

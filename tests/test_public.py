@@ -1,0 +1,80 @@
+"""What a user sees of the package: names, docstrings, examples, and how little an import does."""
+
+import doctest
+import importlib
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import fastopt
+
+MODULES = ["fastopt", "fastopt.schedules", "fastopt.functional", "fastopt.reference", "fastopt.training"]
+
+
+def public(module):
+    names = getattr(module, "__all__", None) or [
+        name for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
+    ]  # fmt: skip
+    return {name: getattr(module, name) for name in names}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_public_name_is_documented(name):
+    missing = []
+    for key, value in public(importlib.import_module(name)).items():
+        rule = name == "fastopt.reference" and key.removesuffix("_scalars") in fastopt.reference.RULES
+        if not callable(value) or rule or key in ("Array", "State", "Scalars", "X"):
+            continue
+        if not inspect.getdoc(value):
+            missing.append(key)
+        if inspect.isclass(value) and value.__module__.startswith("fastopt"):
+            missing += [
+                f"{key}.{member}" for member, what in vars(value).items()
+                if not member.startswith("_") and (inspect.isfunction(what) or isinstance(what, property))
+                and not inspect.getdoc(getattr(value, member))
+            ]  # fmt: skip
+    assert not missing
+
+
+@pytest.mark.parametrize("cls", fastopt.OPTIMIZERS.values(), ids=lambda c: c.__name__)
+def test_the_docstring_of_an_optimizer_names_everything_it_takes_and_keeps(cls):
+    text = inspect.getdoc(cls)
+    for key in cls.hyperparameters:
+        assert key in text, key
+    for section in ("Parameters", "Notes", "References"):
+        assert f"{section}\n---" in text, section
+    import numpy as np
+
+    options = {k: 0.1 for k in ("lr", "weight_decay") if cls.conventions[next(iter(cls.conventions))].defaults[k] is None}
+    for slot in cls(np.zeros(1), **options).state[0]:
+        assert slot == "step" or slot in text, slot
+
+
+@pytest.mark.parametrize("name", [*MODULES, "fastopt.sgd"])
+def test_the_examples_in_the_docstrings_are_true(name):
+    failed, tried = doctest.testmod(importlib.import_module(name))
+    assert failed == 0
+    if name in ("fastopt.functional", "fastopt.reference", "fastopt.sgd"):
+        assert tried > 0
+
+
+def test_all_names_of_the_package_can_be_had():
+    for name in fastopt.__all__:
+        assert getattr(fastopt, name) is not None
+    assert set(fastopt.__all__) <= set(dir(fastopt))
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = fastopt.no_such_name
+
+
+def test_an_import_is_silent_and_loads_nothing_but_numpy():
+    code = (
+        "import os, sys, warnings; import numpy; before = set(sys.modules); env = dict(os.environ);"
+        "filters = list(warnings.filters); import fastopt; new = {m.split('.')[0] for m in set(sys.modules) - before};"
+        "assert env == dict(os.environ); assert filters == list(warnings.filters);"
+        "print(sorted(m for m in new if m in ('torch', 'sklearn', 'matplotlib', 'tqdm', 'scipy', 'threadpoolctl')))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n" and run.stderr == ""
