@@ -36,7 +36,7 @@ def frozen(value: Any) -> Any:
         return {key: frozen(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value), [frozen(item) for item in value]
-    return id(value) if callable(value) else (type(value), repr(value))
+    return type(value), repr(value)
 
 
 def frozen_optimizer(opt: Optimizer) -> Any:

@@ -7,7 +7,7 @@ here, unless it has a hyperparameter of a new name.
 from __future__ import annotations
 
 import itertools
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,9 +59,9 @@ class Config(NamedTuple):
 
     @property
     def label(self) -> str:
-        said = [f"{v}" if k == "convention" else f"{k}={v}" for k, v in self.options.items()
-                if k not in ("lr", "betas", "alpha", "rho", "lr_decay", "momentum_decay") and v is not False]  # fmt: skip
-        return f"{self.cls.__name__}({','.join(said)})"
+        silent = ("convention", *(key for key, values in VALUES.items() if len(values) == 1))
+        said = [f"{k}={v}" for k, v in self.options.items() if k not in silent and v is not False]
+        return f"{self.cls.__name__}({','.join([self.options['convention'], *said])})"
 
 
 def attempt(cls, options):
@@ -105,11 +105,12 @@ def configs() -> list[Config]:
         unknown = set(cls.hyperparameters) - set(VALUES)
         assert not unknown, f"give values for {unknown} in VALUES"
         for convention in cls.conventions:
-            around = product_of(offered(cls, convention, [k for k in AROUND if k in (*cls.hyperparameters, *AROUND[1:])]))
+            keys = {*cls.hyperparameters, *AROUND[1:]}
+            around = product_of(offered(cls, convention, [k for k in AROUND if k in keys]))
             inside = product_of(offered(cls, convention, [k for k in cls.hyperparameters if k not in AROUND]))
             fresh, usable = [], []
             for options in inside:
-                opt = attempt(cls, {"convention": convention, **({"weight_decay": 0.0}), **options})
+                opt = attempt(cls, {"convention": convention, "weight_decay": 0.0, **options})
                 if opt is None:
                     continue
                 spec = derive(cls, convention, opt.param_groups[0])
@@ -134,9 +135,12 @@ def configs() -> list[Config]:
 CONFIGS = configs()
 DTYPES = (np.float32, np.float64)
 THREADS = (1, 2, 3, 8)
-TILE = 1024  # as in engine.pyx
+TILE, SHORT = 1024, 512  # as in walk.pxi
 # Ends of vectors, 64-byte blocks, tiles, and of the share of a thread, each with its neighbours.
-SIZES = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 47, 49, 63, 65, 127, 129, 0, TILE - 1, TILE, TILE + 1, 2 * TILE + 1, 5)
+SIZES = (
+    0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 47, 49, 63, 65, 127, 129, 0, SHORT, SHORT + 1, TILE - 1, TILE, TILE + 1,
+    2 * TILE + 1, 5,
+)  # fmt: skip
 TOTAL = sum(SIZES)
 OFFSETS = list(itertools.product(range(3), repeat=3))  # of parameters, gradients and states, in elements
 LAYOUTS = ("sizes", "whole", "cut", "edge")
@@ -158,7 +162,7 @@ def n_steps(config: Config) -> int:
 def data(nasties):
     """data(dtype, kind) -> flat parameters, gradients of every step, and starting states for up to three slots."""
 
-    @lru_cache(maxsize=None)
+    @cache
     def flat(dtype, kind):
         rng = np.random.default_rng([7, np.dtype(dtype).itemsize, len(kind)])
         draw = [nasties.values(kind, TOTAL, dtype, rng) for _ in range(1 + 8 + 3)]
@@ -171,7 +175,7 @@ def data(nasties):
 def gradients(data, nasties):
     """The gradients in pieces; they are the same for all rules, so each layout is made once."""
 
-    @lru_cache(maxsize=None)
+    @cache
     def cut(dtype, kind, sizes, offset, gap):
         n = sum(sizes)
         return [nasties.pieces(g[:n], sizes, offset, gap) for g in data(dtype, kind)[1]]
@@ -253,7 +257,8 @@ def test_bits_are_those_of_the_reference(number, dtype, data, gradients, nasties
                         array[...] = value
                 for t, grads in enumerate(gradients(dtype, kind, sizes, off_g, gap)[: len(path)]):
                     opt.step(grads)
-                    where = f"{config.label} {kind} {level} {threads} threads, {name}, offsets {off_p, off_g, off_s}, step {t}"
+                    where = (f"{config.label} {kind} {level} {threads} threads, {name}, "
+                             f"offsets {off_p, off_g, off_s}, step {t}")  # fmt: skip
                     want_p, want_s = path[t]
                     same_bits(f"{where}: parameters", params, split(want_p, sizes))
                     for slot, arrays, want in zip(list(opt.state[0])[1:], slots, want_s, strict=True):
@@ -384,7 +389,8 @@ def test_any_optimizer_takes_the_reference_s_path(problem, kind, seed, level, th
     rng = np.random.default_rng(seed)
 
     def array(shape, dtype, order, offset):
-        _, (flat,) = nasties.pieces(nasties.values(kind, int(np.prod(shape)), dtype, rng), [int(np.prod(shape))], offset)
+        n = int(np.prod(shape))
+        _, (flat,) = nasties.pieces(nasties.values(kind, n, dtype, rng), [n], offset)
         return flat.reshape(shape, order=order)
 
     with nasties.level(level), nasties.parallel_from(0):
