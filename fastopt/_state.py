@@ -28,38 +28,45 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
         if key not in order:
             raise StateDictError(f"the state dict has state for {key!r}, which is in none of its groups")
 
-    options, entries, first = [], {}, 0
+    entries = {}
+    for i, key in enumerate(order):
+        entry = expect(saved_state.get(key) or {}, Mapping, f"the state of {plan.label(i)}")
+        if entry:
+            entries[i] = entry
+    # PyTorch does not count for every optimizer; there, a state says that at least one step was taken.
+    counts = [saved_count(optimizer, plan.label(i), entries.get(i)) for i in range(n)]
+    if "counts" in own:
+        counts = [as_count(count, plan.label(i)) for i, count in enumerate(own["counts"])]
+    steps = as_count(own.get("steps", max(counts, default=0)), "the optimizer")
+    skipped = as_count(own.get("skipped_steps", 0), "the optimizer")
+    options, first = [], 0
     for mine, saved in zip(optimizer.param_groups, saved_groups, strict=True):
         merged = {**mine, **{k: v for k, v in saved.items() if k not in ("params", "param_names") and v is not None}}
         if isinstance(merged.get("betas"), list):
             merged["betas"] = tuple(merged["betas"])
         last = first + len(mine["params"])
-        slots = plan.check_options(merged, any(a.dtype == np.float32 for a in plan.arrays[first:last]))
+        slots = plan.check_options(merged, any(a.dtype == np.float32 for a in plan.arrays[first:last]), steps)
         options.append(merged)
         for i in range(first, last):
-            entry = expect(saved_state.get(order[i]) or {}, Mapping, f"the state of {plan.label(i)}")
-            if entry:
-                entries[i] = check_entry(optimizer, plan.label(i), plan.arrays[i], slots, entry)
+            if i in entries:
+                entries[i] = check_entry(optimizer, plan.label(i), plan.arrays[i], slots, entries[i])
         first = last
-
-    # PyTorch does not count for every optimizer; there, a state says that at least one step was taken.
-    counts = [entries[i]["step"] if i in entries else 0 for i in range(n)]
-    if "counts" in own:
-        counts = [as_count(count, plan.label(i)) for i, count in enumerate(own["counts"])]
-    steps = as_count(own.get("steps", max(counts, default=0)), "the optimizer")
-    skipped = as_count(own.get("skipped_steps", 0), "the optimizer")
     plan.check_states()
+    for entry in entries.values():  # the live arrays of this very optimizer are overwritten below
+        entry["slots"] = {k: a.copy() if plan.touches(a) else a for k, a in entry["slots"].items()}
 
     # Nothing below can fail but for want of memory.
-    previous = [dict(group) for group in optimizer.param_groups]
+    before = [dict(group) for group in optimizer.param_groups], (plan.steps, plan.skipped)
     for mine, merged in zip(optimizer.param_groups, options, strict=True):
         mine.update(merged)
+    plan.set_steps(steps, skipped)
     try:
         plan.refresh()
     except BaseException:
-        for mine, before in zip(optimizer.param_groups, previous, strict=True):
+        for mine, old in zip(optimizer.param_groups, before[0], strict=True):
             mine.clear()
-            mine.update(before)
+            mine.update(old)
+        plan.set_steps(*before[1])
         raise
     plan.restart()
     for i in range(n):
@@ -110,7 +117,7 @@ def check_origin(optimizer: Optimizer, own: Mapping[str, Any]) -> None:
 def check_entry(
     optimizer: Optimizer, label: str, param: np.ndarray, slots: list[str], entry: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """One parameter's state, checked: slot arrays, step count, carried number."""
+    """One parameter's state, checked: slot arrays and carried number."""
     arrays = {}
     for name in slots:
         if entry.get(name) is None:
@@ -123,19 +130,25 @@ def check_entry(
             raise StateDictError(f"state {name!r} of {label} is no array: {error}") from error
         if array.shape != param.shape:
             raise StateDictError(f"state {name!r} of {label} has shape {array.shape}; the parameter has {param.shape}")
+        if isinstance(entry[name], np.ma.MaskedArray):
+            raise StateDictError(f"state {name!r} of {label} is a masked array; masks are not supported")
         if array.dtype.kind != "f":
             raise StateDictError(f"state {name!r} of {label} has dtype {array.dtype}; a floating type is needed")
         arrays[name] = array
-    step = 1
-    if optimizer.counts_in_state:
-        if "step" not in entry:
-            raise StateDictError(f"state of {label} lacks 'step'")
-        step = as_count(entry["step"], label)
     try:
         carry = optimizer._carry_from(entry)
     except (KeyError, TypeError, ValueError) as error:
         raise StateDictError(f"state of {label} cannot be read: {error!r}") from error
-    return {"slots": arrays, "step": step, "carry": carry}
+    return {"slots": arrays, "carry": carry}
+
+
+def saved_count(optimizer: Optimizer, label: str, entry: Mapping[str, Any] | None) -> int:
+    """The steps that a parameter has taken, as its entry says."""
+    if not entry or not optimizer.counts_in_state:
+        return int(bool(entry))
+    if "step" not in entry:
+        raise StateDictError(f"state of {label} lacks 'step'")
+    return as_count(entry["step"], label)
 
 
 def as_count(value: Any, label: str) -> int:

@@ -116,8 +116,10 @@ cdef class Plan:
     cdef object derive
     cdef list held                    # gradients that were converted or copied for the step at hand
     cdef bint busy
+    cdef fo_fenv_t caller             # floating-point environment, while busy
     cdef bint foreign                 # whether some state came from a state_factory
     cdef Param *params
+    cdef Py_ssize_t n_params
     cdef Work *work
     cdef Slot *slots
     cdef Py_ssize_t n_slots, room_for_slots
@@ -141,9 +143,8 @@ cdef class Plan:
 
     def __dealloc__(self):
         cdef Py_ssize_t i
-        if self.params != NULL:
-            for i in range(len(self.arrays)):
-                PyMem_Free(self.params[i].dims)
+        for i in range(self.n_params):       # the lists may be gone already
+            PyMem_Free(self.params[i].dims)
         PyMem_Free(self.params)
         PyMem_Free(self.work)
         PyMem_Free(self.slots)
@@ -152,7 +153,7 @@ cdef class Plan:
 
     def label(self, Py_ssize_t i):
         """How messages call parameter i."""
-        return f"parameter {self.names[i]!r}" if self.names[i] is not None else f"parameter {i}"
+        return label_of(self.names, i)
 
     def add_group(self, dict options, list params, list names, list states=None):
         """Add parameters with their hyperparameters; nothing is added if any of it is wrong.
@@ -164,19 +165,20 @@ cdef class Plan:
         cdef Py_ssize_t old = len(self.arrays), i
         self.enter()
         try:
-            labels = [f"parameter {n!r}" if n is not None else f"parameter {old + i}" for i, n in enumerate(names)]
+            labels = [label_of(self.names + names, old + i) for i in range(len(params))]
             arrays = [as_parameter(p, label) for p, label in zip(params, labels)]
-            group = self.new_group(options, any(a.dtype == np.float32 for a in arrays))
+            group = self.new_group(options, any(a.dtype == np.float32 for a in arrays), self.steps)
             group.first, group.n_params = old, len(arrays)
             fresh = [{} for _ in arrays] if states is None else [
                 given_state(group.slots, state, array, label) for state, array, label in zip(states, arrays, labels)]
             memory = Memory(self.arrays + arrays, self.names + names, self.states + fresh)
             if states is None:
-                self.allocate(group, arrays, fresh)
+                self.allocate(group, arrays, labels, fresh)
                 memory = Memory(self.arrays + arrays, self.names + names, self.states + fresh)
             self.reserve(old + len(arrays))
             for i, array in enumerate(arrays):
                 self.register(&self.params[old + i], array)
+                self.n_params += 1
                 self.params[old + i].carry = group.carry
                 self.arrays.append(array)
             self.names += names
@@ -188,7 +190,7 @@ cdef class Plan:
             if states is None:
                 self.fill(group, group.slots)
         finally:
-            self.busy = False
+            self.leave()
 
     cdef reserve(self, Py_ssize_t n):
         """Memory for n parameters."""
@@ -218,7 +220,7 @@ cdef class Plan:
         q.nd = a.ndim
         q.order = cnp.NPY_ARRAY_C_CONTIGUOUS if cnp.PyArray_IS_C_CONTIGUOUS(a) else cnp.NPY_ARRAY_F_CONTIGUOUS
 
-    cdef allocate(self, Group group, list arrays, list states):
+    cdef allocate(self, Group group, list arrays, list labels, list states):
         """State arrays for the slots that the rule needs and the parameters do not have yet, in `states`.
 
         Each slot is one block of memory for the whole group, every array on a 64-byte boundary; not touched here.
@@ -228,7 +230,7 @@ cdef class Plan:
             if self.state_factory is not None:
                 self.foreign = True
                 for i in missing:
-                    states[i][name] = self.made(name, arrays[i], group.first + i)
+                    states[i][name] = self.made(name, arrays[i], labels[i])
                 continue
             sizes = [-(-arrays[i].nbytes // BLOCK) * BLOCK for i in missing]
             arena = np.empty(sum(sizes) + BLOCK, np.uint8)
@@ -239,8 +241,8 @@ cdef class Plan:
                 states[i][name] = flat.reshape(array.shape, order="C" if array.flags.c_contiguous else "F")
                 start += size
 
-    cdef made(self, str name, array, Py_ssize_t i):
-        label = f"state {name!r} of parameter {i}, from state_factory,"
+    cdef made(self, str name, array, str owner):
+        label = f"state {name!r} of {owner}, from state_factory,"
         state = as_parameter(self.state_factory(name, array.shape, array.dtype), label)
         check_same(state, array, label)
         return state
@@ -294,10 +296,18 @@ cdef class Plan:
     # --- Stepping
 
     cdef enter(self):
+        """Begin something that no other thread may interrupt, in a floating-point environment of our own."""
         if self.busy:
             raise ConcurrentStepError("this optimizer is in the middle of a step (another thread, or a schedule that "
                                       "calls back); one at a time")
         self.busy = True
+        self.caller = fo_fenv_enter()
+
+    cdef leave(self):
+        fo_fenv_leave(self.caller)
+        self.busy = False
+        if self.held:
+            self.held = []
 
     cdef int threads(self, Py_ssize_t blocks):
         cdef Py_ssize_t n
@@ -317,16 +327,11 @@ cdef class Plan:
 
     def step(self, grads):
         """One step of every parameter that has a gradient. Raises before anything was written, or not at all."""
-        cdef fo_fenv_t saved
         self.enter()
-        saved = fo_fenv_enter()
         try:
             self.take_step(grads)
         finally:
-            fo_fenv_leave(saved)
-            self.busy = False
-            if self.held:
-                self.held = []
+            self.leave()
 
     cdef take_step(self, grads):
         cdef Py_ssize_t n = len(self.arrays), i, n_work = 0, blocks = 0, slot = -1
@@ -367,8 +372,9 @@ cdef class Plan:
                 w = &work[n_work]
                 w.g = fo_array_data(g)
                 if not (q.gap_low <= w.g and w.g + q.n_bytes <= q.gap_high) and q.n > 0:
-                    if not self.memory.is_free(q, w.g, w.g + q.n_bytes):
+                    if not self.memory.is_free(w.g, w.g + q.n_bytes):
                         self.complain_overlap(i, <object>g)
+                    q.gap_low, q.gap_high = self.memory.gap_low, self.memory.gap_high
                 if q.t != t or q.carry != carry:
                     slot = self.new_slot(group, q)
                     t, carry = q.t, q.carry
@@ -407,7 +413,7 @@ cdef class Plan:
             group = self.groups[k]
             if group.options is self.options[k] and not group.refresh(self.steps):
                 continue
-            fresh = self.new_group(self.options[k], group.has_float)
+            fresh = self.new_group(self.options[k], group.has_float, self.steps)
             fresh.first, fresh.n_params = group.first, group.n_params
             edited.append((k, fresh, self.new_states(fresh)))
         if edited:
@@ -433,23 +439,32 @@ cdef class Plan:
 
     cdef list new_states(self, Group group):
         """Copies of the states of a group's parameters, with memory for what its rule needs beside."""
-        cdef list part = [dict(state) for state in self.states[group.first:group.first + group.n_params]]
-        self.allocate(group, self.arrays[group.first:group.first + group.n_params], part)
+        cdef Py_ssize_t a = group.first, b = group.first + group.n_params
+        cdef list part = [dict(state) for state in self.states[a:b]]
+        self.allocate(group, self.arrays[a:b], [self.label(i) for i in range(a, b)], part)
         return part
 
-    cdef Group new_group(self, options, bint has_float):
+    cdef Group new_group(self, options, bint has_float, int64_t steps):
         """A group that reads these options; raises what a step with them would raise."""
         cdef Group group = Group()
         if not isinstance(options, dict):
             raise HyperparameterError(f"a parameter group is a dict, not a {type(options).__name__}")
         group.options, group.has_float = options, has_float
         group.adopt(self.derive(options))
-        group.refresh(self.steps)
+        group.refresh(steps)
         return group
 
-    def check_options(self, options, bint has_float):
-        """Raise what a step with these options would raise; else the state slots it needs. Changes nothing."""
-        return self.new_group(options, has_float).slots
+    def check_options(self, options, bint has_float, int64_t steps):
+        """Raise what a step with these options would raise after so many steps; else the state slots it needs."""
+        self.enter()
+        try:
+            return self.new_group(options, has_float, steps).slots
+        finally:
+            self.leave()
+
+    def touches(self, cnp.ndarray array):
+        """Whether an array may share memory with a parameter or a state."""
+        return self.memory.meets(array)
 
     def restart(self):
         """State and counts as before the first step."""
@@ -463,7 +478,7 @@ cdef class Plan:
                     self.params[i].t, self.params[i].carry = 0, group.carry
             self.set_steps(0, 0)
         finally:
-            self.busy = False
+            self.leave()
 
     cdef Py_ssize_t new_slot(self, Group group, Param *q) except -1:
         """A place with the scalars that this parameter needs for its next step."""
@@ -602,7 +617,7 @@ cdef class Plan:
             job.work, job.n_work, job.slots, job.look, job.found = work, n, mu, False, 0
             self.launch(&job)
         finally:
-            self.busy = False
+            self.leave()
             PyMem_Free(copy)
             PyMem_Free(work)
             PyMem_Free(mu)
@@ -613,7 +628,7 @@ cdef class Plan:
         try:
             self.refresh_groups()
         finally:
-            self.busy = False
+            self.leave()
 
     def count(self, Py_ssize_t i):
         """Steps that parameter i has taken, and the number it carries from step to step."""

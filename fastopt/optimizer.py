@@ -113,17 +113,25 @@ def derive(cls: type[Optimizer], convention: str, group: Mapping[str, Any]) -> S
     """The spec of a parameter group with these options; raises if they do not exist in the convention."""
     offered = cls.conventions[convention]
     owner = f"{cls.__name__}(convention={convention!r})"
+    constants = {}
     for key in (*cls.hyperparameters, "maximize", "decoupled_weight_decay"):
         if key not in group:
             raise HyperparameterError(f"{owner}: the parameter group has lost its {key!r}")
         check_kind(cls, key, group[key], owner)
         only = offered.fixed.get(key, NEUTRAL.get(key))
-        if only is not None and key not in (*offered.defaults, *cls.ours) and group[key] != only:
+        if only is None or key in offered.defaults or key in cls.ours:
+            continue
+        if group[key] != only:
             having = [name for name, other in cls.conventions.items() if key in other.defaults]
             raise ConventionError(
                 f"{owner} has no choice of {key}: {key}={group[key]!r} must be {only!r}"
                 + (f"; conventions that have it: {', '.join(having)}" if having else "")
             )
+        constants[key] = only
+    if group.get("eps_root", 0) != 0 and group["eps_placement"] != "outside":
+        raise HyperparameterError(
+            f"{owner}: eps_root={group['eps_root']!r} needs eps_placement='outside', not {group['eps_placement']!r}"
+        )
     decoupled = group["decoupled_weight_decay"]
     if offered.decay and decoupled not in offered.decay:
         raise ConventionError(f"{owner} has decoupled_weight_decay={not decoupled} only")
@@ -132,16 +140,17 @@ def derive(cls: type[Optimizer], convention: str, group: Mapping[str, Any]) -> S
         "eps_placement": EPS_PLACEMENTS.index(group.get("eps_placement", "outside")),
         "eps_inside": group.get("eps_placement") == "inside",
         "bias_correction": group.get("bias_correction", True),
+        **{key: value for key, value in constants.items() if key in LIMITS},
         **offered.forms,
     }
-    numbers = [key for key in cls.hyperparameters if key in LIMITS]
+    numbers = [key for key in cls.hyperparameters if key in LIMITS and key not in constants]
     return Spec(
         rule=rule,
         slots=slots,
         limits={key: LIMITS[key] for key in numbers},
         watched=(
             "maximize", "decoupled_weight_decay",
-            *(key for key in cls.hyperparameters if key not in LIMITS or key in ("momentum", "nesterov")),
+            *(key for key in cls.hyperparameters if key not in numbers or key in ("momentum", "eps_root")),
         ),
         forms={key: float(value) for key, value in forms.items()},
         decay=offered.decay.get(decoupled, L2),

@@ -76,6 +76,11 @@ def differing(got: np.ndarray, want: np.ndarray) -> np.ndarray:
     return ~(same | (np.isnan(got) & np.isnan(want)))
 
 
+def slots(state: dict) -> dict[str, np.ndarray]:
+    """The arrays of one parameter's state, without the numbers that `Optimizer.state` also shows."""
+    return {name: array for name, array in state.items() if name not in ("step", "mu_product")}
+
+
 @contextlib.contextmanager
 def level(name: str):
     """The rules of one instruction-set level, for the optimizers made inside."""
@@ -140,7 +145,7 @@ def nasties():
     """The functions of this file, for tests."""
     return SimpleNamespace(
         nasty=nasty, values=values, pieces=pieces, outside_is_untouched=outside_is_untouched, differing=differing,
-        level=level, parallel_from=parallel_from,
+        slots=slots, level=level, parallel_from=parallel_from,
     )  # fmt: skip
 
 

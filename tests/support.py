@@ -1,4 +1,4 @@
-"""What several test files share: ways to build every optimizer, and the proof that a failed call changed nothing."""
+"""What test files share: ways to build every optimizer, and the proof that a failed call changed nothing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def frozen(value: Any) -> Any:
 
 
 def frozen_optimizer(opt: Optimizer) -> Any:
-    """Everything about an optimizer that may be seen: parameters, live state, counts, carried numbers, groups."""
+    """All that can be seen of an optimizer: parameters, live state, counts, carried numbers, groups."""
     return frozen([opt.params, opt.state, opt.steps, opt.skipped_steps, opt.param_groups, opt.state_dict()])
 
 
@@ -56,4 +56,6 @@ def unchanged(opt: Optimizer, error: type[Exception], match: str = "", *others: 
 
 def same_bits(a: Any, b: Any) -> bool:
     """Whether two lists of arrays (or two arrays) are equal to the bit."""
-    return frozen(a if isinstance(a, np.ndarray) else list(a)) == frozen(b if isinstance(b, np.ndarray) else list(b))
+    return frozen(a if isinstance(a, np.ndarray) else list(a)) == frozen(
+        b if isinstance(b, np.ndarray) else list(b)
+    )

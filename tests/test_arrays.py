@@ -1,7 +1,7 @@
 """Which arrays are accepted as parameter, gradient and state, and what is said of the others.
 
-Every refusal is checked to be all or nothing: the bad array comes last, after two good steps, and parameters, state
-and counts have to keep their bits.
+Every refusal is checked to be all or nothing: the bad array comes last, after two good steps, and parameters,
+state and counts have to keep their bits.
 """
 
 from __future__ import annotations
@@ -98,7 +98,10 @@ def cases(*tables: tuple[dict[str, Change], type[Exception]]) -> Any:
 # --- Parameters
 
 BAD_PARAMETERS = cases(
-    (WRONG_TYPE, DTypeError), (OTHER_FLOAT, DTypeError), (WRONG_LAYOUT, LayoutError), (READ_ONLY, ReadOnlyError)
+    (WRONG_TYPE, DTypeError),
+    (OTHER_FLOAT, DTypeError),
+    (WRONG_LAYOUT, LayoutError),
+    (READ_ONLY, ReadOnlyError),
 )
 
 
@@ -148,21 +151,22 @@ def test_messages_tell_what_is_there_and_what_is_needed():
 
 def test_every_error_is_also_the_builtin_that_fits():
     kinds = {
-        "LayoutError": ValueError, "DTypeError": TypeError, "ShapeError": ValueError, "ReadOnlyError": ValueError,
-        "OverlapError": ValueError, "GradientError": ValueError, "HyperparameterError": ValueError,
-        "ConventionError": ValueError, "StateDictError": ValueError, "NonFiniteError": ArithmeticError,
-        "ConcurrentStepError": RuntimeError, "MissingExtraError": ImportError,
+        "LayoutError": ValueError, "DTypeError": TypeError, "ShapeError": ValueError,
+        "ReadOnlyError": ValueError, "OverlapError": ValueError, "GradientError": ValueError,
+        "ParameterError": ValueError, "HyperparameterError": ValueError, "ConventionError": ValueError,
+        "StateDictError": ValueError, "NonFiniteError": ArithmeticError, "ConcurrentStepError": RuntimeError,
+        "MissingExtraError": ImportError,
     }  # fmt: skip
     for name, kind in kinds.items():
-        assert issubclass(getattr(fastopt, name), (fastopt.FastoptError)) and issubclass(getattr(fastopt, name), kind)
+        assert {fastopt.FastoptError, kind} <= set(getattr(fastopt, name).__mro__)
 
 
 # --- Gradients
 
 
 def three(cls: type = Adam, **options: Any) -> tuple[Any, list[np.ndarray]]:
-    """An optimizer two steps old, of a C-ordered, a Fortran-ordered and a last array; and gradients for it."""
-    params = [values((7,), np.float64, 1), np.asfortranarray(values((3, 4), seed=2)), values(seed=3)]
+    """An optimizer two steps old, of a float64, a Fortran-ordered and a last array; and gradients for it."""
+    params = [values((10,), np.float64, 1), np.asfortranarray(values((3, 4), seed=2)), values(seed=3)]
     grads = [values(p.shape, p.dtype, 10 + i).copy("F" if i == 1 else "C") for i, p in enumerate(params)]
     opt = build(cls, params, **options)
     opt.step(grads)
@@ -243,7 +247,9 @@ def test_wrong_container_or_number_of_gradients(grads, match):
         opt.step(grads)
 
 
-@pytest.mark.parametrize("grads", [{}, {"a": None}, {"a": None, "c": None}, {"a": None, "b": None, "c": None}])
+@pytest.mark.parametrize(
+    "grads", [{}, {"a": None}, {"a": None, "c": None}, {"a": None, "b": None, "c": None}]
+)
 def test_gradients_by_name_need_exactly_the_names_of_the_parameters(grads):
     opt = Adam({"a": values(), "b": values()})
     with unchanged(opt, GradientError, "missing|unknown"):
@@ -255,16 +261,13 @@ def test_gradients_by_name_need_exactly_the_names_of_the_parameters(grads):
 
 def overlapping(opt: Any, grads: list[np.ndarray]) -> dict[str, np.ndarray]:
     p, state = opt.params[2], opt.state[2]
-    other = opt.params[0]
     return {
         "the parameter": p,
         "a view of the parameter": p[:],
         "the parameter, in other clothes": p.reshape(-1).view(np.uint8).view(np.float32).reshape(p.shape),
         "its state": state["exp_avg"],
         "its other state": state["exp_avg_sq"],
-        "another parameter": np.ndarray(p.shape, p.dtype, other.view(np.uint8).data)
-        if other.nbytes >= p.nbytes
-        else p,
+        "another parameter": opt.params[0].view(np.float32).reshape(p.shape),
     }
 
 
@@ -344,8 +347,9 @@ def test_parameter_that_is_no_longer_what_it_was(change, error):
 # --- State: from a state_factory, and loaded
 
 BAD_STATES = cases(
-    (WRONG_TYPE, DTypeError), (OTHER_FLOAT, DTypeError), (WRONG_LAYOUT, LayoutError), (READ_ONLY, ReadOnlyError),
-    ({"float64": lambda a: a.astype(np.float64)}, DTypeError), ({"Fortran order": np.asfortranarray}, LayoutError),
+    (WRONG_TYPE, DTypeError), (OTHER_FLOAT, DTypeError), (WRONG_LAYOUT, LayoutError),
+    (READ_ONLY, ReadOnlyError), ({"float64": lambda a: a.astype(np.float64)}, DTypeError),
+    ({"Fortran order": np.asfortranarray}, LayoutError),
     ({"other shape": lambda a: a[:3].copy(), "transposed": lambda a: a.T.copy()}, ShapeError),
 )  # fmt: skip
 
@@ -658,7 +662,7 @@ def test_float32_and_float64_in_one_optimizer(cls):
             single.step(g)
     assert same_bits(params, [single.params[0] for single in alone])
     for state, p in zip(opt.state, params, strict=True):
-        assert {v.dtype for v in state.values() if isinstance(v, np.ndarray)} <= {p.dtype}
+        assert {state[key].dtype for key in state.keys() - {"step", "mu_product"}} <= {p.dtype}
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -699,7 +703,10 @@ def test_copy_grads_takes_any_layout_and_floating_type(change, order):
     assert same_bits(opt.params, plain.params)
 
 
-@cases((WRONG_TYPE, DTypeError), ({"flat": lambda a: a.ravel(), "longer": lambda a: np.repeat(a, 2, 0)}, ShapeError))
+@cases(
+    (WRONG_TYPE, DTypeError),
+    ({"flat": lambda a: a.ravel(), "longer": lambda a: np.repeat(a, 2, 0)}, ShapeError),
+)
 def test_copy_grads_still_refuses(change, error):
     opt, grads = three(copy_grads=True)
     with unchanged(opt, error, "gradient of parameter 2"):

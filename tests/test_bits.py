@@ -196,26 +196,21 @@ def layout(name: str, dtype, threads: int, k: int) -> tuple[tuple[int, ...], int
     return tuple(np.diff(np.concatenate([[0], cuts[:1] + 1, cuts[1:] + 1, [TOTAL]])).tolist()), 0
 
 
-def reference_path(config: Config, flat, kind: str):
+def reference_path(config: Config, flat, kind: str, slots):
     """Parameters and states after each step by the reference, over the flat arrays; and the states before."""
     p, grads, states = flat
     opt = config.make(p.copy())
+    arrays = slots(opt.state[0]).values()
     if kind == "nasty":
-        for array, start in zip(list(opt.state[0].values())[1:], states, strict=False):
+        for array, start in zip(arrays, states, strict=False):
             array[...] = start
-    before = [array.copy() for array in list(opt.state[0].values())[1:]]
+    before = [array.copy() for array in arrays]
     twin = reference.twin(opt)
     path = []
     for g in grads[: n_steps(config)]:
         twin.step([g])
         path.append((twin.params[0].copy(), [array.copy() for array in twin.state[0].values()]))
     return before, path
-
-
-def slots_of(opt: fastopt.Optimizer) -> list[list[np.ndarray]]:
-    """Per slot, the arrays of all parameters."""
-    entries = [list(state.values())[1:] for state in opt.state]
-    return [list(arrays) for arrays in zip(*entries, strict=True)]
 
 
 def split(flat: np.ndarray, sizes) -> list[np.ndarray]:
@@ -228,7 +223,7 @@ def test_bits_are_those_of_the_reference(number, dtype, data, gradients, nasties
     config = CONFIGS[number]
     for kind in ("ordinary", "nasty"):
         flat = data(dtype, kind)
-        before, path = reference_path(config, flat, kind)
+        before, path = reference_path(config, flat, kind, nasties.slots)
         places = itertools.product(turns(number), enumerate(itertools.product(engine.available_levels(), THREADS)))
         for turn, (i, (level, threads)) in places:
             name = LAYOUTS[(turn + i + i // 4) % 4]
@@ -249,8 +244,9 @@ def test_bits_are_those_of_the_reference(number, dtype, data, gradients, nasties
 
             with nasties.level(level), nasties.parallel_from(0):
                 opt = config.make(params, n_threads=threads, state_factory=factory)
-                slots = slots_of(opt)
-                for arrays, start in zip(slots, before, strict=True):
+                states = [nasties.slots(state) for state in opt.state]
+                slots = {name: [state[name] for state in states] for name in states[0]}
+                for arrays, start in zip(slots.values(), before, strict=True):
                     if kind == "ordinary":
                         same_bits("first values of the state", arrays, split(start, sizes))
                     for array, value in zip(arrays, split(start, sizes), strict=True):
@@ -261,7 +257,7 @@ def test_bits_are_those_of_the_reference(number, dtype, data, gradients, nasties
                              f"offsets {off_p, off_g, off_s}, step {t}")  # fmt: skip
                     want_p, want_s = path[t]
                     same_bits(f"{where}: parameters", params, split(want_p, sizes))
-                    for slot, arrays, want in zip(list(opt.state[0])[1:], slots, want_s, strict=True):
+                    for (slot, arrays), want in zip(slots.items(), want_s, strict=True):
                         same_bits(f"{where}: {slot}", arrays, split(want, sizes))
             for memory, arrays in [(raw, params), *raw_states]:
                 assert nasties.outside_is_untouched(memory, arrays), f"written outside the arrays: {where}"
@@ -411,7 +407,7 @@ def test_any_optimizer_takes_the_reference_s_path(problem, kind, seed, level, th
         for dtype in DTYPES:
             chosen = [i for i, p in enumerate(opt.params) if p.dtype == dtype]
             same_bits("parameters", [opt.params[i] for i in chosen], [twin.params[i] for i in chosen])
-            same_bits("states", [s for i in chosen for s in list(opt.state[i].values())[1:]],
+            same_bits("states", [s for i in chosen for s in nasties.slots(opt.state[i]).values()],
                       [s for i in chosen for s in twin.state[i].values()])  # fmt: skip
         assert [state["step"] for state in opt.state] == twin.counts
 

@@ -1,6 +1,7 @@
 """Every form of the lecture notes, written as the notes write it, beside the way to say it in fastopt.
 
-The surfaces are the notes' own: the valley f(x, y) = x**2/20 + y**2, and a saddle. eps is large, so that its place shows.
+The surfaces are the notes' own, the valley f(x, y) = x**2/20 + y**2 and a saddle, and one more.
+eps is large, so that its place shows.
 """
 
 from __future__ import annotations
@@ -66,6 +67,13 @@ def path_of(opt: Any, gradient: Gradient, steps: int = STEPS) -> list[np.ndarray
 # --- The notes
 
 Notes = Iterator[np.ndarray]
+
+
+def descent(w: np.ndarray, grad: Gradient) -> Notes:
+    """All notes: w = w - lr grad."""
+    while True:
+        w = w - LR * grad(w)
+        yield w
 
 
 def momentum_with_velocity(w: np.ndarray, grad: Gradient) -> Notes:
@@ -187,17 +195,15 @@ def root_outside(h: np.ndarray) -> np.ndarray:
 
 ADAM = {"lr": LR, "betas": (B1, B2), "eps": EPS}
 FORMS: dict[str, tuple[Callable[..., Notes], Callable[[np.ndarray], Any]]] = {
-    "gradient descent": (
-        lambda w, grad: iter_descent(w, grad),
-        lambda w: SGD(w, LR),
-    ),
+    "gradient descent": (descent, lambda w: SGD(w, LR)),
     "momentum, v = av - lr g (000, 002)": (momentum_with_velocity, lambda w: Momentum(w, LR, MU)),
     "momentum, scheduled (001)": (momentum_with_moving_gradient, lambda w: Momentum(w, LR, mu_at)),
     "NAG, at w + av (002)": (nag_with_velocity, lambda w: NAG(w, LR, MU)),
     "NAG, at w - mu g, scheduled (001)": (nag_with_moving_gradient, lambda w: NAG(w, LR, mu_at)),
     "AdaGrad 1/sqrt(h) (000, 003)": (adagrad(root), lambda w: Adagrad(w, LR, eps=0)),
     "AdaGrad 1/sqrt(h) as the paper": (adagrad(root), lambda w: Adagrad(w, LR, convention="paper")),
-    "AdaGrad 1/sqrt(G + eps) (001)": (adagrad(root_inside), lambda w: Adagrad(w, LR, eps=EPS, eps_placement="inside")),
+    "AdaGrad 1/sqrt(G + eps) (001)": (
+        adagrad(root_inside), lambda w: Adagrad(w, LR, eps=EPS, eps_placement="inside")),
     "AdaGrad 1/(eps + sqrt(G)) (002)": (
         adagrad(root_outside), lambda w: Adagrad(w, LR, eps=EPS, eps_placement="outside")),
     "AdaDelta (001, 003)": (adadelta, lambda w: Adadelta(w, 1.0, GAMMA, EPS)),
@@ -209,14 +215,16 @@ FORMS: dict[str, tuple[Callable[..., Notes], Callable[[np.ndarray], Any]]] = {
     "RMSProp 1/(eps + sqrt(G)) (002)": (
         rmsprop(root_outside), lambda w: RMSprop(w, LR, GAMMA, EPS, eps_placement="outside")),
     "Adam m/sqrt(v), corrected (000)": (
-        adam(lambda m, v, bc1, bc2: LR / np.sqrt(v / bc2) * (m / bc1)), lambda w: Adam(w, LR, (B1, B2), eps=0)),
+        adam(lambda m, v, bc1, bc2: LR / np.sqrt(v / bc2) * (m / bc1)),
+        lambda w: Adam(w, LR, (B1, B2), eps=0)),
     "Adam m/(sqrt(v) + eps), corrected (001)": (
         adam(lambda m, v, bc1, bc2: LR / (np.sqrt(v / bc2) + EPS) * (m / bc1)), lambda w: Adam(w, **ADAM)),
     "Adam m/sqrt(v + eps), corrected (001)": (
         adam(lambda m, v, bc1, bc2: LR / np.sqrt(v / bc2 + EPS) * (m / bc1)),
         lambda w: Adam(w, **ADAM, eps_placement="inside")),
     "Adam M/(eps + sqrt(G)), uncorrected (002)": (
-        adam(lambda m, v, bc1, bc2: LR / (EPS + np.sqrt(v)) * m), lambda w: Adam(w, **ADAM, bias_correction=False)),
+        adam(lambda m, v, bc1, bc2: LR / (EPS + np.sqrt(v)) * m),
+        lambda w: Adam(w, **ADAM, bias_correction=False)),
     "Adam M/sqrt(G + eps), uncorrected": (
         adam(lambda m, v, bc1, bc2: LR / np.sqrt(v + EPS) * m),
         lambda w: Adam(w, **ADAM, eps_placement="inside", bias_correction=False)),
@@ -237,13 +245,6 @@ FORMS: dict[str, tuple[Callable[..., Notes], Callable[[np.ndarray], Any]]] = {
         lambda w: Adam(w, **ADAM, convention="thinc")),
     "NAdam (002)": (nadam, lambda w: NAdam(w, LR, (B1, B2), EPS, convention="paper")),
 }  # fmt: skip
-
-
-def iter_descent(w: np.ndarray, grad: Gradient) -> Notes:
-    """All notes: w = w - lr grad."""
-    while True:
-        w = w - LR * grad(w)
-        yield w
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -338,7 +339,8 @@ def test_lr_inside_or_outside_the_buffer_is_the_same_for_a_constant_lr_only(nest
         outside = path_of(SGD(start(), rate, MU, nesterov=nesterov, convention="torch"), grad)
         assert (np.abs(np.subtract(inside, outside)).max() < 1e-11) == same
     if not nesterov:
-        assert_same_path(path_of(SGD(start(), lr, MU, convention="keras"), grad), path_of(Momentum(start(), lr, MU), grad))
+        keras, momentum = SGD(start(), lr, MU, convention="keras"), Momentum(start(), lr, MU)
+        assert_same_path(path_of(keras, grad), path_of(momentum, grad))
 
 
 def test_eps_of_keras_is_the_eps_of_pytorch_times_the_root_of_the_correction():
@@ -411,7 +413,9 @@ def loss(params: list[np.ndarray], batch: Any) -> tuple[float, list[np.ndarray]]
     return float((residual**2).mean()), [2 * x.T @ residual / len(y), np.array([2 * residual.mean()])]
 
 
-@pytest.mark.parametrize("batch_size", [None, 20, 6, 1], ids=["batch", "one batch", "mini-batch", "stochastic"])
+@pytest.mark.parametrize(
+    "batch_size", [None, 20, 6, 1], ids=["batch", "one batch", "mini-batch", "stochastic"]
+)
 def test_descent_over_batches_is_the_loop_of_the_notes(batch_size):
     params = [np.zeros(3), np.zeros(1)]
     minimize(loss, params, SGD(params, LR), data=(X, Y), batch_size=batch_size, max_steps=45, rng=7)
@@ -431,12 +435,12 @@ def test_descent_over_batches_is_the_loop_of_the_notes(batch_size):
 def test_descent_stops_below_eps_after_the_update():
     params = [np.zeros(3), np.zeros(1)]
     result = minimize(loss, params, SGD(params, 0.1), data=(X, Y), max_steps=10_000, tol=1e-3)
-    want = [np.zeros(3), np.zeros(1)]
-    for steps in range(1, 10_001):
+    want, steps, norm = [np.zeros(3), np.zeros(1)], 0, 1.0
+    while norm >= 1e-3:
         _, grads = loss(want, (X, Y))
         want = [p - 0.1 * g for p, g in zip(want, grads, strict=True)]
-        if sqrt(sum(float((g * g).sum()) for g in grads)) < 1e-3:
-            break
+        norm = sqrt(sum(float((g * g).sum()) for g in grads))
+        steps += 1
     assert result.reason == "tol" and result.steps == steps < 10_000
     for p, q in zip(params, want, strict=True):
         np.testing.assert_allclose(p, q, rtol=1e-12)
@@ -447,4 +451,6 @@ def test_normalizations_of_000_are_scikit_learns_scalers():
     minmax = (X - X.min(0)) / (X.max(0) - X.min(0))
     standard = (X - X.mean(0)) / X.std(0)
     np.testing.assert_allclose(preprocessing.MinMaxScaler().fit_transform(X), minmax, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(preprocessing.StandardScaler().fit_transform(X), standard, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        preprocessing.StandardScaler().fit_transform(X), standard, rtol=1e-12, atol=1e-12
+    )

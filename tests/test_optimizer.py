@@ -60,7 +60,7 @@ def test_every_form_of_parameters_takes_the_same_path():
         "groups of generators": lambda a: ({"params": iter([x])} for x in a),
         "groups of dicts": lambda a: [{"params": {"a": a[0]}}, {"params": {"b": a[1]}}],
         "an empty group": lambda a: [{"params": a}, {"params": []}],
-        "groups that say lr": lambda a: [{"params": a[0], "lr": 0.1}, {"params": a[1], "lr": 0.1, "eps": None}],
+        "lr by group": lambda a: [{"params": a[0], "lr": 0.1}, {"params": a[1], "lr": 0.1, "eps": None}],
     }  # fmt: skip
     for name, form in forms.items():
         got = arrays()
@@ -75,7 +75,14 @@ def test_gradients_come_as_list_tuple_iterator_dict_or_one_array():
     named = dict(zip("ab", g, strict=True))
     want = [values((3,)), values((2,))]
     Adam(want).step(g)
-    for grads in (tuple(g), iter(g), (x for x in g), named, dict(reversed(named.items())), dict.fromkeys("ab") | named):
+    for grads in (
+        tuple(g),
+        iter(g),
+        (x for x in g),
+        named,
+        dict(reversed(named.items())),
+        dict.fromkeys("ab") | named,
+    ):
         got = {"a": values((3,)), "b": values((2,))}
         Adam(got).step(grads)
         assert same_bits(list(got.values()), want)
@@ -201,7 +208,7 @@ def test_defaults_are_those_of_the_library():
         ("RMSprop", "keras"): {"lr": 1e-3, "alpha": 0.9, "eps": 1e-7},
         ("RMSprop", "optax"): {"alpha": 0.9, "eps": 1e-8, "initial_accumulator_value": 0},
         ("RMSprop", "paper"): {"lr": 1e-3, "alpha": 0.9, "eps": 0},
-        ("Adam", "torch"): {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False},
+        ("Adam", "torch"): {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0},
         ("Adam", "keras"): {"lr": 1e-3, "eps": 1e-7}, ("Adam", "optax"): {"eps": 1e-8, "eps_root": 0},
         ("Adam", "sklearn"): {"lr": 1e-3, "eps": 1e-8}, ("Adam", "thinc"): {"lr": 1e-3, "eps": 1e-8},
         ("Adam", "paper"): {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8},
@@ -225,8 +232,21 @@ def test_what_a_library_has_no_default_for_must_be_given():
         for key in needed(cls, convention):
             with pytest.raises(HyperparameterError, match=rf"no default for {key}"):
                 build(cls, values(), convention, **{key: None})
-    no_lr = {c.__name__ for c in OPTIMIZERS.values() if "optax" in c.conventions and "lr" in needed(c, "optax")}
-    assert no_lr == {"SGD", "Adagrad", "Adadelta", "RMSprop", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Lion"}
+    no_lr = {
+        c.__name__ for c in OPTIMIZERS.values() if "optax" in c.conventions and "lr" in needed(c, "optax")
+    }
+    assert no_lr == {
+        "SGD",
+        "Adagrad",
+        "Adadelta",
+        "RMSprop",
+        "Adam",
+        "AdamW",
+        "Adamax",
+        "NAdam",
+        "RAdam",
+        "Lion",
+    }
 
 
 # --- Hyperparameters: what is accepted
@@ -237,16 +257,21 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "lr": [-1e-3, -1], "weight_decay": [-1e-3], "eps": [-1e-8], "eps_root": [-1e-8], "lr_decay": [-0.1],
     "momentum_decay": [-0.004], "initial_accumulator_value": [-0.1], "dampening": [],
     "momentum": [-0.1, 1.0000001, 2], "alpha": [-0.1, 1.0000001], "rho": [-0.1, 1.0000001],
-    "betas": [(-0.1, 0.9), (0.9, -0.1), (1.0, 0.9), (0.9, 1.0), (0.9, 1), (1.5, 0.9), (0.9,), (0.9, 0.99, 0.999),
-              0.9, "ab", (0.9, "0.99"), (True, 0.9), (0.9, math.nan), (0.9, None), None, (None, 0.9), {0.9: 1, 0.8: 2}],
+    "betas": [(-0.1, 0.9), (0.9, -0.1), (1.0, 0.9), (0.9, 1.0), (0.9, 1), (1.5, 0.9), (0.9,),
+              (0.9, 0.99, 0.999), 0.9, "ab", (0.9, "0.99"), (True, 0.9), (0.9, math.nan), (0.9, None), None,
+              (None, 0.9), {0.9: 1, 0.8: 2}],
     "eps_placement": ["under", "", 1, True, "Outside"],
-    "nesterov": ["yes", 2, 0.5], "centered": ["yes", 2], "amsgrad": ["yes", -1], "bias_correction": ["yes", 3],
+    "nesterov": ["yes", 2, 0.5], "centered": ["yes", 2], "amsgrad": ["yes", -1],
+    "bias_correction": ["yes", 3],
     "maximize": ["yes", 2], "decoupled_weight_decay": ["yes", 2],
 }  # fmt: skip
 FLAGS = {"nesterov", "centered", "amsgrad", "bias_correction", "maximize", "decoupled_weight_decay"}
 HYPERPARAMETERS = [
-    (cls, key) for cls in OPTIMIZERS.values() for key in (*cls.hyperparameters, "maximize", "decoupled_weight_decay")
+    (cls, key)
+    for cls in OPTIMIZERS.values()
+    for key in (*cls.hyperparameters, "maximize", "decoupled_weight_decay")
 ]
+NUMBERS = [(cls, key) for cls, key in HYPERPARAMETERS if key not in (*FLAGS, "eps_placement")]
 
 
 def bad_values(key: str) -> list[Any]:
@@ -256,12 +281,18 @@ def bad_values(key: str) -> list[Any]:
     return out
 
 
+def by_name(rows: list[tuple[type[Optimizer], str]]) -> Any:
+    return pytest.mark.parametrize(("cls", "key"), rows, ids=lambda x: getattr(x, "__name__", x))
+
+
 def offering(cls: type[Optimizer], key: str) -> str:
     """A convention that has this hyperparameter."""
-    return next((name for name, c in cls.conventions.items() if key in c.defaults), next(iter(cls.conventions)))
+    return next(
+        (name for name, c in cls.conventions.items() if key in c.defaults), next(iter(cls.conventions))
+    )
 
 
-@pytest.mark.parametrize(("cls", "key"), HYPERPARAMETERS, ids=lambda x: getattr(x, "__name__", x))
+@by_name(HYPERPARAMETERS)
 def test_bad_hyperparameter_is_refused_wherever_it_comes_from(cls, key):
     convention = offering(cls, key)
     w, g = values(), values(seed=1)
@@ -287,10 +318,8 @@ def test_bad_hyperparameter_is_refused_wherever_it_comes_from(cls, key):
     assert opt.steps == 2
 
 
-@pytest.mark.parametrize(("cls", "key"), HYPERPARAMETERS, ids=lambda x: getattr(x, "__name__", x))
+@by_name(NUMBERS)
 def test_numbers_may_be_of_any_kind(cls, key):
-    if key in FLAGS or key == "eps_placement":
-        pytest.skip("not a number")
     convention = offering(cls, key)
     kinds = [int, float, np.float32, np.float64, np.int64, np.array]
     numbers = [(0.5, kind(0)) for kind in kinds] if key == "betas" else [kind(0) for kind in kinds]
@@ -302,14 +331,11 @@ def test_numbers_may_be_of_any_kind(cls, key):
     assert all(same_bits(path, paths[0]) for path in paths)
 
 
-@pytest.mark.parametrize(("cls", "key"), HYPERPARAMETERS, ids=lambda x: getattr(x, "__name__", x))
+@by_name([(cls, key) for cls, key in NUMBERS if key not in ("momentum", "alpha", "rho")])
 def test_values_that_only_float32_rounds_out_of_range(cls, key):
     too_large = {"betas": (0.9, 0.99999999999)} if key == "betas" else {key: 1e39}
-    if key in FLAGS or key in ("eps_placement", "momentum", "alpha", "rho"):
-        pytest.skip("cannot round out of range")
     convention = offering(cls, key)
-    if key in ("lr", "weight_decay", "dampening", "lr_decay", "eps", "eps_root", "initial_accumulator_value", "betas"):
-        build(cls, values(dtype=np.float64), convention, **too_large)
+    build(cls, values(dtype=np.float64), convention, **too_large)
     with pytest.raises(HyperparameterError, match=f"{key}.*float32"):
         build(cls, values(), convention, **too_large)
     with pytest.raises(HyperparameterError, match=f"{key}.*float32"):
@@ -327,7 +353,8 @@ def test_scalars_that_overflow_are_refused_before_the_step():
     opt = Adam([values((3,)), values((3,), np.float64)], lr=1e38)  # lr / (1 - beta1) is beyond float32
     with unchanged(opt, HyperparameterError, "not finite.*lr=1e"):
         opt.step([values((3,)), values((3,), np.float64)])
-    opt.step([None, values((3,), np.float64)]) if not opt.param_groups[0].update(lr=1.0) else None
+    opt.param_groups[0]["lr"] = 1.0
+    opt.step([None, values((3,), np.float64)])
     assert opt.steps == 1
 
 
@@ -358,8 +385,9 @@ def test_settings_are_checked():
 
 # What each library's optimizer lets one choose, from its signature. What is in no list is an error.
 OFFERED = {
-    "SGD": {"torch": "lr momentum dampening weight_decay nesterov", "keras": "lr momentum weight_decay nesterov",
-            "optax": "lr momentum nesterov", "sklearn": "lr momentum nesterov", "thinc": "lr weight_decay"},
+    "SGD": {"torch": "lr momentum dampening weight_decay nesterov",
+            "keras": "lr momentum weight_decay nesterov", "optax": "lr momentum nesterov",
+            "sklearn": "lr momentum nesterov", "thinc": "lr weight_decay"},
     "Momentum": {"paper": "lr momentum weight_decay"},
     "NAG": {"paper": "lr momentum weight_decay"},
     "Adagrad": {"torch": "lr lr_decay weight_decay initial_accumulator_value eps",
@@ -372,8 +400,8 @@ OFFERED = {
                 "optax": "lr alpha eps momentum centered nesterov bias_correction initial_accumulator_value",
                 "paper": "lr alpha eps"},
     "Adam": {"torch": "lr betas eps weight_decay amsgrad", "keras": "lr betas eps weight_decay amsgrad",
-             "optax": "lr betas eps amsgrad eps_root", "sklearn": "lr betas eps", "thinc": "lr betas eps weight_decay",
-             "paper": "lr betas eps amsgrad"},
+             "optax": "lr betas eps amsgrad eps_root", "sklearn": "lr betas eps",
+             "thinc": "lr betas eps weight_decay", "paper": "lr betas eps amsgrad"},
     "AdamW": {"torch": "lr betas eps weight_decay amsgrad", "keras": "lr betas eps weight_decay amsgrad",
               "optax": "lr betas eps weight_decay eps_root", "thinc": "lr betas eps weight_decay",
               "paper": "lr betas eps weight_decay"},
@@ -383,7 +411,8 @@ OFFERED = {
               "optax": "lr betas eps weight_decay eps_root", "paper": "lr betas eps momentum_decay"},
     "RAdam": {"torch": "lr betas eps weight_decay", "optax": "lr betas eps eps_root",
               "thinc": "lr betas eps weight_decay", "paper": "lr betas eps"},
-    "Lion": {"paper": "lr betas weight_decay", "keras": "lr betas weight_decay", "optax": "lr betas weight_decay"},
+    "Lion": {"paper": "lr betas weight_decay", "keras": "lr betas weight_decay",
+             "optax": "lr betas weight_decay"},
 }  # fmt: skip
 # What fastopt adds under every convention; RMSprop's bias correction is optax's alone.
 OURS = {"eps_placement", "bias_correction"}
@@ -403,8 +432,9 @@ DECAY = {
 }  # fmt: skip
 OTHER_THAN_USUAL: dict[str, Any] = {
     "lr": 0.3, "betas": (0.5, 0.75), "eps": 0.01, "weight_decay": 0.125, "momentum": 0.5, "dampening": 0.25,
-    "nesterov": True, "centered": True, "amsgrad": True, "lr_decay": 0.1, "momentum_decay": 0.01, "eps_root": 0.1,
-    "initial_accumulator_value": 0.3, "alpha": 0.7, "rho": 0.7, "eps_placement": "inside", "bias_correction": False,
+    "nesterov": True, "centered": True, "amsgrad": True, "lr_decay": 0.1, "momentum_decay": 0.01,
+    "eps_root": 0.1, "initial_accumulator_value": 0.3, "alpha": 0.7, "rho": 0.7, "eps_placement": "inside",
+    "bias_correction": False,
 }  # fmt: skip
 
 
@@ -423,7 +453,9 @@ def test_convention_that_does_not_exist_lists_those_that_do(cls, convention):
 
 def test_default_convention():
     default = {name: cls(values()).convention for name, cls in OPTIMIZERS.items()}
-    assert default == {name: "paper" if name in ("Momentum", "NAG", "Lion") else "torch" for name in OPTIMIZERS}
+    assert default == {
+        name: "paper" if name in ("Momentum", "NAG", "Lion") else "torch" for name in OPTIMIZERS
+    }
 
 
 @pytest.mark.parametrize(("cls", "convention"), ALL, ids=ALL_IDS)
@@ -486,7 +518,9 @@ def test_schedules_are_called_with_the_steps_already_taken():
     for step in range(5):
         for schedule in (lr, beta, decay):
             schedule.calls.clear()
-        opt.step([values(), values()] if step % 2 else [None, values()])  # a skipped parameter does not hold it back
+        opt.step(
+            [values(), values()] if step % 2 else [None, values()]
+        )  # a skipped parameter does not hold it back
         for schedule in (lr, beta, decay):
             assert schedule.calls == [step] and type(schedule.calls[0]) is int
     assert [state["step"] for state in opt.state] == [2, 5]
@@ -617,7 +651,7 @@ def test_momentum_switched_on_starts_a_new_buffer():
     ],
 )
 def test_option_switched_on_between_steps(cls, convention, start, edit, slot):
-    """The step after the edit is that of an optimizer which had the option, with the same state, and zeros elsewhere."""
+    """The next step is that of an optimizer which always had it: the same state, zeros where it is new."""
     opt = build(cls, three(), convention, **start)
     opt.step(three(5))
     old = [{k: v.copy("K") for k, v in s.items() if isinstance(v, np.ndarray)} for s in opt.state]
@@ -665,7 +699,9 @@ def test_length_of_param_groups_may_not_change(edit):
     opt.step([values(), values()])
 
 
-@pytest.mark.parametrize("edit", [lambda g: g.pop("lr"), lambda g: g.pop("amsgrad"), lambda g: g.pop("eps_placement")])
+@pytest.mark.parametrize(
+    "edit", [lambda g: g.pop("lr"), lambda g: g.pop("amsgrad"), lambda g: g.pop("eps_placement")]
+)
 @pytest.mark.parametrize("replace", [False, True])
 def test_group_that_lost_a_hyperparameter(edit, replace):
     opt = Adam([{"params": values()}, {"params": values(seed=1)}])
@@ -696,7 +732,12 @@ def forced_threads():
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("size", [1, 17, 1000])
 def test_nonfinite_gradient_is_found_before_the_first_write(forced_threads, n_threads, dtype, bad, size):
-    params = {"a": values((40,)), "empty": values((0,)), "b": values((size,), dtype), "c": values((3,), np.float64)}
+    params = {
+        "a": values((40,)),
+        "empty": values((0,)),
+        "b": values((size,), dtype),
+        "c": values((3,), np.float64),
+    }
     grads = {name: values(p.shape, p.dtype, 1) for name, p in params.items()}
     spoiled = {name: g.copy() for name, g in grads.items()}
     spoiled["b"][-1] = spoiled["c"][0] = bad
@@ -950,9 +991,9 @@ def test_memory_is_freed_at_once(size):
         gradient = weakref.ref(g)
         del g
         assert gradient() is None
-        state, look, parameter = weakref.ref(opt.state[0]["momentum_buffer"]), weakref.ref(opt.lookahead()), weakref.ref(w)
+        kept = [weakref.ref(a) for a in (opt.state[0]["momentum_buffer"], opt.lookahead(), w)]
         del opt, w
-        assert state() is None and look() is None and parameter() is None
+        assert [ref() for ref in kept] == [None, None, None]
     finally:
         gc.enable()
 
@@ -978,7 +1019,15 @@ def test_repr_shows_the_groups():
     opt = Adam([{"params": [values(), values((1000, 3))]}, {"params": values((7,)), "lr": 0.5}], amsgrad=True)
     text = repr(opt)
     assert text.startswith("Adam (") and "torch" in text
-    for part in ("Group 0", "Group 1", "lr: 0.001", "lr: 0.5", "betas: (0.9, 0.999)", "amsgrad: True", "3,020"):
+    for part in (
+        "Group 0",
+        "Group 1",
+        "lr: 0.001",
+        "lr: 0.5",
+        "betas: (0.9, 0.999)",
+        "amsgrad: True",
+        "3,020",
+    ):
         assert part in text
     assert len(text) < 1500 and "array(" not in text
     for cls, convention in ALL:

@@ -1,5 +1,10 @@
 # What is accepted as an array.
 
+cdef str label_of(list names, Py_ssize_t i):
+    """How messages call parameter i."""
+    return f"parameter {names[i]!r}" if names[i] is not None else f"parameter {i}"
+
+
 cdef as_array(obj, str label):
     """`obj` as a NumPy array over the same memory: an array, else the buffer protocol, else __dlpack__."""
     if isinstance(obj, np.ndarray):

@@ -159,9 +159,7 @@ cdef class Group:
 
     cdef str complaint(self, int i, str name, double x, double r):
         low, high = f"{self.low[i]:g}", f"{self.high[i]:g}"
-        if self.low[i] == self.high[i]:
-            accepted = f"{low}: this convention does not have it for this optimizer"
-        elif self.high[i] == float("inf"):
+        if self.high[i] == float("inf"):
             accepted = f"a finite number, at least {low}"
         else:
             accepted = f"in [{low}, {high}{')' if self.open[i] else ']'}"

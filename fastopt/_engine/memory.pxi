@@ -44,22 +44,39 @@ cdef class Memory:
             x.param, x.slot = param, slot
             self.n += 1
 
-    cdef bint is_free(self, Param *q, char *low, char *high) noexcept:
-        """Whether [low, high) meets no interval. Gradients come in runs: the last one's gap is tried first."""
+    cdef bint is_free(self, char *low, char *high) noexcept:
+        """Whether [low, high) meets no interval; if so, gap_low and gap_high say where it lies.
+
+        Gradients come in runs: the gap of the last one is tried first.
+        """
         cdef Py_ssize_t a = 0, b = self.n, middle
-        if not (self.gap_low <= low and high <= self.gap_high):
-            while a < b:              # the first interval that ends above low
-                middle = (a + b) // 2
-                if self.intervals[middle].high <= low:
-                    a = middle + 1
-                else:
-                    b = middle
-            self.gap_low = self.intervals[a - 1].high if a > 0 else NULL
-            self.gap_high = self.intervals[a].low if a < self.n else <char *><uintptr_t>-1
-            if high > self.gap_high:
-                return False
-        q.gap_low, q.gap_high = self.gap_low, self.gap_high
-        return True
+        if self.gap_low <= low and high <= self.gap_high:
+            return True
+        while a < b:                  # the first interval that ends above low
+            middle = (a + b) // 2
+            if self.intervals[middle].high <= low:
+                a = middle + 1
+            else:
+                b = middle
+        self.gap_low = self.intervals[a - 1].high if a > 0 else NULL
+        self.gap_high = self.intervals[a].low if a < self.n else <char *><uintptr_t>-1
+        return high <= self.gap_high
+
+    cdef bint meets(self, cnp.ndarray array) noexcept:
+        """Whether the memory from the first to the last element of an array meets an interval."""
+        cdef char *low = <char *>cnp.PyArray_DATA(array)
+        cdef char *high = low + cnp.PyArray_ITEMSIZE(array)
+        cdef int k
+        cdef Py_ssize_t reach
+        if cnp.PyArray_SIZE(array) == 0:
+            return False
+        for k in range(cnp.PyArray_NDIM(array)):
+            reach = (cnp.PyArray_DIM(array, k) - 1) * cnp.PyArray_STRIDE(array, k)
+            if reach < 0:
+                low += reach
+            else:
+                high += reach
+        return not self.is_free(low, high)
 
 
 cdef int by_address(const void *a, const void *b) noexcept nogil:
@@ -75,8 +92,7 @@ cdef str clash(Interval a, Interval b, list names, list states):
         a, b = b, a
     called = []
     for owner in (a, b):
-        name = names[owner.param]
-        label = f"parameter {name!r}" if name is not None else f"parameter {owner.param}"
+        label = label_of(names, owner.param)
         called.append(f"state {list(states[owner.param])[owner.slot]!r} of {label}" if owner.slot >= 0 else label)
     return (f"{called[1]} {'is the same memory as' if same else 'overlaps'} {called[0]}; "
             "every parameter and state needs memory of its own")
