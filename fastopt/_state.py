@@ -24,8 +24,9 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
     saved_groups, order = check_groups(optimizer, state_dict["param_groups"])
     check_origin(optimizer, own)
     saved_state = expect(state_dict["state"], Mapping, "the state dict's 'state'")
+    listed = set(order)
     for key in saved_state:
-        if key not in order:
+        if key not in listed:
             raise StateDictError(f"the state dict has state for {key!r}, which is in none of its groups")
 
     entries = {}

@@ -165,16 +165,17 @@ cdef class Plan:
         cdef Py_ssize_t old = len(self.arrays), i
         self.enter()
         try:
-            labels = [label_of(self.names + names, old + i) for i in range(len(params))]
+            all_names = self.names + names
+            labels = [label_of(all_names, old + i) for i in range(len(params))]
             arrays = [as_parameter(p, label) for p, label in zip(params, labels)]
             group = self.new_group(options, any(a.dtype == np.float32 for a in arrays), self.steps)
             group.first, group.n_params = old, len(arrays)
             fresh = [{} for _ in arrays] if states is None else [
                 given_state(group.slots, state, array, label) for state, array, label in zip(states, arrays, labels)]
-            memory = Memory(self.arrays + arrays, self.names + names, self.states + fresh)
+            memory = Memory(self.arrays + arrays, all_names, self.states + fresh)
             if states is None:
                 self.allocate(group, arrays, labels, fresh)
-                memory = Memory(self.arrays + arrays, self.names + names, self.states + fresh)
+                memory = Memory(self.arrays + arrays, all_names, self.states + fresh)
             self.reserve(old + len(arrays))
             for i, array in enumerate(arrays):
                 self.register(&self.params[old + i], array)
