@@ -48,7 +48,7 @@ def frozen_optimizer(opt: Optimizer) -> Any:
 def unchanged(opt: Optimizer, error: type[Exception], match: str = "", *others: np.ndarray) -> Iterator[None]:
     """The body raises this error, and neither the optimizer nor the other arrays have changed by a bit."""
     before = frozen_optimizer(opt), frozen(others)
-    with pytest.raises(error, match=match) as caught:
+    with pytest.raises(error, match=match or None) as caught:
         yield
     assert isinstance(caught.value, FastoptError)
     assert (frozen_optimizer(opt), frozen(others)) == before
