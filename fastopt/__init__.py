@@ -52,6 +52,7 @@ __all__ = [
     "LayoutError",
     "Lion",
     "MinimizeResult",
+    "MinimizeState",
     "MissingExtraError",
     "Momentum",
     "NAdam",
@@ -71,7 +72,7 @@ __all__ = [
     "schedules",
 ]
 
-_LAZY = {"minimize": "training", "minibatches": "training", "MinimizeResult": "training"}
+_LAZY = {"minimize": "training", "minibatches": "training", "MinimizeResult": "training", "MinimizeState": "training"}
 
 
 def __getattr__(name: str) -> object:

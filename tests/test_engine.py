@@ -499,6 +499,15 @@ def reshape(p):
     p.shape = (5, 2)
 
 
+def move(p):
+    before = p.ctypes.data
+    p.resize(100_000, refcheck=False)
+    taken = [np.zeros(len(p) // 10_000) for _ in range(100)]    # where it was, among others
+    p.resize(10, refcheck=False)
+    if p.ctypes.data == before:
+        pytest.skip(f"the memory did not move, for all {len(taken)} arrays")
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
     ("change", "error"),
@@ -507,12 +516,13 @@ def reshape(p):
         (lambda p: p.resize(100_000, refcheck=False), LayoutError),
         (lambda p: p.resize(3, refcheck=False), LayoutError),
         (lambda p: p.resize(0, refcheck=False), LayoutError),
+        (move, LayoutError),
         (reshape, LayoutError),
         (lambda p: p.setflags(write=False), ReadOnlyError),
         (lambda p: setattr(p, "dtype", np.int64), LayoutError),
         (lambda p: setattr(p, "dtype", ">f8"), LayoutError),
     ],
-    ids=["grown", "moved", "shrunk", "emptied", "reshaped", "read-only", "other type", "byte-swapped"],
+    ids=["grown", "grown far", "shrunk", "emptied", "moved", "reshaped", "read-only", "other type", "byte-swapped"],
 )
 def test_a_parameter_that_is_no_longer_what_it_was_is_an_error_and_nothing_changes(change, error):
     first, p = np.ones(5), np.ones(10)

@@ -20,6 +20,7 @@ from fastopt import (
     Adagrad,
     Adam,
     Adamax,
+    AdamW,
     Momentum,
     NAdam,
     RMSprop,
@@ -361,6 +362,121 @@ def test_form_of_003_is_optax_with_an_eps_root_that_is_corrected_too():
         optax.step(grad(optax.params[0]))
         path.append(optax.params[0].copy())
     assert_same_path(path, path_of(Adam(start(), **ADAM, eps_placement="inside_uncorrected"), grad))
+
+
+# --- What the libraries add to the notes' forms
+
+
+def rmsprop_of(
+    library: str, centered: bool = False, nesterov: bool = False, corrected: bool = False
+) -> Callable[..., Notes]:
+    def notes(w: np.ndarray, grad: Gradient) -> Notes:
+        v, mean, buffer, t = np.zeros_like(w), np.zeros_like(w), np.zeros_like(w), 0
+        while True:
+            t += 1
+            g = grad(w)
+            v = GAMMA * v + (1 - GAMMA) * g * g
+            mean = GAMMA * mean + (1 - GAMMA) * g
+            bc = 1 - GAMMA**t if corrected else 1.0
+            s = v / bc - (mean / bc) ** 2 if centered else v / bc
+            d = g / (np.sqrt(s) + EPS) if library == "torch" else g / np.sqrt(s + EPS)
+            rate = LR / (1 + t)  # not constant: it matters whether it goes into the buffer
+            d, outside = (d, rate) if library == "torch" else (rate * d, 1.0)
+            buffer = MU * buffer + d
+            w = w - outside * (MU * buffer + d if nesterov else buffer)
+            yield w
+
+    return notes
+
+
+@pytest.mark.parametrize("surface", SURFACES)
+@pytest.mark.parametrize(
+    ("library", "options"),
+    [
+        ("torch", {}),
+        ("torch", {"centered": True}),
+        ("keras", {}),
+        ("keras", {"centered": True}),
+        ("optax", {}),
+        ("optax", {"nesterov": True}),
+        ("optax", {"nesterov": True, "centered": True}),
+        ("optax", {"bias_correction": True}),
+    ],
+)
+def test_momentum_of_rmsprop(library, options, surface):
+    along = rmsprop_of(
+        library, options.get("centered", False), options.get("nesterov", False), "bias_correction" in options
+    )(start(), SURFACES[surface])
+    opt = RMSprop(start(), lambda t: LR / (2 + t), GAMMA, EPS, momentum=MU, convention=library, **options)
+    assert_same_path(path_of(opt, SURFACES[surface]), [next(along) for _ in range(STEPS)], 1e-10)
+
+
+@pytest.mark.parametrize("library", ["torch", "keras", "optax", "paper"])
+def test_amsgrad(library):
+    """The largest v so far: before its correction, after it (optax), or without any (paper)."""
+    grad, w, want = SURFACES["waves"], start(), []
+    m, v, top = np.zeros(2), np.zeros(2), np.zeros(2)
+    for t in range(1, STEPS + 1):
+        bc1, bc2 = (1.0, 1.0) if library == "paper" else (1 - B1**t, 1 - B2**t)
+        g = grad(w) * np.cos(t)
+        m, v = B1 * m + (1 - B1) * g, B2 * v + (1 - B2) * g * g
+        top = np.maximum(top, v / bc2 if library == "optax" else v)
+        denominator = {
+            "torch": np.sqrt(top / bc2) + EPS,
+            "keras": (np.sqrt(top) + EPS) / sqrt(bc2),
+            "optax": np.sqrt(top) + EPS,
+            "paper": np.sqrt(top),
+        }[library]
+        w = w - LR * m / bc1 / denominator
+        want.append(w)
+    options = {} if library == "paper" else {"eps": EPS}
+    opt = Adam(start(), LR, (B1, B2), amsgrad=True, convention=library, **options)
+    steps = iter(range(1, STEPS + 1))
+    assert_same_path(path_of(opt, lambda w: grad(w) * np.cos(next(steps))), want)
+
+
+WD = 0.3
+
+
+@pytest.mark.parametrize(
+    ("build", "update"),
+    [
+        (lambda w: SGD(w, LR, weight_decay=WD), lambda p, d, g: p - LR * (g + WD * p)),
+        (lambda w: SGD(w, LR, weight_decay=WD, maximize=True), lambda p, d, g: p - LR * (-g + WD * p)),
+        (
+            lambda w: SGD(w, LR, weight_decay=WD, convention="keras"),
+            lambda p, d, g: p * (1 - LR * WD) - LR * g,
+        ),
+        (
+            lambda w: SGD(w, LR, weight_decay=WD, convention="thinc"),
+            lambda p, d, g: (p - LR * g) * (1 - LR * WD),
+        ),
+        (
+            lambda w: SGD(w, LR, weight_decay=WD, convention="thinc", decoupled_weight_decay=False),
+            lambda p, d, g: p - LR * (g + WD * p),
+        ),
+        (lambda w: AdamW(w, **ADAM, weight_decay=WD), lambda p, d, g: p * (1 - LR * WD) - d),
+        (
+            lambda w: AdamW(w, **ADAM, weight_decay=WD, convention="optax"),
+            lambda p, d, g: p - d - LR * WD * p,
+        ),
+        (lambda w: AdamW(w, **ADAM, weight_decay=WD, convention="paper"), lambda p, d, g: p - d - WD * p),
+        (
+            lambda w: Adam(w, **ADAM, weight_decay=WD, decoupled_weight_decay=True),
+            lambda p, d, g: p * (1 - LR * WD) - d,
+        ),
+    ],
+)
+def test_weight_decay(build, update):
+    """p is the parameter, d what Adam subtracts without decay, g the gradient."""
+    grad, w, want = SURFACES["waves"], start(), []
+    m, v = np.zeros(2), np.zeros(2)
+    for t in range(1, STEPS + 1):
+        g = grad(w)
+        m, v = B1 * m + (1 - B1) * g, B2 * v + (1 - B2) * g * g
+        w = update(w, LR * (m / (1 - B1**t)) / (np.sqrt(v / (1 - B2**t)) + EPS), g)
+        want.append(w)
+    assert_same_path(path_of(build(start()), grad), want)
 
 
 # --- eps = 0

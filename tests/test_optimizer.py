@@ -7,6 +7,7 @@ import gc
 import math
 import pickle
 import weakref
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,7 @@ def test_gradients_come_as_list_tuple_iterator_dict_or_one_array():
     want = [values((3,)), values((2,))]
     Adam(want).step(g)
     for grads in (
+        MappingProxyType(named),
         tuple(g),
         iter(g),
         (x for x in g),
@@ -111,7 +113,7 @@ def test_groups_have_hyperparameters_of_their_own():
     assert same_bits(together, alone)
 
 
-@pytest.mark.parametrize("params", [[], (), iter([])])
+@pytest.mark.parametrize("params", [[], (), iter([]), {}])
 def test_no_parameters_at_all_is_an_error(params):
     with pytest.raises(ParameterError, match="empty"):
         SGD(params)
@@ -364,6 +366,13 @@ def test_nesterov_of_pytorch_needs_momentum_and_no_dampening():
     with pytest.raises(HyperparameterError, match="nesterov"):
         SGD(values(), momentum=0.9, dampening=0.5, nesterov=True)
     SGD(values(), convention="sklearn", momentum=0.0)  # nesterov=True is its default
+
+
+@pytest.mark.parametrize("cls", [Adam, AdamW, fastopt.NAdam, fastopt.RAdam])
+@pytest.mark.parametrize("placement", ["inside", "outside_uncorrected", "inside_uncorrected"])
+def test_eps_root_is_not_silently_ignored(cls, placement):
+    with pytest.raises(HyperparameterError, match="eps_root"):
+        cls(values(), 0.1, eps_root=0.1, eps_placement=placement, convention="optax")
 
 
 @pytest.mark.parametrize("n_threads", [0, -1, 1.0, 2.5, "2", True, False, math.nan, [1]])

@@ -61,11 +61,12 @@ def collect() -> dict[str, Any]:
     from .. import __version__
     from ..engine import info as engine_info
 
+    engine = engine_info()
     found = {
         "version": __version__,
-        **engine_info(),
+        **engine,
         "openmp_runtimes": _openmp_runtimes(),
-        "wait_policy": _openmp.outcome,
+        "wait_policy": _openmp.outcome if engine["openmp"] else "none: there are no threads to wait",
     }
     in_order = {key: found.pop(key) for key in _LABELS if key in found}
     return {
