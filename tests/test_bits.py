@@ -356,6 +356,24 @@ def test_scalars_are_rounded_once():
     assert p[0] == np.float32(1 - lr * wd) != np.float32(1) - np.float32(lr) * np.float32(wd)
 
 
+@pytest.mark.parametrize("rule", sorted(reference.RULES))
+def test_parameters_that_were_skipped_get_the_scalars_of_their_own_count(rule, nasties, same_bits):
+    config = next(c for c in CONFIGS if c.rule == rule)
+    rng = np.random.default_rng(0)
+    params = [nasties.values("ordinary", 40, np.float64, rng) for _ in range(5)]
+    options = {k: v for k, v in config.options.items() if k != "convention"}
+    opt = config.cls([{"params": params[:3], **options}, {"params": params[3:], **options, "lr": 0.21}],
+                     convention=config.options["convention"], lr=0.5, weight_decay=0.0)  # fmt: skip
+    twin = reference.twin(opt)
+    for k in range(24):
+        grads = [nasties.values("ordinary", 40, np.float64, rng) if k % (i + 1) == 0 else None for i in range(5)]
+        opt.step(grads)
+        twin.step(grads)
+        same_bits("parameters", opt.params, twin.params)
+    assert [state["step"] for state in opt.state] == twin.counts
+    assert twin.counts == [24, 12, 8, 6, 5]
+
+
 # --- Anything at once
 
 

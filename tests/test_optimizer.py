@@ -619,12 +619,18 @@ def test_group_dict_may_be_replaced():
     assert frozen(opt.state) == frozen(plain.state)
 
 
-def test_values_that_change_in_place_are_read_at_every_step():
-    lr, betas = np.array(0.5), [0.5, 0.75]
-    opt, plain = Adam(values(), lr=lr, betas=betas), Adam(values(), lr=0.5, betas=(0.5, 0.75))
-    for seed, (rate, pair) in enumerate([(0.5, (0.5, 0.75)), (0.25, (0.6, 0.8)), (0.125, (0.6, 0.9))]):
-        lr[...], betas[:] = rate, pair
-        plain.param_groups[0].update(lr=rate, betas=pair)
+@pytest.mark.parametrize("which", ["lr", "betas", "element of betas"])
+def test_values_that_change_in_place_are_read_at_every_step(which):
+    beta, value = np.array(0.5), {"lr": np.array(0.5), "betas": [0.5, 0.75], "element of betas": 0}[which]
+    key = which.split()[-1]
+    opt = Adam(values(), **{key: (beta, 0.75) if which == "element of betas" else value})
+    plain = Adam(values(), **{key: 0.5 if key == "lr" else (0.5, 0.75)})
+    for seed, now in enumerate([0.5, 0.25, 0.125]):
+        if which == "betas":
+            value[0] = now
+        else:
+            (value if which == "lr" else beta)[...] = now
+        plain.param_groups[0][key] = now if key == "lr" else (now, 0.75)
         opt.step(values(seed=seed))
         plain.step(values(seed=seed))
     assert same_bits(opt.params, plain.params)

@@ -132,7 +132,8 @@ cdef class Group:
                     scheduled = True
                     part = part(steps)
                 self.x[self.target[i] + j] = self.number(i, f"{key}[{j}]", part)
-            fixed = not isinstance(value, list)
+                fixed = fixed and not isinstance(part, np.ndarray)
+            fixed = fixed and not isinstance(value, list)
         else:
             number = self.number(i, key, now)
             if self.target[i] >= 0:
