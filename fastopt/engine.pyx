@@ -23,6 +23,7 @@ cimport numpy as cnp
 from cpython.dict cimport PyDict_GetItemWithError, PyDict_Next
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject
+from cpython.ref cimport Py_XDECREF, Py_XINCREF
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cython.parallel cimport parallel
 from libc.math cimport isfinite
@@ -338,6 +339,7 @@ cdef class Plan:
         cdef Py_ssize_t n = len(self.arrays), i, n_work = 0, blocks = 0, slot = -1
         cdef int64_t t                # of the parameter before, and what it carries: most share their scalars
         cdef double carry = 0
+        cdef bint hold
         cdef Job job
         cdef Group group
         cdef Param *params
@@ -379,16 +381,22 @@ cdef class Plan:
                 if q.t != t or q.carry != carry:
                     slot = self.new_slot(group, q)
                     t, carry = q.t, q.carry
-                w.q, w.around, w.slot, w.first_block = q, &group.around, slot, blocks
+                w.q, w.around, w.grad, w.slot, w.first_block = q, &group.around, g, slot, blocks
                 blocks += q.blocks
                 n_work += 1
         if self.foreign:
             self.check_states()
         job.work, job.n_work, job.slots, job.blocks = work, n_work, self.slots, blocks
         job.look, job.found = self.nonfinite != "propagate", 0
-        if blocks >= gil_blocks and not self.held:
-            self.held.append(list(grads))          # without the GIL, another thread may drop the caller's
+        # Without the GIL, another thread may drop what the caller's list holds. What was converted is in self.held.
+        hold = blocks >= gil_blocks and not self.held
+        if hold:
+            for i in range(n_work):
+                Py_XINCREF(work[i].grad)
         self.launch(&job)
+        if hold:
+            for i in range(n_work):
+                Py_XDECREF(work[i].grad)
         if job.found:
             if self.nonfinite == "raise":
                 self.complain_nonfinite(n_work)

@@ -374,6 +374,19 @@ def test_parameters_that_were_skipped_get_the_scalars_of_their_own_count(rule, n
     assert twin.counts == [24, 12, 8, 6, 5]
 
 
+@pytest.mark.parametrize("convention", ["torch", "keras"])
+def test_equal_counts_with_another_past_have_scalars_of_their_own(convention, same_bits):
+    """NAdam's product of momenta remembers which betas a parameter has seen."""
+    params, g = [np.ones(5), np.ones(5)], np.linspace(-1, 1, 5)
+    opt = fastopt.NAdam(params, betas=lambda k: (0.5 + k / 10, 0.9), convention=convention)
+    twin = reference.twin(opt)
+    for grads in ([g, None], [None, g], [g, g], [g, g]):
+        opt.step(grads)
+        twin.step(grads)
+    same_bits("parameters", opt.params, twin.params)
+    assert twin.carries[0] != twin.carries[1] and twin.counts == [3, 3]
+
+
 # --- Anything at once
 
 

@@ -450,10 +450,10 @@ def test_state_lies_on_64_byte_boundaries(nasties):
             assert all(a.ctypes.data % 64 == 0 for a in nasties.slots(state).values() if a.size)
 
 
-@pytest.mark.parametrize("n", [100, 100_000])
-def test_a_step_allocates_nothing(n):
-    params = [np.zeros(n, np.float32) for _ in range(20)]
-    grads = [np.ones(n, np.float32) for _ in range(20)]
+@pytest.mark.parametrize(("count", "n"), [(20, 100), (2_000, 100), (20, 100_000)])
+def test_a_step_allocates_nothing(count, n):
+    params = [np.zeros(n, np.float32) for _ in range(count)]
+    grads = [np.ones(n, np.float32) for _ in range(count)]
     opt = fastopt.AdamW(params, lr=0.01, n_threads=1)
     for _ in range(5):
         opt.step(grads)
@@ -471,7 +471,7 @@ def test_a_step_allocates_nothing(n):
         opt.step(grads)
         now, peak = tracemalloc.get_traced_memory()
         assert now - before <= 256
-        assert peak - before <= 1024        # what Python itself makes of a call, and a list of the gradients
+        assert peak - before <= 600         # what Python itself makes of a call
     finally:
         tracemalloc.stop()
         gc.enable()

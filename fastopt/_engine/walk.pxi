@@ -53,6 +53,7 @@ cdef struct Work:             # one array of the step at hand
     Param *q
     const Around *around
     char *g
+    PyObject *grad            # the array of g
     Py_ssize_t slot
     Py_ssize_t first_block
 
