@@ -31,8 +31,8 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
 
     entries = {}
     for i, key in enumerate(order):
-        entry = expect(saved_state.get(key) or {}, Mapping, f"the state of {plan.label(i)}")
-        if entry:
+        entry = saved_state.get(key)
+        if entry is not None and expect(entry, Mapping, f"the state of {plan.label(i)}"):
             entries[i] = entry
     # PyTorch does not count for every optimizer; there, a state says that at least one step was taken.
     counts = [saved_count(optimizer, plan.label(i), entries.get(i)) for i in range(n)]
@@ -41,11 +41,11 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
     steps = as_count(own.get("steps", max(counts, default=0)), "the optimizer")
     skipped = as_count(own.get("skipped_steps", 0), "the optimizer")
     options, first = [], 0
-    for mine, saved in zip(optimizer.param_groups, saved_groups, strict=True):
+    for mine, saved, params in zip(optimizer.param_groups, saved_groups, optimizer._originals, strict=True):
         merged = {**mine, **{k: v for k, v in saved.items() if k not in ("params", "param_names") and v is not None}}
         if isinstance(merged.get("betas"), list):
             merged["betas"] = tuple(merged["betas"])
-        last = first + len(mine["params"])
+        last = first + len(params)
         slots = plan.check_options(merged, any(a.dtype == np.float32 for a in plan.arrays[first:last]), steps)
         options.append(merged)
         for i in range(first, last):
@@ -74,8 +74,9 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
         carry = plan.count(i)[1]
         if i in entries:
             carry = entries[i]["carry"]
-            for name, array in entries[i]["slots"].items():
-                plan.states[i][name][...] = array
+            with np.errstate(all="ignore"):  # a cast may overflow, which is not an error
+                for name, array in entries[i]["slots"].items():
+                    plan.states[i][name][...] = array
         plan.set_count(i, counts[i], carry)
     plan.set_steps(steps, skipped)
 
@@ -90,7 +91,7 @@ def expect(value: Any, kind: Any, what: str) -> Any:
 
 def check_groups(optimizer: Optimizer, groups: Any) -> tuple[list[Mapping[str, Any]], list[Any]]:
     """The groups of a state dict, and the keys of its parameters in the order of all groups."""
-    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    sizes = [len(params) for params in optimizer._originals]
     for group in expect(groups, list, "the state dict's 'param_groups'"):
         expect(expect(group, Mapping, "a parameter group").get("params"), list, "a parameter group's 'params'")
     if [len(group["params"]) for group in groups] != sizes:
@@ -127,7 +128,7 @@ def check_entry(
             raise StateDictError(f"state of {label} lacks {name!r}")
         try:
             array = np.asarray(entry[name])
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # whatever a foreign type's conversion raises
             raise StateDictError(f"state {name!r} of {label} is no array: {error}") from error
         if array.shape != param.shape:
             raise StateDictError(f"state {name!r} of {label} has shape {array.shape}; the parameter has {param.shape}")

@@ -125,8 +125,9 @@ class AdamW(Adam):
 
     Notes
     -----
-    State: ``exp_avg``, ``exp_avg_sq``, with amsgrad ``max_exp_avg_sq``, like the parameter. The libraries' orders of rounding differ (Keras subtracts ``p * wd * lr``, optax adds ``wd * p``
-    to the update); the algebra does not.
+    State: ``exp_avg``, ``exp_avg_sq``, with amsgrad ``max_exp_avg_sq``, like the parameter.
+    The libraries' orders of rounding differ (Keras subtracts ``p * wd * lr``, optax adds ``wd * p`` to the update); the
+    algebra does not.
 
     References
     ----------

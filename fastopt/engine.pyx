@@ -33,6 +33,7 @@ from libc.string cimport memcpy, memset, strcmp
 
 cdef extern from "Python.h":
     PyObject *PyList_GET_ITEM(PyObject *items, Py_ssize_t i)     # borrowed
+    Py_ssize_t PyList_GET_SIZE(PyObject *items)
 
 from fastopt.kernels.table cimport MAX_HYPER, MAX_SCALARS, MAX_STATES, TABLE_VERSION, Rule, Table
 
@@ -109,13 +110,15 @@ cdef class Plan:
     cdef readonly list states         # per parameter: slot -> array
     cdef public bint named
     cdef public bint copy_grads
-    cdef public object n_threads
+    cdef readonly object n_threads
+    cdef int most_threads             # 0: automatic
     cdef public str nonfinite
     cdef public object state_factory
     cdef readonly int64_t steps
     cdef readonly int64_t skipped
     cdef object derive
-    cdef list held                    # gradients that were converted or copied for the step at hand
+    cdef list held                    # the gradients of the step at hand, if they had to be converted
+    cdef list arenas                  # memory of the states that are our own
     cdef bint busy
     cdef fo_fenv_t caller             # floating-point environment, while busy
     cdef bint foreign                 # whether some state came from a state_factory
@@ -127,8 +130,8 @@ cdef class Plan:
     cdef Memory memory
 
     def __cinit__(self):
-        self.groups, self.options, self.held = [], [], []
-        self.arrays, self.names, self.states = [], [], []
+        self.groups, self.options = [], []
+        self.arrays, self.names, self.states, self.arenas = [], [], [], []
 
     def __init__(self, derive, *, n_threads=None, nonfinite="propagate", copy_grads=False, state_factory=None):
         if n_threads is not None and (isinstance(n_threads, bool) or not isinstance(n_threads, (int, np.integer))
@@ -140,6 +143,7 @@ cdef class Plan:
             raise HyperparameterError(f"state_factory={state_factory!r} must be None or callable(name, shape, dtype)")
         self.derive = derive
         self.n_threads = None if n_threads is None else int(n_threads)
+        self.most_threads = 0 if n_threads is None else min(self.n_threads, MOST_THREADS)
         self.nonfinite, self.copy_grads, self.state_factory = nonfinite, bool(copy_grads), state_factory
 
     def __dealloc__(self):
@@ -169,6 +173,7 @@ cdef class Plan:
             all_names = self.names + names
             labels = [label_of(all_names, old + i) for i in range(len(params))]
             arrays = [as_parameter(p, label) for p, label in zip(params, labels)]
+            kinds = [(a.dtype, a.shape) for a in arrays]
             group = self.new_group(options, any(a.dtype == np.float32 for a in arrays), self.steps)
             group.first, group.n_params = old, len(arrays)
             fresh = [{} for _ in arrays] if states is None else [
@@ -176,7 +181,13 @@ cdef class Plan:
             memory = Memory(self.arrays + arrays, all_names, self.states + fresh)
             if states is None:
                 self.allocate(group, arrays, labels, fresh)
-                memory = Memory(self.arrays + arrays, all_names, self.states + fresh)
+            else:
+                self.foreign = True
+            # Schedules and a state_factory have had their turn; from here on nothing can change the arrays.
+            check_unchanged(arrays, labels, fresh)
+            if kinds != [(a.dtype, a.shape) for a in arrays]:
+                raise LayoutError("a parameter was changed while it was given to the optimizer")
+            memory = Memory(self.arrays + arrays, all_names, self.states + fresh)
             self.reserve(old + len(arrays))
             for i, array in enumerate(arrays):
                 self.register(&self.params[old + i], array)
@@ -257,13 +268,18 @@ cdef class Plan:
             self.params[i].gap_low = self.params[i].gap_high = NULL
 
     cdef point(self, Group group):
-        """Give the rule's pointers to its state slots."""
+        """Give the rule's pointers to its state slots, and keep their memory alive whatever becomes of the arrays."""
         cdef Py_ssize_t i, k
         cdef cnp.ndarray state
+        cdef object last = None
         for i in range(group.first, group.first + group.n_params):
             for k, name in enumerate(group.slots):
                 state = self.states[i][name]
                 self.params[i].s[k] = <char *>cnp.PyArray_DATA(state)
+                owner = (<object>state).base
+                if owner is not last:
+                    self.arenas.append(owner)
+                    last = owner
 
     cdef fill(self, Group group, list names):
         """Write the first values of state slots, in the partition that later walks them."""
@@ -308,15 +324,14 @@ cdef class Plan:
     cdef leave(self):
         fo_fenv_leave(self.caller)
         self.busy = False
-        if self.held:
-            self.held = []
+        self.held = None
 
     cdef int threads(self, Py_ssize_t blocks):
         cdef Py_ssize_t n
         if blocks < serial_blocks or blocks < 2 or not fo_have_openmp() or fo_in_forked_child():
             return 1
-        n = automatic_threads() if self.n_threads is None else <Py_ssize_t>self.n_threads
-        return <int>min(n, blocks, 4096)
+        n = self.most_threads if self.most_threads else automatic_threads()
+        return <int>min(n, blocks)
 
     cdef launch(self, Job *job):
         """Run a job: on how many threads, and whether the GIL is given up for it, is decided here."""
@@ -336,25 +351,58 @@ cdef class Plan:
             self.leave()
 
     cdef take_step(self, grads):
+        cdef Job job
+        cdef Work *w
+        cdef Py_ssize_t i
+        cdef bint hold
+        if type(grads) is not list:
+            grads = self.as_list(grads)
+        self.refresh_groups()
+        if not self.collect(&job, grads):
+            grads = self.convert_all(grads)
+            self.held = grads
+            if not self.collect(&job, grads):
+                raise GradientError("gradients or parameters changed while the step looked at them")
+        if self.foreign:
+            self.check_states()
+        job.look, job.found = self.nonfinite != "propagate", 0
+        # Without the GIL, another thread may drop what the caller's list holds.
+        hold = job.blocks >= gil_blocks and self.held is None
+        if hold:
+            for i in range(job.n_work):
+                Py_XINCREF(job.work[i].grad)
+        self.launch(&job)
+        if hold:
+            for i in range(job.n_work):
+                Py_XDECREF(job.work[i].grad)
+        if job.found:
+            if self.nonfinite == "raise":
+                self.complain_nonfinite(job.n_work)
+            self.skipped += 1
+            return
+        for i in range(job.n_work):
+            w = &job.work[i]
+            w.q.t += 1
+            w.q.carry = job.slots[w.slot].carry
+        self.steps += 1
+
+    cdef bint collect(self, Job *job, list grads) except -1:
+        """Check parameters and gradients, and note what to step; False if a gradient is no plain, fitting array.
+
+        No Python code runs in here but on the way to an error, so that what was checked stays as it was.
+        """
         cdef Py_ssize_t n = len(self.arrays), i, n_work = 0, blocks = 0, slot = -1
         cdef int64_t t                # of the parameter before, and what it carries: most share their scalars
         cdef double carry = 0
-        cdef bint hold
-        cdef Job job
         cdef Group group
-        cdef Param *params
+        cdef Param *params = self.params
         cdef Param *q
-        cdef Work *work
+        cdef Work *work = self.work
         cdef Work *w
         cdef PyObject *g
-        if type(grads) is not list:
-            grads = self.as_list(grads)
-        if len(<list>grads) != n:
+        if len(grads) != n:
             raise GradientError(f"{len(grads)} gradients for {n} parameters; give one for each, None to skip one")
-        self.refresh_groups()
         self.n_slots = 0
-        params, work = self.params, self.work
-        # From here to the step itself no Python code runs but in `convert`: borrowed references stay good.
         for group in self.groups:
             group.prepare()
             t = -1
@@ -368,10 +416,7 @@ cdef class Plan:
                     continue
                 if not (cnp.PyArray_CheckExact(<object>g) and fo_array_fits(
                         g, q.type, q.nd, q.dims, q.order | cnp.NPY_ARRAY_ALIGNED)):
-                    if not self.held:
-                        grads = list(grads)
-                        self.held.append(grads)
-                    g = self.convert(i, <object>g)
+                    return False
                 w = &work[n_work]
                 w.g = fo_array_data(g)
                 if not (q.gap_low <= w.g and w.g + q.n_bytes <= q.gap_high) and q.n > 0:
@@ -384,29 +429,15 @@ cdef class Plan:
                 w.q, w.around, w.grad, w.slot, w.first_block = q, &group.around, g, slot, blocks
                 blocks += q.blocks
                 n_work += 1
-        if self.foreign:
-            self.check_states()
         job.work, job.n_work, job.slots, job.blocks = work, n_work, self.slots, blocks
-        job.look, job.found = self.nonfinite != "propagate", 0
-        # Without the GIL, another thread may drop what the caller's list holds. What was converted is in self.held.
-        hold = blocks >= gil_blocks and not self.held
-        if hold:
-            for i in range(n_work):
-                Py_XINCREF(work[i].grad)
-        self.launch(&job)
-        if hold:
-            for i in range(n_work):
-                Py_XDECREF(work[i].grad)
-        if job.found:
-            if self.nonfinite == "raise":
-                self.complain_nonfinite(n_work)
-            self.skipped += 1
-            return
-        for i in range(n_work):
-            w = &self.work[i]
-            w.q.t += 1
-            w.q.carry = self.slots[w.slot].carry
-        self.steps += 1
+        return True
+
+    cdef list convert_all(self, list grads):
+        """The gradients as plain arrays, each seen as one or copied if that was asked for, or the error."""
+        grads = list(grads)               # what converts one may change the caller's list
+        if len(grads) != len(self.arrays):
+            raise GradientError(f"{len(grads)} gradients for {len(self.arrays)} parameters")
+        return [None if g is None else self.convert(i, g) for i, g in enumerate(grads)]
 
     cdef refresh_groups(self):
         """Read every group's hyperparameters. Where an option was edited, or a dict replaced, take up another rule.
@@ -416,13 +447,18 @@ cdef class Plan:
         cdef Group group, fresh
         cdef Py_ssize_t k
         cdef list edited = []
-        if len(self.options) != len(self.groups):
-            raise HyperparameterError("param_groups changed its length; use add_param_group()")
+        cdef PyObject *options
         for k in range(len(self.groups)):
+            # A schedule may edit the list, so it is looked at anew for each group.
+            if PyList_GET_SIZE(<PyObject *>self.options) != PyList_GET_SIZE(<PyObject *>self.groups):
+                raise HyperparameterError("param_groups changed its length; use add_param_group()")
             group = self.groups[k]
-            if group.options is self.options[k] and not group.refresh(self.steps):
+            options = PyList_GET_ITEM(<PyObject *>self.options, k)
+            if options == <PyObject *>group.options and not group.refresh(self.steps):
                 continue
-            fresh = self.new_group(self.options[k], group.has_float, self.steps)
+            fresh = self.new_group(<object>options, group.has_float, self.steps)
+            if fresh.params is not group.params:
+                raise ParameterError("the 'params' of a group cannot be exchanged; use add_param_group()")
             fresh.first, fresh.n_params = group.first, group.n_params
             edited.append((k, fresh, self.new_states(fresh)))
         if edited:
@@ -438,6 +474,8 @@ cdef class Plan:
             before = set(states[fresh.first]) if fresh.n_params else set()
             added.append([name for name in fresh.slots if name not in before])
             states[fresh.first:fresh.first + fresh.n_params] = part
+            a, b = fresh.first, fresh.first + fresh.n_params
+            check_unchanged(self.arrays[a:b], [self.label(i) for i in range(a, b)], part)
         memory = Memory(self.arrays, self.names, states)
         self.remap(memory)
         self.states = states
@@ -458,7 +496,7 @@ cdef class Plan:
         cdef Group group = Group()
         if not isinstance(options, dict):
             raise HyperparameterError(f"a parameter group is a dict, not a {type(options).__name__}")
-        group.options, group.has_float = options, has_float
+        group.options, group.has_float, group.params = options, has_float, options.get("params")
         group.adopt(self.derive(options))
         group.refresh(steps)
         return group
@@ -521,8 +559,8 @@ cdef class Plan:
                                 f"not {type(grads).__name__}")
         return list(grads)
 
-    cdef PyObject *convert(self, Py_ssize_t i, object g) except NULL:
-        """A gradient that is no plain, fitting array: seen as one, copied if that was asked for, or refused."""
+    cdef convert(self, Py_ssize_t i, object g):
+        """A gradient as a plain array that fits its parameter."""
         cdef Param *q = &self.params[i]
         label = f"gradient of {self.label(i)}"
         param = self.arrays[i]
@@ -541,8 +579,7 @@ cdef class Plan:
                                   f"the parameter has {param.strides}: use the same memory order, or copy_grads=True")
             order = "C" if q.order == cnp.NPY_ARRAY_C_CONTIGUOUS else "F"
             array = np.array(array, dtype=param.dtype, order=order, copy=True, subok=False)
-        self.held.append(array)
-        return <PyObject *>array
+        return array
 
     # --- Errors
 
@@ -574,7 +611,7 @@ cdef class Plan:
                                      "infinity; nothing was written")
 
     cpdef check_states(self):
-        """Raise if a state array is not what it was: memory from a state_factory is the user's too."""
+        """Raise if a state array is not what it was: users can reach it, and may own its memory."""
         cdef Param *q
         cdef Group group
         cdef Py_ssize_t i, k
@@ -610,6 +647,7 @@ cdef class Plan:
             around.rule = around.short_rule = LOOKAHEAD
             job.blocks = 0
             self.refresh_groups()
+            self.check_states()
             for k, group in enumerate(self.groups):
                 scale(&mu[k].h, 0, group.x[1])
                 for i in range(group.first, group.first + group.n_params):
@@ -618,6 +656,10 @@ cdef class Plan:
                             self.params[i].order | cnp.NPY_ARRAY_ALIGNED)):
                         self.complain_parameter(i)
                     target = out[i]
+                    if not fo_array_fits(
+                            <PyObject *>target, self.params[i].type, self.params[i].nd, self.params[i].dims,
+                            self.params[i].order | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE):
+                        raise LayoutError(f"the lookahead array of {self.label(i)} was changed after it was made")
                     copy[i] = self.params[i]
                     copy[i].p = <char *>cnp.PyArray_DATA(target)
                     work[i].q, work[i].around, work[i].g, work[i].slot = &copy[i], &around, self.params[i].p, k

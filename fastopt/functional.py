@@ -33,7 +33,7 @@ import numpy as np
 from fastopt.adagrad import Adadelta, Adagrad
 from fastopt.adam import Adam, Adamax, AdamW, NAdam, RAdam
 from fastopt.engine import Plan
-from fastopt.errors import HyperparameterError, ParameterError
+from fastopt.errors import HyperparameterError, OverlapError, ParameterError, ReadOnlyError
 from fastopt.lion import Lion
 from fastopt.optimizer import Optimizer, derive, known_convention, require_all, with_defaults
 from fastopt.rmsprop import RMSprop
@@ -49,15 +49,18 @@ ENGINE_OPTIONS = ("n_threads", "nonfinite", "copy_grads")
 
 def _take(
     cls: type[Optimizer], p: Any, g: Any, state: Mapping[str, Any], step: int, options: dict[str, Any],
-    carry: list[float] | None = None,
+    carry: list[float] | None = None, products: list[np.ndarray] | None = None,
 ) -> bool:  # fmt: skip
-    """One step of the rule of `cls`; `carry` gives the carried number of each parameter."""
+    """One step of the rule of `cls`.
+
+    `carry` gives the carried number of each parameter, `products` the arrays to write it back to.
+    """
     try:
         count = index(step)
     except TypeError:
         count = 0
-    if count < 1:
-        raise HyperparameterError(f"step={step!r} must be an int >= 1: the number of this step")
+    if not 1 <= count < 2**63:
+        raise HyperparameterError(f"step={step!r} must be an int >= 1, below 2**63: the number of this step")
     many = isinstance(p, (list, tuple))
     params = list(p) if many else [p]
     columns = {}
@@ -78,14 +81,16 @@ def _take(
     full = with_defaults(cls, convention, options)
     require_all(cls, convention, full)
     states = [{name: column[i] for name, column in columns.items()} for i in range(len(params))]
+    plan.set_steps(count - 1, 0)
     plan.add_group(full, params, [None] * len(params), states)
+    for i, product in enumerate(products or []):
+        if plan.touches(product) or any(np.may_share_memory(product, other) for other in (products or [])[:i]):
+            raise OverlapError(f"mu_product of parameter {i} overlaps a parameter, a state or another mu_product")
     for i in range(len(params)):
         plan.set_count(i, count - 1, plan.count(i)[1] if carry is None else carry[i])
-    plan.set_steps(count - 1, 0)
     plan.step(grads)
-    if carry is not None:
-        for i in range(len(params)):
-            carry[i] = plan.count(i)[1]
+    for i, product in enumerate(products or []):
+        product[...] = plan.count(i)[1]
     return plan.skipped == 0
 
 
@@ -146,17 +151,17 @@ def adamax_(p: Any, g: Any, exp_avg: Any, exp_inf: Any, *, step: int, **options:
 
 def nadam_(p: Any, g: Any, exp_avg: Any, exp_avg_sq: Any, mu_product: Any, *, step: int, **options: Any) -> bool:
     """One step of `fastopt.NAdam`; ``mu_product`` is an array of one float for each p, 1 before step 1, updated too."""
+    n = len(p) if isinstance(p, (list, tuple)) else 1
     products = list(mu_product) if isinstance(p, (list, tuple)) else [mu_product]
+    if len(products) != n:
+        raise ParameterError(f"mu_product must be a list of {n} arrays, like p; not of {len(products)}")
     for product in products:
         if not isinstance(product, np.ndarray) or product.size != 1 or product.dtype.kind != "f":
             raise ParameterError(f"mu_product must be an array of one float (a list of them, like p), not {product!r}")
         if not product.flags.writeable:
-            raise ParameterError("mu_product is read-only; a step writes to it")
+            raise ReadOnlyError("mu_product is read-only; a step writes to it")
     carry = [float(product.item()) for product in products]
-    done = _take(NAdam, p, g, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, step, options, carry)
-    for product, value in zip(products, carry, strict=True):
-        product[...] = value
-    return done
+    return _take(NAdam, p, g, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, step, options, carry, products)
 
 
 def radam_(p: Any, g: Any, exp_avg: Any, exp_avg_sq: Any, *, step: int, **options: Any) -> bool:

@@ -42,7 +42,6 @@ NEUTRAL: dict[str, Any] = {
     "lr_decay": 0.0, "momentum_decay": 0.0, "initial_accumulator_value": 0.0, "eps_root": 0.0, "eps": 0.0,
     "bias_correction": False,
 }  # fmt: skip
-NUMBERS = (int, float, np.number, np.ndarray)
 SCHEDULABLE = ("lr", "betas", "momentum", "weight_decay")
 FLAGS = ("maximize", "decoupled_weight_decay", "nesterov", "centered", "amsgrad", "bias_correction")
 
@@ -101,7 +100,9 @@ def check_kind(cls: type[Optimizer], key: str, value: Any, owner: str) -> None:
 
 def is_number(value: Any) -> bool:
     """Whether a value is one number: a Python or NumPy scalar, or an array of no dimension."""
-    return isinstance(value, NUMBERS) and not isinstance(value, bool) and np.ndim(value) == 0
+    if isinstance(value, np.ndarray):
+        return value.ndim == 0 and value.dtype.kind in "fiu" and not isinstance(value, np.ma.MaskedArray)
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 def is_zero(value: Any) -> bool:
@@ -269,6 +270,7 @@ class Optimizer:
             "n_threads": n_threads, "nonfinite": nonfinite, "copy_grads": copy_grads, "state_factory": state_factory,
         }  # fmt: skip
         self._plan = Plan(partial(derive, cls, convention), **self._settings)
+        self._originals: list[tuple[Any, ...]] = []  # the parameters of each group, as they were given
         self._single = False
         groups: list[Any]
         if isinstance(params, Mapping) and params:
@@ -317,9 +319,11 @@ class Optimizer:
                 f"{type(self).__name__} has no {unknown[0]!r}; a group may have: {', '.join(sorted(known_keys))}"
             )
         own = {key: value for key, value in group.items() if key != "params" and value is not None}
-        options = {"params": tuple(arrays), **self.defaults, **own}
+        originals = tuple(arrays)
+        options = {"params": originals, **self.defaults, **own}
         require_all(type(self), self.convention, options)
         plan.add_group(options, arrays, names)
+        self._originals.append(originals)
         plan.named = bool(plan.names) and plan.names[0] is not None
 
     # --- Stepping
@@ -379,8 +383,8 @@ class Optimizer:
         counts = [plan.count(i)[0] for i in range(len(plan.arrays))]
         state = {i: entry for i in range(len(counts)) if (entry := self._state_entry(i)) is not None}
         groups, first = [], 0
-        for group in self.param_groups:
-            n = len(group["params"])
+        for group, params in zip(self.param_groups, self._originals, strict=True):
+            n = len(params)
             packed = {key: value for key, value in group.items() if key != "params"}
             packed["params"] = list(range(first, first + n))
             if plan.named:
@@ -436,8 +440,8 @@ class Optimizer:
         plan = self._plan
         groups: list[dict[str, Any]] = []
         names = iter(plan.names)
-        for group in self.param_groups:
-            params = list(group["params"])
+        for group, originals in zip(self.param_groups, self._originals, strict=True):
+            params = list(originals)
             mine = [next(names) for _ in params]
             named = dict(zip(mine, params, strict=True)) if plan.named and mine else params
             groups.append({**group, "params": named})
@@ -450,6 +454,7 @@ class Optimizer:
         self.convention, self.defaults = saved["convention"], saved["defaults"]
         self._settings, self._single = saved["settings"], saved["single"]
         self._plan = Plan(partial(derive, type(self), self.convention), **self._settings)
+        self._originals = []
         for group in saved["groups"]:
             known = {*self.hyperparameters, "maximize", "decoupled_weight_decay", "params"}
             self.add_param_group({key: value for key, value in group.items() if key in known})
@@ -461,7 +466,7 @@ class Optimizer:
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} (convention: {self.convention}"]
         for k, group in enumerate(self.param_groups):
-            sizes = [np.size(p) for p in group["params"]]
+            sizes = [np.size(p) for p in self._originals[k]]
             lines.append(f"Parameter Group {k}: {len(sizes)} array{'s' * (len(sizes) != 1)}, {sum(sizes):,} elements")
             lines += [f"    {key}: {group[key]!r}" for key in sorted(group) if key != "params"]
         return "\n".join([*lines, ")"])

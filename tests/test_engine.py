@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import ctypes
+import functools
 import gc
 import itertools
 import os
@@ -23,7 +24,6 @@ import pytest
 
 import fastopt
 from fastopt import engine, reference
-from fastopt._openmp import loaded_runtimes
 from fastopt.errors import (
     ConcurrentStepError,
     FastoptError,
@@ -352,9 +352,16 @@ def counter(build):
     return build(COUNTER_SOURCE.replace("LIBGOMP", libgomp()))
 
 
+@functools.cache
 def libgomp() -> str:
-    """The path of GNU's OpenMP library, which a wheel may have brought along; empty if it is not used."""
-    return next((path for path in loaded_runtimes() if "libgomp" in path), "")
+    """The path of GNU's OpenMP library that fastopt alone loads; empty if it is not used.
+
+    Asked of another process: this one may hold a second library, which some wheel brought along.
+    """
+    return run(
+        "import fastopt; from fastopt._openmp import loaded_runtimes;"
+        "print(next((path for path in loaded_runtimes() if 'libgomp' in path), ''))"
+    ).strip()
 
 
 def test_a_step_enters_one_region_however_many_arrays_and_none_if_small(counter):

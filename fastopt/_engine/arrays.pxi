@@ -59,6 +59,14 @@ cdef dict given_state(list slots, state, like, str label):
     return checked
 
 
+cdef check_unchanged(list arrays, list labels, list states):
+    """Raise unless parameters and their states are still what a rule can walk: code of a user ran in between."""
+    for array, label, state in zip(arrays, labels, states):
+        as_parameter(array, label)
+        for name, slot in state.items():
+            check_same(as_parameter(slot, f"state {name!r} of {label}"), array, f"state {name!r} of {label}")
+
+
 cdef check_same(array, like, str label):
     cdef cnp.ndarray a = array, b = like
     if (cnp.PyArray_SAMESHAPE(a, b) and cnp.PyArray_TYPE(a) == cnp.PyArray_TYPE(b)

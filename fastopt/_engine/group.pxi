@@ -7,6 +7,7 @@ cdef class Group:
     schedule (called at every step), a list, or an array.
     """
     cdef public dict options
+    cdef object params                # what the dict calls its parameters
     cdef public list slots            # names of the state slots, in the order of the rule
     cdef public dict initial          # state slot -> first value, where it is not 0
     cdef Around around
@@ -84,9 +85,12 @@ cdef class Group:
             if value == NULL:
                 raise HyperparameterError(f"{self.owner}: the parameter group has lost its {self.keys[i]!r}")
             if self.kind[i] == OPTION:
-                changed = changed or <object>value is not self.seen[i]
+                # What an array holds may have changed, though it is the same object.
+                changed = changed or <object>value is not self.seen[i] or isinstance(<object>value, np.ndarray)
             else:
                 self.read(i, <object>value, steps)
+        if self.options.get("params") is not self.params:
+            raise ParameterError(f"{self.owner}: the 'params' of a group cannot be exchanged; use add_param_group()")
         if not changed:
             self.remember()
         return changed
@@ -147,10 +151,10 @@ cdef class Group:
         """`value` as a float within the limits, also after rounding to float32 where the group has such arrays."""
         cdef double x, r
         try:
-            if isinstance(value, (str, bytes, bytearray, bool, np.bool_)):
+            if isinstance(value, (str, bytes, bytearray, bool, np.bool_, complex, np.complexfloating)):
                 raise TypeError
             x = float(value)
-        except (TypeError, ValueError, OverflowError):
+        except Exception:
             raise HyperparameterError(f"{self.owner}: {name}={value!r} is not a number") from None
         r = <double><float>x if self.has_float else x
         if not (isfinite(x) and isfinite(r) and self.low[i] <= x <= self.high[i]) or (

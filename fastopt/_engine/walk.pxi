@@ -4,6 +4,7 @@ cdef enum:
     TILE = 1024               # elements around which prologue and epilogue stay in the L1 cache
     SHORT = 512               # elements up to which an array goes to the narrow kernels
     BLOCK = 64                # bytes of parameter that are never cut
+    MOST_THREADS = 4096
     MAX_WATCH = 32
     NUMBER = 0                # kinds of what is watched in a group
     PAIR = 1
