@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
-from fastopt.engine import Plan
+from fastopt.engine import Plan, is_number
 from fastopt.errors import ConventionError, HyperparameterError, ParameterError
 
 # How weight decay is applied; the numbers are the engine's.
@@ -96,13 +96,6 @@ def check_kind(cls: type[Optimizer], key: str, value: Any, owner: str) -> None:
         accepted = "a number" + (" or a schedule" if key in SCHEDULABLE else "")
     if not fits:
         raise HyperparameterError(f"{owner}: {key}={value!r} must be {accepted}")
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is one number: a Python or NumPy scalar, or an array of no dimension."""
-    if isinstance(value, np.ndarray):
-        return value.ndim == 0 and value.dtype.kind in "fiu" and not isinstance(value, np.ma.MaskedArray)
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 def is_zero(value: Any) -> bool:

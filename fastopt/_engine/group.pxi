@@ -1,5 +1,12 @@
 # Hyperparameters: from the dict that the user edits to the numbers that a rule takes.
 
+def is_number(value):
+    """Whether a value is one real number: a Python or NumPy scalar, or an array of no dimension."""
+    if isinstance(value, np.ndarray):
+        return value.ndim == 0 and value.dtype.kind in "fiu" and not isinstance(value, np.ma.MaskedArray)
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
 cdef class Group:
     """The hyperparameters of one parameter group: read from its dict, checked, and given to the rule in its order.
 
@@ -151,10 +158,10 @@ cdef class Group:
         """`value` as a float within the limits, also after rounding to float32 where the group has such arrays."""
         cdef double x, r
         try:
-            if isinstance(value, (str, bytes, bytearray, bool, np.bool_, complex, np.complexfloating)):
+            if not is_number(value):
                 raise TypeError
             x = float(value)
-        except Exception:
+        except (TypeError, OverflowError):
             raise HyperparameterError(f"{self.owner}: {name}={value!r} is not a number") from None
         r = <double><float>x if self.has_float else x
         if not (isfinite(x) and isfinite(r) and self.low[i] <= x <= self.high[i]) or (

@@ -1,0 +1,167 @@
+"""Code of the user that runs in the middle of a call and takes away what was just checked: an error, never a crash.
+
+Schedules, state factories and gradients of foreign types run Python code while the optimizer works. Whatever they do,
+the step is whole or it did not happen. (A failure here may be a crash of the test run.)
+"""
+
+import numpy as np
+import pytest
+
+import fastopt
+from fastopt import errors, functional
+
+
+def two(n=1000):
+    return [np.ones(n), np.ones(n)]
+
+
+class Foreign:
+    """A gradient that is no NumPy array, and does something when it is looked at."""
+
+    def __init__(self, array, act):
+        self.array, self.act = array, act
+
+    def __dlpack__(self, **kwargs):
+        self.act()
+        return self.array.__dlpack__(**kwargs)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+
+def shrink(array):
+    array.resize(1, refcheck=False)
+
+
+def test_a_schedule_that_shortens_the_list_of_gradients():
+    params, grads = two(), two()
+    opt = fastopt.SGD(params, lr=lambda t: (grads.clear(), 0.1)[1])
+    with pytest.raises(errors.GradientError, match="0 gradients for 2"):
+        opt.step(grads)
+    assert all((p == 1).all() for p in params) and opt.steps == 0
+
+
+def test_a_schedule_that_removes_a_parameter_group():
+    params = two()
+    opt = fastopt.SGD([{"params": [p]} for p in params], lr=0.1)
+    opt.param_groups[0]["lr"] = lambda t: (opt.param_groups.clear(), 0.1)[1]
+    with pytest.raises(errors.HyperparameterError, match="length"):
+        opt.step(two())
+    assert all((p == 1).all() for p in params) and opt.steps == 0
+
+
+@pytest.mark.parametrize("what", ["parameter", "gradient"])
+def test_a_gradient_that_shrinks_another_array_when_it_is_looked_at(what):
+    params, grads = two(), two()
+    victim = params[0] if what == "parameter" else grads[0]
+    opt = fastopt.SGD(params, lr=0.1)
+    with pytest.raises((errors.LayoutError, errors.GradientError, errors.ShapeError)):
+        opt.step([grads[0], Foreign(grads[1], lambda: shrink(victim))])
+    assert (params[1] == 1).all() and opt.steps == 0
+
+
+def test_a_gradient_that_empties_the_list_when_it_is_looked_at_changes_nothing_of_the_step():
+    params, grads = two(), two()
+    items = [grads[0], Foreign(grads[1], lambda: items.clear())]
+    fastopt.SGD(params, lr=0.5).step(items)
+    assert all((p == 0.5).all() for p in params)
+
+
+def test_a_state_factory_that_shrinks_what_it_gave_before():
+    given = []
+
+    def factory(name, shape, dtype):
+        if given:
+            shrink(given[0])
+        given.append(np.zeros(shape, dtype))
+        return given[-1]
+
+    with pytest.raises(errors.ShapeError, match="exp_avg"):
+        fastopt.Adam(np.ones(1000), state_factory=factory)
+
+
+def test_a_schedule_that_shrinks_given_state():
+    p, m, v = np.ones(1000), np.zeros(1000), np.zeros(1000)
+    with pytest.raises((errors.LayoutError, errors.ShapeError), match="exp_avg"):
+        functional.adam_(p, np.ones(1000), m, v, step=1, lr=lambda t: (shrink(m), 0.1)[1])
+    assert (p == 1).all()
+
+
+def test_a_schedule_that_shrinks_a_parameter_while_it_is_given():
+    p = np.ones(1000)
+    with pytest.raises(errors.LayoutError, match="changed"):
+        fastopt.Adam(p, lr=lambda t: (shrink(p), 0.1)[1])
+
+
+def test_a_lookahead_array_that_was_resized():
+    w = np.ones(1000)
+    opt = fastopt.NAG(w, lr=0.1)
+    shrink(opt.lookahead())
+    with pytest.raises(errors.LayoutError, match="lookahead"):
+        opt.lookahead()
+
+
+def test_a_state_array_whose_memory_was_exchanged_leaves_the_rule_its_own():
+    p = np.ones(1000)
+    opt = fastopt.Adam(p, lr=0.1)
+    opt.step(np.ones(1000))
+    opt.state[0]["exp_avg"].__setstate__(np.zeros(3).__reduce__()[2])
+    opt.step(np.ones(1000))         # into the memory that the optimizer made, which it keeps
+    assert np.isfinite(p).all()
+
+
+def test_an_array_that_holds_a_hyperparameter_is_read_at_every_step_even_if_it_chooses_the_rule():
+    p, momentum = np.ones(3), np.array(0.0)
+    opt = fastopt.SGD(p, lr=0.1, momentum=momentum)
+    opt.step(np.ones(3))
+    momentum[...] = 0.9
+    twin = fastopt.reference.twin(opt)
+    twin.state[0]["momentum_buffer"] = np.zeros(3)
+    for _ in range(2):
+        opt.step(np.ones(3))
+        twin.step([np.ones(3)])
+    assert p.tobytes() == twin.params[0].tobytes() and "momentum_buffer" in opt.state[0]
+
+
+@pytest.mark.parametrize("lr", ["0.1", b"0.1", True, np.array("0.1"), np.array(True), 1j, np.complex64(1), np.ma.masked,
+                                np.ma.array(0.1), [0.1], np.array([0.1]), None])  # fmt: skip
+def test_what_is_no_number_is_no_hyperparameter(lr):
+    opt = fastopt.SGD(np.ones(3), lr=0.1)
+    opt.param_groups[0]["lr"] = lr
+    with pytest.raises(errors.HyperparameterError, match="lr"):
+        opt.step(np.ones(3))
+    assert opt.steps == 0
+
+
+@pytest.mark.parametrize("params", [None, [], "gone"])
+def test_the_parameters_of_a_group_cannot_be_exchanged(params):
+    p = np.ones(3)
+    opt = fastopt.SGD(p, lr=0.1)
+    kept = opt.param_groups[0]["params"]
+    if params == "gone":
+        del opt.param_groups[0]["params"]
+    else:
+        opt.param_groups[0]["params"] = params
+    with pytest.raises(errors.FastoptError, match="params"):
+        opt.step(np.ones(3))
+    repr(opt), opt.state_dict()
+    opt.param_groups[0]["params"] = kept
+    opt.step(np.ones(3))
+    assert opt.steps == 1
+
+
+def test_many_more_threads_than_fit_into_a_c_int():
+    p = np.ones(3)
+    opt = fastopt.SGD(p, lr=0.5, n_threads=2**70)
+    opt.step(np.ones(3))
+    assert p.tolist() == [0.5] * 3 and opt._plan.n_threads == 2**70
+
+
+def test_loading_under_errors_as_exceptions_is_whole():
+    saved = fastopt.Adam(np.ones(3), lr=0.1)
+    saved.step(np.full(3, 1e200))
+    p = np.ones(3, np.float32)
+    opt = fastopt.Adam(p, lr=0.2)
+    with np.errstate(all="raise"):
+        opt.load_state_dict(saved.state_dict())
+    assert np.isinf(opt.state[0]["exp_avg_sq"]).all() and opt.state[0]["step"] == 1
