@@ -26,42 +26,24 @@ def arrays(count, size, seed):
 
 
 def stepper(step, grads, fresh):
-    """A call of the step with the same gradient arrays, or with ones it has not seen: copies, made outside the clock.
-
-    Two sets of copies take turns: another array, at another address, every time, as a training loop brings them.
-    """
-    if not fresh:
-        return lambda: step(grads)
-    sets = [[g.copy() for g in grads] for _ in range(2)]
-    turn = 0
-
-    def run():
-        nonlocal turn
-        turn = 1 - turn
-        step(sets[turn])
-
-    return run
+    """A call of the step with the same gradient arrays; or a pair that makes new ones every time."""
+    if fresh:
+        return (lambda: [g.copy() for g in grads]), step
+    return lambda: step(grads)
 
 
 def torch_stepper(name, options, count, size, fresh):
-    """The same through torch's fused step; gradients are handed over by setting .grad, as autograd does."""
+    """The same through torch's fused step; gradients are handed over by setting .grad, outside the clock."""
     params = [torch.from_numpy(p).requires_grad_() for p in arrays(count, size, 0)]
-    sets = [[torch.from_numpy(g) for g in arrays(count, size, 1)] for _ in range(2 if fresh else 1)]
+    grads = [torch.from_numpy(g) for g in arrays(count, size, 1)]
     optimizer = getattr(torch.optim, name)(params, fused=True, **options)
-    for p, g in zip(params, sets[0], strict=True):
-        p.grad = g
-    if not fresh:
-        return optimizer.step
-    turn = 0
 
-    def run():
-        nonlocal turn
-        turn = 1 - turn
-        for p, g in zip(params, sets[turn], strict=True):
-            p.grad = g
-        optimizer.step()
+    def hand_over():
+        for p, g in zip(params, grads, strict=True):
+            p.grad = g.clone()
 
-    return run
+    hand_over()
+    return (hand_over, lambda _: optimizer.step()) if fresh else optimizer.step
 
 
 @pytest.mark.parametrize("gradients", ["same", "fresh"])

@@ -11,25 +11,37 @@ RESULTS = []
 def interleaved(steps, seconds=1.0, rounds=15):
     """Median seconds of one call of each step, their turns interleaved.
 
-    A round calls each step in a batch long enough for the clock; a median over rounds forgets what else ran.
+    A round calls each step in a batch long enough for the clock; a median over rounds forgets what else ran. A step may
+    be a pair (prepare, step): then what prepare returns is made outside the clock and given to that one call, which is
+    timed by itself.
     """
     batch = {}
     for name, step in steps.items():
-        for _ in range(3):
-            step()
-        start = time.perf_counter()
-        step()
-        once = max(time.perf_counter() - start, 1e-7)
-        batch[name] = max(1, round(seconds / rounds / len(steps) / once))
+        timed(step, 3)
+        batch[name] = max(1, round(seconds / rounds / len(steps) / max(timed(step, 1), 1e-7)))
     taken = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
-            repeat = range(batch[name])
-            start = time.perf_counter()
-            for _ in repeat:
-                step()
-            taken[name].append((time.perf_counter() - start) / batch[name])
+            taken[name].append(timed(step, batch[name]))
     return {name: median(times) for name, times in taken.items()}
+
+
+def timed(step, repeat):
+    """Seconds a call, over so many calls."""
+    clock = time.perf_counter
+    if callable(step):
+        start = clock()
+        for _ in range(repeat):
+            step()
+        return (clock() - start) / repeat
+    prepare, step = step
+    times = []
+    for _ in range(min(repeat, 2000)):
+        fresh = prepare()
+        start = clock()
+        step(fresh)
+        times.append(clock() - start)
+    return median(times)
 
 
 @pytest.fixture
@@ -42,7 +54,11 @@ def race(benchmark, request):
         benchmark.extra_info.update({"case": case, "median_seconds": times})
         benchmark.extra_info["ratios"] = {name: t / times[ours] for name, t in times.items() if name != ours}
         RESULTS.append((case, times))
-        benchmark.pedantic(steps[ours], rounds=20, iterations=max(1, round(2e-3 / times[ours])), warmup_rounds=1)
+        if callable(steps[ours]):
+            benchmark.pedantic(steps[ours], rounds=20, iterations=max(1, round(2e-3 / times[ours])), warmup_rounds=1)
+        else:
+            prepare, step = steps[ours]
+            benchmark.pedantic(step, setup=lambda: ((prepare(),), {}), rounds=50, warmup_rounds=1)
 
     return run
 

@@ -22,6 +22,7 @@ from fastopt.errors import (
     ReadOnlyError,
     ShapeError,
     StateDictError,
+    UnknownOptionError,
 )
 from fastopt.lion import Lion
 from fastopt.optimizer import Optimizer
@@ -65,6 +66,7 @@ __all__ = [
     "ReadOnlyError",
     "ShapeError",
     "StateDictError",
+    "UnknownOptionError",
     "functional",
     "minibatches",
     "minimize",
@@ -80,7 +82,10 @@ def __getattr__(name: str) -> object:
     from importlib import import_module, metadata
 
     if name == "__version__":
-        return metadata.version("fastopt")
+        try:
+            return metadata.version("fastopt")
+        except metadata.PackageNotFoundError:  # built into the source tree, not installed
+            return "0+unknown"
     if name in _LAZY:
         return getattr(import_module(f"fastopt.{_LAZY[name]}"), name)
     if name in __all__:

@@ -1,10 +1,11 @@
-"""How OpenMP's threads wait, decided in the moment before its library is loaded."""
+"""What the system says of threads: how OpenMP's wait, decided before its library is loaded, and the CPU quota."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import PurePosixPath
 
 # libgomp spins for milliseconds by default, which starves whoever shares the cores; a passive wait costs 10 to 40 µs a
 # region. A short spin has the speed of the first on a quiet machine and the manners of the second on a busy one.
@@ -46,3 +47,37 @@ def calm_openmp() -> Iterator[None]:
         outcome = f"without effect: {os.path.basename(before[0])} was loaded before fastopt"
     else:
         outcome = "set by fastopt while loading OpenMP: " + ", ".join(f"{k}={v}" for k, v in SPIN.items())
+
+
+def cpu_quota(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> int | None:
+    """CPUs that this process's control group and those above it may use, rounded up; None without a limit."""
+    try:
+        with open(own) as file:
+            entries = [line.rstrip("\n").split(":", 2) for line in file]
+    except OSError:
+        return None
+    found = []
+    for entry in entries:
+        if len(entry) != 3 or not (entry[1] == "" or "cpu" in entry[1].split(",")):
+            continue
+        group = PurePosixPath("/", entry[2])
+        for path in (group, *group.parents):
+            base = f"{root}{'' if entry[1] == '' else '/cpu'}{str(path).rstrip('/')}"
+            limit = _read_limit(base, unified=entry[1] == "")
+            if limit is not None:
+                found.append(limit)
+    return min(found, default=None)
+
+
+def _read_limit(folder: str, unified: bool) -> int | None:
+    """The limit that one folder of the control-group tree sets."""
+    words: list[str] = []
+    try:
+        for name in ("cpu.max",) if unified else ("cpu.cfs_quota_us", "cpu.cfs_period_us"):
+            with open(f"{folder}/{name}") as file:
+                words += file.read().split()
+        if words[0] in ("max", "-1"):
+            return None
+        return max(1, -(-int(words[0]) // int(words[1])))
+    except (OSError, ValueError, IndexError, ZeroDivisionError):
+        return None

@@ -9,12 +9,22 @@ import numpy as np
 
 from fastopt.errors import StateDictError
 
+LARGEST = 2**63 - 2**32  # a count that a 64-bit integer holds, with room for the steps to come
+
 if TYPE_CHECKING:
     from fastopt.optimizer import Optimizer
 
 
 def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
     """See `Optimizer.load_state_dict`."""
+    optimizer._plan.begin()
+    try:
+        _load(optimizer, state_dict)
+    finally:
+        optimizer._plan.end()
+
+
+def _load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
     plan = optimizer._plan
     n = len(plan.arrays)
     expect(state_dict, Mapping, "a state dict")
@@ -69,6 +79,11 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
             mine.update(old)
         plan.set_steps(*before[1])
         raise
+    for k, params in enumerate(optimizer._originals):
+        first = sum(map(len, optimizer._originals[:k]))
+        held = {name for i in range(first, first + len(params)) if i in entries for name in entries[i]["slots"]}
+        if held and params:
+            plan.ensure(k, sorted(held))
     plan.restart()
     for i in range(n):
         carry = plan.count(i)[1]
@@ -92,6 +107,8 @@ def expect(value: Any, kind: Any, what: str) -> Any:
 def check_groups(optimizer: Optimizer, groups: Any) -> tuple[list[Mapping[str, Any]], list[Any]]:
     """The groups of a state dict, and the keys of its parameters in the order of all groups."""
     sizes = [len(params) for params in optimizer._originals]
+    for group in optimizer.param_groups:
+        expect(group, dict, "a parameter group of the optimizer")
     for group in expect(groups, list, "the state dict's 'param_groups'"):
         expect(expect(group, Mapping, "a parameter group").get("params"), list, "a parameter group's 'params'")
     if [len(group["params"]) for group in groups] != sizes:
@@ -121,9 +138,9 @@ def check_entry(
 ) -> dict[str, Any]:
     """One parameter's state, checked: slot arrays and carried number."""
     arrays = {}
-    for name in slots:
+    for name in dict.fromkeys((*slots, *optimizer.slots, *optimizer.optional_slots)):
         if entry.get(name) is None:
-            if not optimizer.counts_in_state:
+            if name not in slots or not optimizer.counts_in_state:
                 continue
             raise StateDictError(f"state of {label} lacks {name!r}")
         try:
@@ -138,7 +155,7 @@ def check_entry(
             raise StateDictError(f"state {name!r} of {label} has dtype {array.dtype}; a floating type is needed")
         arrays[name] = array
     try:
-        carry = optimizer._carry_from(entry)
+        carry = optimizer.carry_from(entry)
     except (KeyError, TypeError, ValueError) as error:
         raise StateDictError(f"state of {label} cannot be read: {error!r}") from error
     return {"slots": arrays, "carry": carry}
@@ -160,6 +177,6 @@ def as_count(value: Any, label: str) -> int:
         count = int(number)
     except (TypeError, ValueError, OverflowError) as error:
         raise StateDictError(f"step {value!r} of {label} is not a number") from error
-    if count != number or not 0 <= count < 2**63:
-        raise StateDictError(f"step {value!r} of {label} must be a whole number, at least 0")
+    if count != number or not 0 <= count <= LARGEST:
+        raise StateDictError(f"step {value!r} of {label} must be a whole number, from 0 to {LARGEST}")
     return count

@@ -18,7 +18,7 @@ class Adagrad(Optimizer):
         p   = p - (lr / (1 + (t - 1) * lr_decay)) * g / (sqrt(sum) + eps)       eps_placement="outside"
                                                       / sqrt(sum + eps)         eps_placement="inside"
 
-    With ``eps=0``, an element whose gradients were all zero (0/0) does not move; PyTorch gives NaN there.
+    With ``eps=0``, an element whose ``sum`` is zero does not move; PyTorch gives NaN or infinity there.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class Adagrad(Optimizer):
     eps_placement : {"outside", "inside"}
         Default "outside" (torch, paper), "inside" (keras, optax).
     **common
-        See `Optimizer`.
+        See `Optimizer`, also for the errors.
 
     Notes
     -----
@@ -49,6 +49,7 @@ class Adagrad(Optimizer):
     """
 
     hyperparameters = ("lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps", "eps_placement")
+    slots = ("sum",)
     eps_placements = ("outside", "inside")
     accumulator = "sum"
     state_from_start = True
@@ -80,7 +81,7 @@ class Adagrad(Optimizer):
 
     @staticmethod
     def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
-        return "adagrad", ("sum",)
+        return "adagrad", Adagrad.slots
 
 
 class Adadelta(Optimizer):
@@ -109,7 +110,7 @@ class Adadelta(Optimizer):
     weight_decay : float >= 0 or schedule
         Default 0; torch, keras, optax.
     **common
-        See `Optimizer`.
+        See `Optimizer`, also for the errors.
 
     Notes
     -----
@@ -121,6 +122,7 @@ class Adadelta(Optimizer):
     """
 
     hyperparameters = ("lr", "rho", "eps", "weight_decay")
+    slots = ("square_avg", "acc_delta")
     conventions = {
         "torch": Convention({"lr": 1.0, "rho": 0.9, "eps": 1e-6, "weight_decay": 0.0}, {False: L2}),
         "keras": Convention({"lr": 1e-3, "rho": 0.95, "eps": 1e-7, "weight_decay": 0.0}, {True: DECOUPLED}),
@@ -135,4 +137,4 @@ class Adadelta(Optimizer):
 
     @staticmethod
     def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
-        return "adadelta", ("square_avg", "acc_delta")
+        return "adadelta", Adadelta.slots

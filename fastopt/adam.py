@@ -32,7 +32,8 @@ class Adam(Optimizer):
         "inside_uncorrected"   sqrt(exp_avg_sq + eps) / sqrt(bc2)
 
     ``amsgrad`` puts the largest exp_avg_sq so far in its place: before its correction (torch, keras, paper) or after
-    (optax). With ``eps=0``, 0/0 is 0: the element does not move; PyTorch gives NaN there.
+    (optax). With ``eps=0``, an element whose denominator is zero does not move; PyTorch gives NaN or
+    infinity there.
 
     Parameters
     ----------
@@ -48,14 +49,14 @@ class Adam(Optimizer):
         Default 0. torch adds it to the gradient (``decoupled_weight_decay=True`` shrinks first, as `AdamW`), keras
         shrinks first, thinc shrinks after the update (False: adds it to the gradient).
     amsgrad : bool
-        Default False; torch, keras, optax, paper. Under paper it also means ``bias_correction=False`` and ``eps=0``
-        unless given, as in Reddi et al.
+        Default False; torch, keras, optax, paper. Under paper, given to the constructor, it also means
+        ``bias_correction=False`` and ``eps=0`` unless these are given, as in Reddi et al.
     eps_placement, bias_correction
         See above; available under every convention.
     eps_root : float >= 0
         optax only: ``sqrt(exp_avg_sq / bc2 + eps_root) + eps``. Default 0.
     **common
-        See `Optimizer`.
+        See `Optimizer`, also for the errors.
 
     Notes
     -----
@@ -70,6 +71,8 @@ class Adam(Optimizer):
     hyperparameters = (
         "lr", "betas", "eps", "weight_decay", "amsgrad", "eps_placement", "bias_correction", "eps_root",
     )  # fmt: skip
+    slots = MOMENTS
+    optional_slots = ("max_exp_avg_sq",)
     conventions = {
         "torch": Convention(
             {**ADAM, "weight_decay": 0.0, "amsgrad": False}, {False: L2, True: DECOUPLED}, {"max_corrected": 0}
@@ -121,7 +124,7 @@ class AdamW(Adam):
     weight_decay : float >= 0 or schedule
         Default 0.01 (torch), 0.004 (keras), 1e-4 (optax), 0 (thinc); the paper has none: give one.
     **common
-        See `Optimizer`.
+        See `Optimizer`, also for the errors.
 
     Notes
     -----
@@ -161,7 +164,7 @@ class Adamax(Optimizer):
         exp_inf = max(beta2 * exp_inf, |g|)                     (keras, paper)
         p       = p - (lr / bc1) * exp_avg / exp_inf            (keras: / (exp_inf + eps))
 
-    0/0 is 0: without eps an element whose gradients were all zero does not move.
+    Without eps, an element whose ``exp_inf`` is zero does not move.
 
     Parameters
     ----------
@@ -176,8 +179,9 @@ class Adamax(Optimizer):
     weight_decay : float >= 0 or schedule
         Default 0; torch, keras, optax (its adamaxw).
     bias_correction : bool, default True
+        False leaves the average as it is: ``bc1 = 1``; available under every convention.
     **common
-        See `Optimizer`.
+        See `Optimizer`, also for the errors.
 
     Notes
     -----
@@ -189,6 +193,7 @@ class Adamax(Optimizer):
     """
 
     hyperparameters = ("lr", "betas", "eps", "weight_decay", "bias_correction")
+    slots = ("exp_avg", "exp_inf")
     conventions = {
         "torch": Convention({**ADAM, "lr": 2e-3, "weight_decay": 0.0}, {False: L2}, {"eps_inside": 1}),
         "keras": Convention({**ADAM, "eps": 1e-7, "weight_decay": 0.0}, {True: DECOUPLED}, {"eps_inside": 0}),
@@ -207,7 +212,7 @@ class Adamax(Optimizer):
 
     @staticmethod
     def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
-        return "adamax", ("exp_avg", "exp_inf")
+        return "adamax", Adamax.slots
 
 
 class NAdam(Optimizer):
@@ -221,8 +226,9 @@ class NAdam(Optimizer):
         exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * g * g
         p          = p - (lr * (1 - mu_t) / (1 - P) * g + lr * mu_{t+1} / (1 - P * mu_{t+1}) * exp_avg) / denominator
 
-    with the denominator of `Adam`. optax has no schedule of momenta: ``lr * (1 - beta1) / (1 - beta1**t) * g +
-    lr * beta1 / (1 - beta1**(t + 1)) * exp_avg``.
+    with the denominator of `Adam`. The paper averages with mu_t in place of beta1, ``exp_avg = mu_t * exp_avg +
+    (1 - mu_t) * g``, and has ``beta2 * exp_avg_sq`` under the root; the libraries do neither. optax has no schedule of
+    momenta: ``lr * (1 - beta1) / (1 - beta1**t) * g + lr * beta1 / (1 - beta1**(t + 1)) * exp_avg``.
 
     Parameters
     ----------
@@ -241,7 +247,7 @@ class NAdam(Optimizer):
     eps_placement, eps_root
         See `Adam`.
     **common
-        See `Optimizer`.
+        See `Optimizer`, also for the errors.
 
     Notes
     -----
@@ -251,11 +257,13 @@ class NAdam(Optimizer):
 
     References
     ----------
-    Dozat, Incorporating Nesterov momentum into Adam (2016).
+    Dozat, Incorporating Nesterov momentum into Adam (2016), algorithm 2; the defaults of betas are the customary ones.
     """
 
     hyperparameters = ("lr", "betas", "eps", "weight_decay", "momentum_decay", "eps_placement", "eps_root")
+    slots = MOMENTS
     carry = 1.0
+    carried = "mu_product"
     conventions = {
         "torch": Convention(
             {**ADAM, "lr": 2e-3, "weight_decay": 0.0, "momentum_decay": 0.004},
@@ -268,7 +276,7 @@ class NAdam(Optimizer):
         "optax": Convention(
             {**ADAM, "lr": None, "weight_decay": 0.0, "eps_root": 0.0}, {True: DECOUPLED}, {"product": 2}
         ),
-        "paper": Convention({**ADAM, "lr": 2e-3, "momentum_decay": 0.004}, {}, {"product": 0}),
+        "paper": Convention({**ADAM, "lr": 2e-3, "momentum_decay": 0.004}, {}, {"product": 3}),
     }  # fmt: skip
 
     def __init__(
@@ -288,7 +296,8 @@ class NAdam(Optimizer):
     def _extra_state(self, carry: float) -> dict[str, Any]:
         return {"mu_product": np.array(carry, np.float32 if self.convention == "torch" else np.float64)}
 
-    def _carry_from(self, entry: Mapping[str, Any]) -> float:
+    @classmethod
+    def carry_from(cls, entry: Mapping[str, Any]) -> float:
         product = float(entry["mu_product"])
         if not 0 <= product <= 1:
             raise ValueError(f"mu_product={product!r} must be in [0, 1]")
@@ -298,7 +307,7 @@ class NAdam(Optimizer):
 class RAdam(Optimizer):
     """RAdam: Adam that steps like momentum until its second moment can be trusted.
 
-    In the order computed, with ``rho_inf = 2 / (1 - beta2) - 1`` and
+    In the order computed, with ``bc1 = 1 - beta1**t``, ``rho_inf = 2 / (1 - beta2) - 1`` and
     ``rho = rho_inf - 2 * t * beta2**t / (1 - beta2**t)``::
 
         g          = g + weight_decay * p               (where decay is coupled)
@@ -325,7 +334,7 @@ class RAdam(Optimizer):
     eps_placement, eps_root
         See `Adam`. Default "outside_uncorrected" (torch, thinc), "outside" (optax, paper).
     **common
-        See `Optimizer`.
+        See `Optimizer`, also for the errors.
 
     Notes
     -----
@@ -337,6 +346,7 @@ class RAdam(Optimizer):
     """
 
     hyperparameters = ("lr", "betas", "eps", "weight_decay", "eps_placement", "eps_root")
+    slots = MOMENTS
     conventions = {
         "torch": Convention(
             {**ADAM, "weight_decay": 0.0, "eps_placement": "outside_uncorrected"},

@@ -6,7 +6,7 @@ region. The update rules come from the kernel module of one instruction-set leve
 
 Design:
 - All arrays form one virtual range of 64-byte blocks. Thread k of n walks the k-th n-th of it, whatever arrays that
-  cuts through. State memory is first touched by the same partition.
+  cuts through. State memory is first touched in the same partition, that of all groups the optimizer is made with.
 - Everything that can go wrong is found before the first write: reading hyperparameters, checking arrays and computing
   scalars happen with the GIL and may raise; after that only `walk` runs, which cannot.
 - A gradient may not overlap any parameter or state. Their intervals are sorted once (memory.pxi); each parameter
@@ -37,6 +37,7 @@ cdef extern from "Python.h":
 
 from fastopt.kernels.table cimport MAX_HYPER, MAX_SCALARS, MAX_STATES, TABLE_VERSION, Rule, Table
 
+from fastopt._openmp import cpu_quota
 from fastopt.errors import (
     ConcurrentStepError,
     DTypeError,
@@ -118,7 +119,8 @@ cdef class Plan:
     cdef readonly int64_t skipped
     cdef object derive
     cdef list held                    # the gradients of the step at hand, if they had to be converted
-    cdef list arenas                  # memory of the states that are our own
+    cdef list untouched               # groups whose state has not been written yet
+    cdef dict arenas                  # memory of the states, by identity: views could be made to let go of it
     cdef bint busy
     cdef fo_fenv_t caller             # floating-point environment, while busy
     cdef bint foreign                 # whether some state came from a state_factory
@@ -130,8 +132,8 @@ cdef class Plan:
     cdef Memory memory
 
     def __cinit__(self):
-        self.groups, self.options = [], []
-        self.arrays, self.names, self.states, self.arenas = [], [], [], []
+        self.groups, self.options, self.untouched = [], [], []
+        self.arrays, self.names, self.states, self.arenas = [], [], [], {}
 
     def __init__(self, derive, *, n_threads=None, nonfinite="propagate", copy_grads=False, state_factory=None):
         if n_threads is not None and (isinstance(n_threads, bool) or not isinstance(n_threads, (int, np.integer))
@@ -139,11 +141,13 @@ cdef class Plan:
             raise HyperparameterError(f"n_threads={n_threads!r} must be None (automatic) or an int >= 1")
         if nonfinite not in ("propagate", "raise", "skip"):
             raise HyperparameterError(f"nonfinite={nonfinite!r} must be 'propagate', 'raise' or 'skip'")
+        if not isinstance(copy_grads, (bool, np.bool_)):
+            raise HyperparameterError(f"copy_grads={copy_grads!r} must be True or False")
         if state_factory is not None and not callable(state_factory):
             raise HyperparameterError(f"state_factory={state_factory!r} must be None or callable(name, shape, dtype)")
         self.derive = derive
         self.n_threads = None if n_threads is None else int(n_threads)
-        self.most_threads = 0 if n_threads is None else min(self.n_threads, MOST_THREADS)
+        self.most_threads = 0 if n_threads is None else min(self.n_threads, max(MOST_THREADS, fo_affinity_cpus()))
         self.nonfinite, self.copy_grads, self.state_factory = nonfinite, bool(copy_grads), state_factory
 
     def __dealloc__(self):
@@ -161,7 +165,7 @@ cdef class Plan:
         return label_of(self.names, i)
 
     def add_group(self, dict options, list params, list names, list states=None):
-        """Add parameters with their hyperparameters; nothing is added if any of it is wrong.
+        """Add parameters with their hyperparameters; nothing is added if any of it is wrong. `touch` completes it.
 
         `states` gives, per parameter, slot -> array: state that the caller owns, used instead of allocating.
         """
@@ -180,7 +184,7 @@ cdef class Plan:
                 given_state(group.slots, state, array, label) for state, array, label in zip(states, arrays, labels)]
             memory = Memory(self.arrays + arrays, all_names, self.states + fresh)
             if states is None:
-                self.allocate(group, arrays, labels, fresh)
+                self.allocate(group, group.slots, arrays, labels, fresh)
             else:
                 self.foreign = True
             # Schedules and a state_factory have had their turn; from here on nothing can change the arrays.
@@ -201,7 +205,7 @@ cdef class Plan:
             self.remap(memory)
             self.point(group)
             if states is None:
-                self.fill(group, group.slots)
+                self.untouched.append(group)
         finally:
             self.leave()
 
@@ -223,7 +227,8 @@ cdef class Plan:
         q.dims = <cnp.npy_intp *>PyMem_Malloc(max(1, a.ndim) * sizeof(cnp.npy_intp))
         if q.dims == NULL:
             raise MemoryError()
-        memcpy(q.dims, cnp.PyArray_DIMS(a), a.ndim * sizeof(cnp.npy_intp))
+        if a.ndim:
+            memcpy(q.dims, cnp.PyArray_DIMS(a), a.ndim * sizeof(cnp.npy_intp))
         q.array = <PyObject *>a
         q.p = <char *>cnp.PyArray_DATA(a)
         q.n = cnp.PyArray_SIZE(a)
@@ -233,12 +238,12 @@ cdef class Plan:
         q.nd = a.ndim
         q.order = cnp.NPY_ARRAY_C_CONTIGUOUS if cnp.PyArray_IS_C_CONTIGUOUS(a) else cnp.NPY_ARRAY_F_CONTIGUOUS
 
-    cdef allocate(self, Group group, list arrays, list labels, list states):
-        """State arrays for the slots that the rule needs and the parameters do not have yet, in `states`.
+    cdef allocate(self, Group group, list names, list arrays, list labels, list states):
+        """State arrays for the named slots that the parameters do not have yet, in `states`.
 
         Each slot is one block of memory for the whole group, every array on a 64-byte boundary; not touched here.
         """
-        for name in group.slots:
+        for name in names:
             missing = [i for i, state in enumerate(states) if name not in state]
             if self.state_factory is not None:
                 self.foreign = True
@@ -278,38 +283,48 @@ cdef class Plan:
                 self.params[i].s[k] = <char *>cnp.PyArray_DATA(state)
                 owner = (<object>state).base
                 if owner is not last:
-                    self.arenas.append(owner)
-                    last = owner
+                    self.arenas[id(owner)] = last = owner
 
     cdef fill(self, Group group, list names):
-        """Write the first values of state slots, in the partition that later walks them."""
+        """Write the first values of state slots, in the partition of a step over all parameters that there are."""
         cdef Around around
         cdef Slot value
         cdef Job job
         cdef Param *copy = <Param *>PyMem_Malloc(max(1, group.n_params) * sizeof(Param))
         cdef Work *work = <Work *>PyMem_Malloc(max(1, group.n_params) * sizeof(Work))
-        cdef Py_ssize_t i, k
+        cdef Py_ssize_t i, j, k
         try:
             if copy == NULL or work == NULL:
                 raise MemoryError()
             memset(&around, 0, sizeof(Around))
             around.rule = around.short_rule = FILL
+            job.work, job.n_work, job.slots, job.look, job.found = work, group.n_params, &value, False, 0
             for name in names:
                 k = group.slots.index(name)
                 scale(&value.h, 0, group.initial.get(name, 0.0))
                 job.blocks = 0
-                for i in range(group.n_params):
-                    copy[i] = self.params[group.first + i]
-                    copy[i].p = copy[i].s[k]
-                    work[i].q, work[i].around, work[i].g, work[i].slot = &copy[i], &around, NULL, 0
-                    work[i].first_block = job.blocks
-                    job.blocks += copy[i].blocks
-                job.work, job.n_work, job.slots = work, group.n_params, &value
-                job.look, job.found = False, 0
+                for i in range(self.n_params):
+                    j = i - group.first
+                    if 0 <= j < group.n_params:
+                        copy[j] = self.params[i]
+                        copy[j].p = copy[j].s[k]
+                        work[j].q, work[j].around, work[j].g, work[j].slot = &copy[j], &around, NULL, 0
+                        work[j].first_block = job.blocks
+                    job.blocks += self.params[i].blocks
                 self.launch(&job)
         finally:
             PyMem_Free(copy)
             PyMem_Free(work)
+
+    def touch(self):
+        """Write the first values of the state of groups that were added since: once for all, in one partition."""
+        self.enter()
+        try:
+            for group in self.untouched:
+                self.fill(group, (<Group>group).slots)
+            self.untouched = []
+        finally:
+            self.leave()
 
     # --- Stepping
 
@@ -442,7 +457,7 @@ cdef class Plan:
     cdef refresh_groups(self):
         """Read every group's hyperparameters. Where an option was edited, or a dict replaced, take up another rule.
 
-        All that can fail happens in the first loop; the second puts the new groups in place.
+        All that can fail happens before `take_up` begins to put the new groups in place.
         """
         cdef Group group, fresh
         cdef Py_ssize_t k
@@ -460,36 +475,34 @@ cdef class Plan:
             if fresh.params is not group.params:
                 raise ParameterError("the 'params' of a group cannot be exchanged; use add_param_group()")
             fresh.first, fresh.n_params = group.first, group.n_params
-            edited.append((k, fresh, self.new_states(fresh)))
+            edited.append((k, fresh, self.lacking(fresh, fresh.slots)))
         if edited:
             self.take_up(edited)
 
     cdef take_up(self, list edited):
-        """Put edited groups in place: (place, group, states with the slots that the new rule needs)."""
+        """Put edited groups in place: (place, group, names of the state slots that its rule needs beside)."""
         cdef Group fresh
         cdef Memory memory
-        states = list(self.states)
-        added = []
-        for _, fresh, part in edited:
-            before = set(states[fresh.first]) if fresh.n_params else set()
-            added.append([name for name in fresh.slots if name not in before])
-            states[fresh.first:fresh.first + fresh.n_params] = part
-            a, b = fresh.first, fresh.first + fresh.n_params
-            check_unchanged(self.arrays[a:b], [self.label(i) for i in range(a, b)], part)
-        memory = Memory(self.arrays, self.names, states)
-        self.remap(memory)
-        self.states = states
-        for (k, fresh, _), names in zip(edited, added):
+        cdef Py_ssize_t a, b
+        if any(names for _, _, names in edited):
+            states = list(self.states)
+            for _, fresh, names in edited:
+                a, b = fresh.first, fresh.first + fresh.n_params
+                labels = [self.label(i) for i in range(a, b)]
+                states[a:b] = [dict(state) for state in states[a:b]]
+                self.allocate(fresh, names, self.arrays[a:b], labels, states[a:b])
+                check_unchanged(self.arrays[a:b], labels, states[a:b])
+            memory = Memory(self.arrays, self.names, states)
+            self.remap(memory)
+            self.states = states
+        for k, fresh, names in edited:
             self.groups[k] = fresh
             self.point(fresh)
             self.fill(fresh, names)
 
-    cdef list new_states(self, Group group):
-        """Copies of the states of a group's parameters, with memory for what its rule needs beside."""
-        cdef Py_ssize_t a = group.first, b = group.first + group.n_params
-        cdef list part = [dict(state) for state in self.states[a:b]]
-        self.allocate(group, self.arrays[a:b], [self.label(i) for i in range(a, b)], part)
-        return part
+    cdef list lacking(self, Group group, names):
+        """Which of these state slots the parameters of a group do not have yet."""
+        return [name for name in names if name not in self.states[group.first]] if group.n_params else []
 
     cdef Group new_group(self, options, bint has_float, int64_t steps):
         """A group that reads these options; raises what a step with them would raise."""
@@ -502,30 +515,41 @@ cdef class Plan:
         return group
 
     def check_options(self, options, bint has_float, int64_t steps):
-        """Raise what a step with these options would raise after so many steps; else the state slots it needs."""
-        self.enter()
-        try:
-            return self.new_group(options, has_float, steps).slots
-        finally:
-            self.leave()
+        """Raise what a step with these options would raise after so many steps; else the state slots it needs.
+
+        Between `begin` and `end`, as `refresh`.
+        """
+        return self.new_group(options, has_float, steps).slots
 
     def touches(self, cnp.ndarray array):
         """Whether an array may share memory with a parameter or a state."""
         return self.memory.meets(array)
 
+    def begin(self):
+        """Begin several of the calls below as one operation, which no step may interrupt, until `end`."""
+        self.enter()
+
+    def end(self):
+        """End what `begin` began."""
+        self.leave()
+
     def restart(self):
-        """State and counts as before the first step."""
+        """State and counts as before the first step. Between `begin` and `end`."""
         cdef Group group
         cdef Py_ssize_t i
-        self.enter()
-        try:
-            for group in self.groups:
-                self.fill(group, group.slots)
-                for i in range(group.first, group.first + group.n_params):
-                    self.params[i].t, self.params[i].carry = 0, group.carry
-            self.set_steps(0, 0)
-        finally:
-            self.leave()
+        for group in self.groups:
+            self.fill(group, group.slots)
+            for i in range(group.first, group.first + group.n_params):
+                self.params[i].t, self.params[i].carry = 0, group.carry
+        self.set_steps(0, 0)
+
+    def ensure(self, Py_ssize_t k, list names):
+        """Memory for state slots that group k's rule does not use now, but did before. Between `begin` and `end`."""
+        cdef Group group = self.groups[k]
+        group.slots += [name for name in names if name not in group.slots]
+        if len(group.slots) > MAX_STATES:
+            raise RuntimeError("MAX_STATES in table.pxd is too small")
+        self.take_up([(k, group, self.lacking(group, names))])
 
     cdef Py_ssize_t new_slot(self, Group group, Param *q) except -1:
         """A place with the scalars that this parameter needs for its next step."""
@@ -566,20 +590,21 @@ cdef class Plan:
         param = self.arrays[i]
         array = as_array(g, label)
         if array.dtype.kind != "f":
-            raise DTypeError(f"{label} has dtype {array.dtype}; {param.dtype} is needed")
+            raise DTypeError(f"{label} has dtype {dtype_name(array)}; {param.dtype} is needed")
         if array.shape != param.shape:
             raise ShapeError(f"{label} has shape {array.shape}; the parameter has {param.shape}")
         if not fo_array_fits(<PyObject *>array, q.type, q.nd, q.dims, q.order | cnp.NPY_ARRAY_ALIGNED):
             if not self.copy_grads:
                 if array.dtype != param.dtype:
-                    raise DTypeError(f"{label} has dtype {array.dtype.str}; {param.dtype.str} is needed, "
+                    raise DTypeError(f"{label} has dtype {dtype_name(array)}; {param.dtype} is needed, "
                                      "or copy_grads=True")
                 misaligned = "" if array.flags.aligned else ", misaligned"
                 raise LayoutError(f"{label} has strides {array.strides}{misaligned}; "
                                   f"the parameter has {param.strides}: use the same memory order, or copy_grads=True")
             order = "C" if q.order == cnp.NPY_ARRAY_C_CONTIGUOUS else "F"
-            array = np.array(array, dtype=param.dtype, order=order, copy=True, subok=False)
-        return array
+            with np.errstate(all="ignore"):       # a cast may overflow to infinity
+                array = np.array(array, dtype=param.dtype, order=order, copy=True, subok=False)
+        return np.asarray(array)
 
     # --- Errors
 
@@ -635,12 +660,15 @@ cdef class Plan:
         cdef Py_ssize_t i, n = len(self.arrays)
         cdef Job job
         cdef Around around
-        cdef Param *copy = <Param *>PyMem_Malloc(max(1, n) * sizeof(Param))
-        cdef Work *work = <Work *>PyMem_Malloc(max(1, n) * sizeof(Work))
-        cdef Slot *mu = <Slot *>PyMem_Malloc(max(1, len(self.groups)) * sizeof(Slot))
+        cdef Param *copy = NULL
+        cdef Work *work = NULL
+        cdef Slot *mu = NULL
         cdef cnp.ndarray target
         self.enter()
         try:
+            copy = <Param *>PyMem_Malloc(max(1, n) * sizeof(Param))
+            work = <Work *>PyMem_Malloc(max(1, n) * sizeof(Work))
+            mu = <Slot *>PyMem_Malloc(max(1, len(self.groups)) * sizeof(Slot))
             if copy == NULL or work == NULL or mu == NULL:
                 raise MemoryError()
             memset(&around, 0, sizeof(Around))
@@ -668,18 +696,14 @@ cdef class Plan:
             job.work, job.n_work, job.slots, job.look, job.found = work, n, mu, False, 0
             self.launch(&job)
         finally:
-            self.leave()
             PyMem_Free(copy)
             PyMem_Free(work)
             PyMem_Free(mu)
+            self.leave()
 
     def refresh(self):
         """Read every group's hyperparameters as the next step will; raises what the step would raise."""
-        self.enter()
-        try:
-            self.refresh_groups()
-        finally:
-            self.leave()
+        self.refresh_groups()
 
     def count(self, Py_ssize_t i):
         """Steps that parameter i has taken, and the number it carries from step to step."""

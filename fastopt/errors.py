@@ -21,6 +21,7 @@ __all__ = [
     "ReadOnlyError",
     "ShapeError",
     "StateDictError",
+    "UnknownOptionError",
 ]
 
 
@@ -58,6 +59,10 @@ class ParameterError(FastoptError, ValueError):
 
 class HyperparameterError(FastoptError, ValueError):
     """Raised when a hyperparameter is of the wrong kind or outside its range."""
+
+
+class UnknownOptionError(FastoptError, TypeError):
+    """Raised when an option is given that the optimizer does not have under any convention."""
 
 
 class ConventionError(FastoptError, ValueError):

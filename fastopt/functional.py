@@ -2,10 +2,18 @@
 
 Each function takes one step. ``p``, ``g`` and the state are one array each, or lists of arrays of equal length;
 parameters and state are written in place, and nothing is kept between calls. ``step`` is the number of this step, 1 at
-the first. ``options`` are the hyperparameters of the class of the same name, with its defaults, and ``maximize``,
-``decoupled_weight_decay``, ``convention``, ``n_threads``, ``nonfinite``, ``copy_grads``: see there for the rule, its
-order, ranges and sources. State starts at zero unless said otherwise, and may be left out where the options do not
-need it. Everything is checked before the first write, as in `Optimizer.step`.
+the first. The options are the hyperparameters of the class of the same name (None: as the convention has it) and
+``maximize``, ``decoupled_weight_decay``, ``convention``, ``n_threads``, ``nonfinite``, ``copy_grads``: see there for
+the rule, its order, ranges and sources. State starts at zero unless said otherwise, and may be left out where the
+options do not need it. Everything is checked before the first write, as in `Optimizer.step`.
+
+There is one function for each optimizer: ``sgd_``, ``momentum_``, ``nag_``, ``adagrad_``, ``adadelta_``, ``rmsprop_``,
+``adam_``, ``adamw_``, ``adamax_``, ``nadam_``, ``radam_``, ``lion_``. Of some:
+
+- ``nag_``: g is the gradient at ``p + momentum * momentum_buffer``.
+- ``adagrad_``, ``rmsprop_``: fill the accumulator with its initial value yourself.
+- ``nadam_``: ``mu_product`` is an array of one float for each p, 1 before step 1, updated too.
+- ``sgd_``: what the buffer held before step 1 is ignored, as the rule says.
 
 Every function returns True, or False when ``nonfinite="skip"`` skipped the step.
 
@@ -23,152 +31,119 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from inspect import Parameter, Signature
 from operator import index
 from typing import Any
 
 import numpy as np
 
-from fastopt.adagrad import Adadelta, Adagrad
-from fastopt.adam import Adam, Adamax, AdamW, NAdam, RAdam
+from fastopt import OPTIMIZERS
 from fastopt.engine import Plan
-from fastopt.errors import HyperparameterError, OverlapError, ParameterError, ReadOnlyError
-from fastopt.lion import Lion
-from fastopt.optimizer import Optimizer, derive, known_convention, require_all, with_defaults
-from fastopt.rmsprop import RMSprop
-from fastopt.sgd import SGD, Momentum
+from fastopt.errors import HyperparameterError, OverlapError, ParameterError, ReadOnlyError, UnknownOptionError
+from fastopt.optimizer import Optimizer, derive, known_convention, refuse_unknown, require_all, with_defaults
 
-__all__ = [
-    "adadelta_", "adagrad_", "adam_", "adamax_", "adamw_", "lion_", "momentum_", "nadam_", "nag_", "radam_",
-    "rmsprop_", "sgd_",
-]  # fmt: skip
-
-ENGINE_OPTIONS = ("n_threads", "nonfinite", "copy_grads")
+ENGINE_OPTIONS = {"n_threads": None, "nonfinite": "propagate", "copy_grads": False}
 
 
-def _take(
-    cls: type[Optimizer], p: Any, g: Any, state: Mapping[str, Any], step: int, options: dict[str, Any],
-    carry: list[float] | None = None, products: list[np.ndarray] | None = None,
-) -> bool:  # fmt: skip
-    """One step of the rule of `cls`.
-
-    `carry` gives the carried number of each parameter, `products` the arrays to write it back to.
-    """
+def _take(cls: type[Optimizer], p: Any, g: Any, state: Mapping[str, Any], step: int, options: dict[str, Any]) -> bool:
+    """One step of the rule of `cls`."""
     try:
         count = index(step)
     except TypeError:
         count = 0
     if not 1 <= count < 2**63:
         raise HyperparameterError(f"step={step!r} must be an int >= 1, below 2**63: the number of this step")
-    many = isinstance(p, (list, tuple))
-    params = list(p) if many else [p]
-    columns = {}
-    for name, arrays in {**state, "g": g}.items():
-        column = arrays if many else [arrays]
-        if column is None:
-            continue
-        if not isinstance(column, (list, tuple)) or len(column) != len(params):
-            raise ParameterError(f"{name} must be a list of {len(params)} arrays, like p")
-        columns[name] = column
-    grads = list(columns.pop("g", [None] * len(params)))
+    params, columns = _columns(p, {"g": g, **state})
+    grads = columns.pop("g")
+    carried = columns.pop(cls.carried, None) if cls.carried else None
+    carry = [cls.carry_at(count)] * len(params) if carried is None else [_number(cls, a) for a in carried]
+
     convention = known_convention(cls, options.pop("convention", None))
     plan = Plan(partial(derive, cls, convention), **{key: options.pop(key) for key in ENGINE_OPTIONS if key in options})
-    known = (*cls.hyperparameters, "maximize", "decoupled_weight_decay")
-    for key in options:
-        if key not in known or key == "initial_accumulator_value":
-            raise TypeError(f"{cls.__name__} has no option {key!r}; there are: {', '.join(known)}")
+    refuse_unknown(cls, options)
     full = with_defaults(cls, convention, options)
     require_all(cls, convention, full)
-    states = [{name: column[i] for name, column in columns.items()} for i in range(len(params))]
     plan.set_steps(count - 1, 0)
+    states = [{name: column[i] for name, column in columns.items()} for i in range(len(params))]
     plan.add_group(full, params, [None] * len(params), states)
-    for i, product in enumerate(products or []):
-        if plan.touches(product) or any(np.may_share_memory(product, other) for other in (products or [])[:i]):
-            raise OverlapError(f"mu_product of parameter {i} overlaps a parameter, a state or another mu_product")
-    for i in range(len(params)):
-        plan.set_count(i, count - 1, plan.count(i)[1] if carry is None else carry[i])
+    for i, array in enumerate(carried or []):
+        if plan.touches(array) or any(np.may_share_memory(array, other) for other in (carried or [])[:i]):
+            raise OverlapError(f"{cls.carried} of parameter {i} overlaps a parameter, a state or another one")
+    for i, value in enumerate(carry):
+        plan.set_count(i, count - 1, value)
     plan.step(grads)
-    for i, product in enumerate(products or []):
-        product[...] = plan.count(i)[1]
+    for i, array in enumerate(carried or []):
+        array[...] = plan.count(i)[1]
     return plan.skipped == 0
 
 
-def sgd_(p: Any, g: Any, momentum_buffer: Any = None, *, step: int, **options: Any) -> bool:
-    """One step of `fastopt.SGD`. The buffer's old content is ignored at step 1, as the rule says."""
-    n = len(p) if isinstance(p, (list, tuple)) else 1
-    return _take(SGD, p, g, {"momentum_buffer": momentum_buffer}, step, options, [float(step > 1)] * n)
+def _columns(p: Any, rest: Mapping[str, Any]) -> tuple[list[Any], dict[str, list[Any]]]:
+    """The parameters as a list, and gradients and state as lists of the same length; None stays out."""
+    if not isinstance(p, (list, tuple)):
+        return [p], {name: [array] for name, array in rest.items() if array is not None or name == "g"}
+    columns = {}
+    for name, column in rest.items():
+        if column is None and name != "g":
+            continue
+        if not isinstance(column, (list, tuple)) or len(column) != len(p):
+            raise ParameterError(f"{name} must be a list of {len(p)} arrays, like p")
+        columns[name] = list(column)
+    return list(p), columns
 
 
-def momentum_(p: Any, g: Any, momentum_buffer: Any, *, step: int, **options: Any) -> bool:
-    """One step of `fastopt.Momentum`."""
-    return _take(Momentum, p, g, {"momentum_buffer": momentum_buffer}, step, options)
+def _number(cls: type[Optimizer], array: Any) -> float:
+    """The carried number from its array, checked."""
+    if not isinstance(array, np.ndarray) or array.size != 1 or array.dtype.kind != "f":
+        raise ParameterError(f"{cls.carried} must be an array of one float (a list of them, like p), not {array!r}")
+    if not array.flags.writeable:
+        raise ReadOnlyError(f"{cls.carried} is read-only; a step writes to it")
+    try:
+        return cls.carry_from({cls.carried: array.item()})
+    except ValueError as error:
+        raise ParameterError(str(error)) from None
 
 
-def nag_(p: Any, g: Any, momentum_buffer: Any, *, step: int, **options: Any) -> bool:
-    """One step of `fastopt.NAG`: g is the gradient at ``p + momentum * momentum_buffer``."""
-    return _take(Momentum, p, g, {"momentum_buffer": momentum_buffer}, step, options)
+def _make(cls: type[Optimizer]) -> Callable[..., bool]:
+    """The function of an optimizer class, with a signature that says what it takes."""
+    required = (*cls.slots, *([cls.carried] if cls.carried else []))
+    parameters = [
+        *(Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in ("p", "g", *required)),
+        *(Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=None) for name in cls.optional_slots),
+        Parameter("step", Parameter.KEYWORD_ONLY),
+        *(
+            Parameter(key, Parameter.KEYWORD_ONLY, default=False if key == "maximize" else None)
+            for key in (*cls.group_keys(), "convention")
+            if key != "initial_accumulator_value"
+        ),
+        *(Parameter(key, Parameter.KEYWORD_ONLY, default=value) for key, value in ENGINE_OPTIONS.items()),
+    ]
+    signature = Signature(parameters, return_annotation=bool)
+    slots = (*required, *cls.optional_slots)
+    positional, needed = ("p", "g", *slots), {"p", "g", *required, "step"}
+    name = cls.__name__.lower() + "_"
+
+    def function(*args: Any, **kwargs: Any) -> bool:
+        given = dict(zip(positional, args, strict=False))
+        if len(args) > len(positional) or not given.keys().isdisjoint(kwargs):
+            signature.bind(*args, **kwargs)  # raises what Python raises of such a call
+        given.update(kwargs)
+        if not needed <= given.keys():
+            signature.bind(*args, **kwargs)
+        if "initial_accumulator_value" in given:
+            raise UnknownOptionError(f"initial_accumulator_value is not for {name}: fill {cls.accumulator!r} yourself")
+        p, g, step = given.pop("p"), given.pop("g"), given.pop("step")
+        return _take(cls, p, g, {slot: given.pop(slot, None) for slot in slots}, step, given)
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = (
+        f"One step of `fastopt.{cls.__name__}`, in place: see there for the rule and the options.\n\n"
+        "Returns True, or False if ``nonfinite=\"skip\"`` skipped it. See the module for the other arguments.\n"
+    )
+    function.__signature__ = signature  # type: ignore[attr-defined]
+    return function
 
 
-def adagrad_(p: Any, g: Any, sum: Any, *, step: int, **options: Any) -> bool:
-    """One step of `fastopt.Adagrad`. Fill ``sum`` with the initial accumulator value yourself."""
-    return _take(Adagrad, p, g, {"sum": sum}, step, options)
-
-
-def adadelta_(p: Any, g: Any, square_avg: Any, acc_delta: Any, *, step: int, **options: Any) -> bool:
-    """One step of `fastopt.Adadelta`."""
-    return _take(Adadelta, p, g, {"square_avg": square_avg, "acc_delta": acc_delta}, step, options)
-
-
-def rmsprop_(
-    p: Any, g: Any, square_avg: Any, grad_avg: Any = None, momentum_buffer: Any = None, *, step: int, **options: Any
-) -> bool:
-    """One step of `fastopt.RMSprop`; ``grad_avg`` if centered, ``momentum_buffer`` with momentum."""
-    state = {"square_avg": square_avg, "grad_avg": grad_avg, "momentum_buffer": momentum_buffer}
-    return _take(RMSprop, p, g, state, step, options)
-
-
-def adam_(
-    p: Any, g: Any, exp_avg: Any, exp_avg_sq: Any, max_exp_avg_sq: Any = None, *, step: int, **options: Any
-) -> bool:
-    """One step of `fastopt.Adam`; ``max_exp_avg_sq`` with ``amsgrad=True``."""
-    state = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "max_exp_avg_sq": max_exp_avg_sq}
-    return _take(Adam, p, g, state, step, options)
-
-
-def adamw_(
-    p: Any, g: Any, exp_avg: Any, exp_avg_sq: Any, max_exp_avg_sq: Any = None, *, step: int, **options: Any
-) -> bool:
-    """One step of `fastopt.AdamW`; ``max_exp_avg_sq`` with ``amsgrad=True``."""
-    state = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "max_exp_avg_sq": max_exp_avg_sq}
-    return _take(AdamW, p, g, state, step, options)
-
-
-def adamax_(p: Any, g: Any, exp_avg: Any, exp_inf: Any, *, step: int, **options: Any) -> bool:
-    """One step of `fastopt.Adamax`."""
-    return _take(Adamax, p, g, {"exp_avg": exp_avg, "exp_inf": exp_inf}, step, options)
-
-
-def nadam_(p: Any, g: Any, exp_avg: Any, exp_avg_sq: Any, mu_product: Any, *, step: int, **options: Any) -> bool:
-    """One step of `fastopt.NAdam`; ``mu_product`` is an array of one float for each p, 1 before step 1, updated too."""
-    n = len(p) if isinstance(p, (list, tuple)) else 1
-    products = list(mu_product) if isinstance(p, (list, tuple)) else [mu_product]
-    if len(products) != n:
-        raise ParameterError(f"mu_product must be a list of {n} arrays, like p; not of {len(products)}")
-    for product in products:
-        if not isinstance(product, np.ndarray) or product.size != 1 or product.dtype.kind != "f":
-            raise ParameterError(f"mu_product must be an array of one float (a list of them, like p), not {product!r}")
-        if not product.flags.writeable:
-            raise ReadOnlyError("mu_product is read-only; a step writes to it")
-    carry = [float(product.item()) for product in products]
-    return _take(NAdam, p, g, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, step, options, carry, products)
-
-
-def radam_(p: Any, g: Any, exp_avg: Any, exp_avg_sq: Any, *, step: int, **options: Any) -> bool:
-    """One step of `fastopt.RAdam`."""
-    return _take(RAdam, p, g, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, step, options)
-
-
-def lion_(p: Any, g: Any, exp_avg: Any, *, step: int, **options: Any) -> bool:
-    """One step of `fastopt.Lion`."""
-    return _take(Lion, p, g, {"exp_avg": exp_avg}, step, options)
+__all__ = [name.lower() + "_" for name in OPTIMIZERS]
+globals().update({name.lower() + "_": _make(cls) for name, cls in OPTIMIZERS.items()})

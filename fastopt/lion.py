@@ -28,7 +28,7 @@ class Lion(Optimizer):
     weight_decay : float >= 0 or schedule
         Decoupled. Default 0 (paper, keras), 1e-3 (optax).
     **common
-        See `Optimizer`.
+        See `Optimizer`, also for the errors.
 
     Notes
     -----
@@ -40,6 +40,7 @@ class Lion(Optimizer):
     """
 
     hyperparameters = ("lr", "betas", "weight_decay")
+    slots = ("exp_avg",)
     conventions = {
         "paper": Convention({"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0}, {True: DECOUPLED}),
         "keras": Convention({"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0.0}, {True: DECOUPLED}),
@@ -53,4 +54,4 @@ class Lion(Optimizer):
 
     @staticmethod
     def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
-        return "lion", ("exp_avg",)
+        return "lion", Lion.slots

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 
 from fastopt.engine import Plan, is_number
-from fastopt.errors import ConventionError, HyperparameterError, ParameterError
+from fastopt.errors import ConventionError, HyperparameterError, ParameterError, UnknownOptionError
 
 # How weight decay is applied; the numbers are the engine's.
 L2, DECOUPLED, DECOUPLED_WITHOUT_LR, DECOUPLED_LAST = range(4)
@@ -92,7 +92,7 @@ def check_kind(cls: type[Optimizer], key: str, value: Any, owner: str) -> None:
         fits = callable(value) or isinstance(value, (tuple, list))
         accepted = "a pair of numbers or schedules"
     else:
-        fits = key in SCHEDULABLE if callable(value) else is_number(value)
+        fits = (key in SCHEDULABLE and not isinstance(value, type)) if callable(value) else is_number(value)
         accepted = "a number" + (" or a schedule" if key in SCHEDULABLE else "")
     if not fits:
         raise HyperparameterError(f"{owner}: {key}={value!r} must be {accepted}")
@@ -108,7 +108,7 @@ def derive(cls: type[Optimizer], convention: str, group: Mapping[str, Any]) -> S
     offered = cls.conventions[convention]
     owner = f"{cls.__name__}(convention={convention!r})"
     constants = {}
-    for key in (*cls.hyperparameters, "maximize", "decoupled_weight_decay"):
+    for key in cls.group_keys():
         if key not in group:
             raise HyperparameterError(f"{owner}: the parameter group has lost its {key!r}")
         check_kind(cls, key, group[key], owner)
@@ -176,6 +176,13 @@ def with_defaults(cls: type[Optimizer], convention: str, given: Mapping[str, Any
     return {**options, **{key: value for key, value in given.items() if value is not None}}
 
 
+def refuse_unknown(cls: type[Optimizer], keys: Iterable[str]) -> None:
+    """Raise if one of the keys is no option of the class."""
+    for key in keys:
+        if key not in cls.group_keys():
+            raise UnknownOptionError(f"{cls.__name__} has no option {key!r}; it has: {', '.join(cls.group_keys())}")
+
+
 def require_all(cls: type[Optimizer], convention: str, options: Mapping[str, Any]) -> None:
     """Raise if a hyperparameter that the convention has no default for was not given."""
     for key in cls.hyperparameters:
@@ -202,8 +209,9 @@ class Optimizer:
         False adds ``weight_decay * p`` to the gradient, True shrinks the parameter itself. The default, and which
         values exist, is the convention's.
     n_threads : int >= 1, optional
-        Threads for large steps. None decides at every step, from the CPUs that the process may use, the quota of its
-        control group, and ``OMP_NUM_THREADS`` or threadpoolctl.
+        Threads for large steps; may be more than there are CPUs, but never more than 256 where there are fewer. None
+        decides at every step, from the CPUs that the process may use, the quota of its control group, and
+        ``OMP_NUM_THREADS`` or threadpoolctl.
     nonfinite : {"propagate", "raise", "skip"}, default "propagate"
         When any gradient holds a NaN or an infinity: let it through; raise `NonFiniteError`; or skip the whole step,
         count none, and increment ``skipped_steps``. The last two look before the first write.
@@ -228,7 +236,14 @@ class Optimizer:
     ours: ClassVar[Mapping[str, Any]] = {"eps_placement": "outside", "bias_correction": True}
     """What fastopt offers under every convention, and its value where the convention names none."""
     eps_placements: ClassVar[tuple[str, ...]] = EPS_PLACEMENTS
+    slots: ClassVar[tuple[str, ...]] = ()
+    """State that every rule of the class has."""
+    optional_slots: ClassVar[tuple[str, ...]] = ()
+    """State that some options bring."""
     carry: ClassVar[float] = 0.0
+    """First value of the number that each parameter carries from step to step."""
+    carried: ClassVar[str | None] = None
+    """What PyTorch calls that number, if it has a name."""
     accumulator: ClassVar[str | None] = None
     """The slot that initial_accumulator_value fills."""
     counts_in_state: ClassVar[bool] = True
@@ -253,8 +268,10 @@ class Optimizer:
         copy_grads: bool = False,
         convention: str | None = None,
         state_factory: Callable[..., Any] | None = None,
+        **unknown: Any,
     ) -> None:
         cls = type(self)
+        refuse_unknown(cls, unknown)
         convention = known_convention(cls, convention)
         self.convention: str = convention
         given = {**options, "decoupled_weight_decay": decoupled_weight_decay, "maximize": maximize}
@@ -272,13 +289,14 @@ class Optimizer:
             groups = list(params)
             if not groups:
                 raise ParameterError(f"{cls.__name__} got no parameters: an empty {type(params).__name__}")
-            if not all(isinstance(group, Mapping) for group in groups):
+            if not any(isinstance(group, Mapping) for group in groups):
                 groups = [{"params": groups}]
         else:
             self._single = True
             groups = [{"params": [params]}]
         for group in groups:
-            self.add_param_group(group)
+            self._add_group(group)
+        self._plan.touch()
 
     # --- Parameter groups
 
@@ -289,9 +307,16 @@ class Optimizer:
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Add parameters with hyperparameters of their own; what the dict leaves out is the optimizer's default."""
+        self._add_group(group)
+        self._plan.touch()
+
+    def _add_group(self, group: Mapping[str, Any]) -> None:
         plan = self._plan
         if not isinstance(group, Mapping) or "params" not in group:
-            raise ParameterError(f"a parameter group is a dict with the key 'params', not {group!r:.80}")
+            raise ParameterError(
+                "a parameter group is a dict with the key 'params', and groups cannot be mixed with arrays; "
+                f"got {group!r:.80}"
+            )
         params = group["params"]
         names: list[str | None]
         if isinstance(params, Mapping):
@@ -305,12 +330,7 @@ class Optimizer:
             raise ParameterError(f"parameter names must be unique; twice: {sorted(map(str, clash))}")
         if arrays and plan.names and (names[0] is None) != (plan.names[0] is None):
             raise ParameterError("either all parameter groups name their parameters (a dict), or none does")
-        known_keys = {*self.hyperparameters, "maximize", "decoupled_weight_decay", "params"}
-        unknown = [key for key in group if key not in known_keys]
-        if unknown:
-            raise HyperparameterError(
-                f"{type(self).__name__} has no {unknown[0]!r}; a group may have: {', '.join(sorted(known_keys))}"
-            )
+        refuse_unknown(type(self), [key for key in group if key != "params"])
         own = {key: value for key, value in group.items() if key != "params" and value is not None}
         originals = tuple(arrays)
         options = {"params": originals, **self.defaults, **own}
@@ -351,7 +371,7 @@ class Optimizer:
     @property
     def params(self) -> list[np.ndarray]:
         """The parameters of all groups, as arrays over their own memory."""
-        return list(self._plan.arrays)
+        return [np.asarray(p) for p in self._plan.arrays]
 
     # --- State
 
@@ -398,17 +418,33 @@ class Optimizer:
         if self.counts_in_state:
             entry["step"] = np.array(count, np.float32 if count <= 2**24 else np.float64)
         entry.update(self._extra_state(carry))
-        group = next(g for g in self._plan.groups if g.holds(i))
-        entry.update({name: self._plan.states[i][name] for name in group.slots})
+        if self.state_begun(carry):
+            entry.update(self._plan.states[i])
         return entry or None
 
     def _extra_state(self, carry: float) -> dict[str, Any]:
         """What the carried number is called in PyTorch's state."""
         return {}
 
-    def _carry_from(self, entry: Mapping[str, Any]) -> float:
+    @classmethod
+    def carry_from(cls, entry: Mapping[str, Any]) -> float:
         """The carried number, from an entry of a state dict; KeyError, TypeError or ValueError if it is no good."""
-        return self.carry
+        return cls.carry
+
+    @classmethod
+    def state_begun(cls, carry: float) -> bool:
+        """Whether a parameter that has taken steps has state to save, by its carried number."""
+        return True
+
+    @classmethod
+    def carry_at(cls, step: int) -> float:
+        """The carried number before a step of that count, where the count alone says it."""
+        return cls.carry
+
+    @classmethod
+    def group_keys(cls) -> tuple[str, ...]:
+        """The keys of a parameter group, but for ``params``."""
+        return (*cls.hyperparameters, "maximize", "decoupled_weight_decay")
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue from a `state_dict`, PyTorch's own included (its tensors converted with ``.numpy()``).
@@ -448,9 +484,10 @@ class Optimizer:
         self._settings, self._single = saved["settings"], saved["single"]
         self._plan = Plan(partial(derive, type(self), self.convention), **self._settings)
         self._originals = []
+        self._plan.set_steps(saved["state_dict"]["fastopt"]["steps"], 0)  # what schedules are called with
         for group in saved["groups"]:
-            known = {*self.hyperparameters, "maximize", "decoupled_weight_decay", "params"}
-            self.add_param_group({key: value for key, value in group.items() if key in known})
+            self._add_group({key: group[key] for key in ("params", *self.group_keys())})
+        self._plan.touch()
         self.load_state_dict(saved["state_dict"])
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
@@ -461,7 +498,7 @@ class Optimizer:
         for k, group in enumerate(self.param_groups):
             sizes = [np.size(p) for p in self._originals[k]]
             lines.append(f"Parameter Group {k}: {len(sizes)} array{'s' * (len(sizes) != 1)}, {sum(sizes):,} elements")
-            lines += [f"    {key}: {group[key]!r}" for key in sorted(group) if key != "params"]
+            lines += [f"    {key}: {group[key]!r}" for key in sorted(group, key=str) if key != "params"]
         return "\n".join([*lines, ")"])
 
 

@@ -24,7 +24,7 @@ True
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import sqrt
+from math import inf, sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +39,7 @@ X = Mapping[str, float]
 
 
 def ratio(a: Array, b: Array) -> Array:
-    """The quotient a / b, and 0 where b is 0: with eps = 0 an element without any gradient so far does not move."""
+    """The quotient a / b, and 0 where b is 0: with eps = 0 an element with a zero accumulator does not move."""
     return np.where(b == 0, np.zeros_like(b), a / np.where(b == 0, np.ones_like(b), b))
 
 
@@ -81,7 +81,7 @@ def sgd_nesterov(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, S
 
 
 def velocity_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
-    return [x["lr"], x["momentum"]], carry
+    return [x["lr"], x["momentum"]], 1.0
 
 
 def velocity(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
@@ -279,6 +279,8 @@ def adamax(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
 def nadam_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
     b1 = x["beta1"]
     bc1, bc2 = corrections(x, t)
+    if x["product"] == 3:  # the paper has beta2 * v under the root, and averages with mu
+        bc2 = bc2 / x["beta2"] if x["beta2"] else inf
     factor, terms = denominator(x, bc2)
     lr = x["lr"] * factor
     if x["product"] == 2:  # optax: no schedule of momenta
@@ -291,7 +293,10 @@ def nadam_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
         product = carry * mu
     cg = lr * (1.0 - mu) / (1.0 - product)
     cm = lr * mu_next / (1.0 - product * mu_next)
-    return [*moments(x), cg, cm, *terms], product
+    average = moments(x)
+    if x["product"] == 3:
+        average[:2] = mu, 1.0 - mu
+    return [*average, cg, cm, *terms], product
 
 
 def nadam(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
@@ -367,11 +372,11 @@ class Twin:
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         plan = optimizer._plan
-        self.params: list[np.ndarray] = [p.copy(order="K") for p in plan.arrays]
+        self.params: list[np.ndarray] = [np.array(p, order="K") for p in plan.arrays]
         counts = [plan.count(i) for i in range(len(plan.arrays))]
         self.counts, self.carries = [t for t, _ in counts], [carry for _, carry in counts]
         self.state: list[dict[str, np.ndarray]] = [
-            {name: array.copy(order="K") for name, array in state.items()} for state in plan.states
+            {name: np.array(array, order="K") for name, array in state.items()} for state in plan.states
         ]
         self.steps = plan.steps
 

@@ -24,7 +24,7 @@ class RMSprop(Optimizer):
         buf        = momentum * buf + lr * d;  p = p - buf              (keras, optax)
 
     ``nesterov`` (optax) steps by ``momentum * buf + d`` instead of ``buf``; ``bias_correction`` (optax) divides both
-    averages by ``1 - alpha**t`` first. With ``eps=0``, 0/0 is 0: the element does not move.
+    averages by ``1 - alpha**t`` first. With ``eps=0``, an element whose ``s`` is zero has d = 0.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class RMSprop(Optimizer):
     initial_accumulator_value : float >= 0
         First value of ``square_avg`` (optax calls it initial_scale). Default 0; optax only.
     **common
-        See `Optimizer`.
+        See `Optimizer`, also for the errors.
 
     Notes
     -----
@@ -65,6 +65,8 @@ class RMSprop(Optimizer):
         "lr", "alpha", "eps", "weight_decay", "momentum", "centered", "nesterov", "eps_placement", "bias_correction",
         "initial_accumulator_value",
     )  # fmt: skip
+    slots = ("square_avg",)
+    optional_slots = ("grad_avg", "momentum_buffer")
     ours = {"eps_placement": "outside"}
     eps_placements = ("outside", "inside")
     accumulator = "square_avg"

@@ -64,6 +64,7 @@ class SGD(Optimizer):
     """
 
     hyperparameters = ("lr", "momentum", "dampening", "weight_decay", "nesterov")
+    optional_slots = ("momentum_buffer",)
     counts_in_state = False
     conventions = {
         "torch": Convention(
@@ -100,8 +101,17 @@ class SGD(Optimizer):
             return "velocity_nesterov" if nesterov else "velocity", ("momentum_buffer",)
         return "sgd_nesterov" if nesterov else "sgd_momentum", ("momentum_buffer",)
 
-    def _carry_from(self, entry: Mapping[str, Any]) -> float:
+    @classmethod
+    def carry_from(cls, entry: Mapping[str, Any]) -> float:
         return float(entry.get("momentum_buffer") is not None)
+
+    @classmethod
+    def state_begun(cls, carry: float) -> bool:
+        return carry != 0
+
+    @classmethod
+    def carry_at(cls, step: int) -> float:
+        return float(step > 1)
 
 
 class Momentum(Optimizer):
@@ -122,7 +132,8 @@ class Momentum(Optimizer):
     weight_decay : float >= 0 or schedule, default 0
         With ``decoupled_weight_decay=True`` the parameter shrinks first, ``p = p * (1 - lr * weight_decay)``.
     **common
-        See `Optimizer`. The only convention is ``"paper"``; the defaults are the customary ones, the paper has none.
+        See `Optimizer`, also for the errors. The only convention is ``"paper"``; the defaults are the customary ones,
+        the paper has none.
 
     Notes
     -----
@@ -135,6 +146,7 @@ class Momentum(Optimizer):
     """
 
     hyperparameters = ("lr", "momentum", "weight_decay")
+    slots = ("momentum_buffer",)
     counts_in_state = False
     conventions = {
         "paper": Convention({"lr": 0.01, "momentum": 0.9, "weight_decay": 0.0}, {False: L2, True: DECOUPLED}),
@@ -147,7 +159,7 @@ class Momentum(Optimizer):
 
     @staticmethod
     def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
-        return "velocity", ("momentum_buffer",)
+        return "velocity", Momentum.slots
 
 
 class NAG(Momentum):
@@ -168,7 +180,8 @@ class NAG(Momentum):
     weight_decay : float >= 0 or schedule, default 0
         Taken at w. With ``decoupled_weight_decay=True``, ``w = w * (1 - lr * weight_decay)`` first.
     **common
-        See `Optimizer`. The only convention is ``"paper"``; the defaults are the customary ones, the paper has none.
+        See `Optimizer`, also for the errors. The only convention is ``"paper"``; the defaults are the customary ones,
+        the paper has none.
 
     Notes
     -----
@@ -200,6 +213,6 @@ class NAG(Momentum):
         buffers = self.__dict__.setdefault("_lookahead", [])
         buffers += [np.empty_like(p, subok=False) for p in plan.arrays[len(buffers) :]]
         plan.lookahead(buffers)
-        if self._single:
+        if self._single and len(buffers) == 1:
             return buffers[0]
         return dict(zip(plan.names, buffers, strict=True)) if plan.named else list(buffers)

@@ -139,9 +139,9 @@ def test_other_permutations_of_the_axes_are_refused():
 def test_messages_tell_what_is_there_and_what_is_needed():
     with pytest.raises(LayoutError, match=r"strides \(40, 8\)"):
         Adam(strided(values()))
-    with pytest.raises(DTypeError, match="<i4; float32 or float64"):
+    with pytest.raises(DTypeError, match="int32; float32 or float64"):
         Adam(values().astype("<i4"))
-    with pytest.raises(DTypeError, match=">f4; float32 or float64 in native byte order"):
+    with pytest.raises(DTypeError, match="float32, byte-swapped; float32 or float64 in native byte order"):
         Adam(values().astype(">f4"))
     with pytest.raises(LayoutError, match="misaligned"):
         Adam(misaligned(values()))
@@ -729,7 +729,7 @@ def test_torch_tensors_through_dlpack(dtype):
 
 def test_torch_tensors_that_cannot_be_stepped():
     torch = pytest.importorskip("torch")
-    with pytest.raises(DTypeError, match=r"parameter 0.*fastopt\.torch"):
+    with pytest.raises(DTypeError, match=r"parameter 0.*detach\(\)"):
         Adam([torch.zeros(3, requires_grad=True)])
     with pytest.raises(DTypeError, match="parameter 0"):
         Adam([torch.zeros(3, dtype=torch.bfloat16)])

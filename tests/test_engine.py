@@ -24,6 +24,7 @@ import pytest
 
 import fastopt
 from fastopt import engine, reference
+from fastopt._openmp import cpu_quota
 from fastopt.errors import (
     ConcurrentStepError,
     FastoptError,
@@ -484,6 +485,42 @@ def test_a_step_allocates_nothing(count, n):
         gc.enable()
 
 
+def test_editing_an_option_at_every_step_costs_no_memory():
+    params = [np.zeros(10, np.float32) for _ in range(200)]
+    grads = [np.ones(10, np.float32) for _ in range(200)]
+    opt = fastopt.SGD(params, lr=0.01, momentum=0.9)
+
+    def steps(n):
+        for k in range(n):
+            opt.param_groups[0]["momentum"] = 0.9 if k % 2 else 0.0
+            opt.step(grads)
+
+    steps(10)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        steps(200)
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] - before < 4096
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_parameter_of_a_subclass_that_was_resized_is_seen():
+    class Mine(np.ndarray):
+        pass
+
+    p = np.ones(1000).view(np.ndarray).copy().view(Mine)
+    mine = Mine(1000)
+    mine[...] = p
+    opt = fastopt.SGD(mine, lr=0.1)
+    opt.step(np.ones(1000))
+    mine.resize(100_000, refcheck=False)
+    with pytest.raises(LayoutError, match="parameter 0 was changed"):
+        opt.step(np.ones(1000))
+
+
 def test_parameters_are_kept_alive_and_their_buffers_held():
     a = array.array("d", [1.0] * 8)
     p = np.ones(3)
@@ -799,3 +836,30 @@ def test_how_openmp_waits_is_set_in_passing_and_left_to_the_user():
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           env={**os.environ, "OMP_DISPLAY_ENV": "verbose"}).stderr  # fmt: skip
     assert "GOMP_SPINCOUNT = '1000'" in said
+
+
+# --- The CPU quota of control groups
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "want"),
+    [
+        ("0::/\n", {"cpu.max": "max 100000"}, None),
+        ("0::/\n", {"cpu.max": "250000 100000"}, 3),
+        ("0::/\n", {"cpu.max": "10000 100000"}, 1),
+        ("0::/a/b\n", {"a/cpu.max": "200000 100000", "a/b/cpu.max": "max 100000"}, 2),
+        ("0::/a/b\n", {"a/cpu.max": "200000 100000", "a/b/cpu.max": "400000 100000"}, 2),
+        ("4:cpu,cpuacct:/x\n0::/\n", {"cpu/x/cpu.cfs_quota_us": "150000", "cpu/x/cpu.cfs_period_us": "100000"}, 2),
+        ("4:cpu:/x\n", {"cpu/x/cpu.cfs_quota_us": "-1", "cpu/x/cpu.cfs_period_us": "100000"}, None),
+        ("0::/\n", {"cpu.max": "what is this"}, None),
+        ("", {}, None),
+    ],
+)
+def test_the_quota_of_a_control_group_and_of_those_above_it(tmp_path, own, files, want):
+    for name, text in files.items():
+        path = tmp_path / "tree" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (tmp_path / "own").write_text(own)
+    assert cpu_quota(str(tmp_path / "tree"), str(tmp_path / "own")) == want
+    assert cpu_quota(str(tmp_path / "tree"), str(tmp_path / "missing")) is None

@@ -1,6 +1,7 @@
 """Every form of the lecture notes, written as the notes write it, beside the way to say it in fastopt.
 
-The surfaces are the notes' own, the valley f(x, y) = x**2/20 + y**2 and a saddle, and one more.
+The numbers 000 to 004 stand for the five sets of notes that the project implements, in Korean, which are not in this
+repository. The surfaces are the notes' own, the valley f(x, y) = x**2/20 + y**2 and a saddle, and one more.
 eps is large, so that its place shows.
 """
 
@@ -168,12 +169,12 @@ def adam(update: Callable[..., np.ndarray]) -> Callable[..., Notes]:
 
 
 def nadam(w: np.ndarray, grad: Gradient) -> Notes:
-    """002 names it; the formula is Dozat's."""
+    """002 only names it; the formula is Dozat's as Keras writes it (the paper's: test_paper.py)."""
     m, v, product, t = np.zeros_like(w), np.zeros_like(w), 1.0, 0
     while True:
         t += 1
         g = grad(w)
-        mu, mu_next = (B1 * (1 - 0.5 * 0.96 ** (k * 0.004)) for k in (t, t + 1))
+        mu, mu_next = (B1 * (1 - 0.5 * 0.96**k) for k in (t, t + 1))
         product *= mu
         m = B1 * m + (1 - B1) * g
         v = B2 * v + (1 - B2) * g * g
@@ -244,7 +245,7 @@ FORMS: dict[str, tuple[Callable[..., Notes], Callable[[np.ndarray], Any]]] = {
     "Adam of thinc": (
         adam(lambda m, v, bc1, bc2: LR * sqrt(bc2) / bc1 * m / (np.sqrt(v) + EPS)),
         lambda w: Adam(w, **ADAM, convention="thinc")),
-    "NAdam (002)": (nadam, lambda w: NAdam(w, LR, (B1, B2), EPS, convention="paper")),
+    "NAdam (002)": (nadam, lambda w: NAdam(w, LR, (B1, B2), EPS, convention="keras")),
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from fastopt import (
     Adagrad,
     Adam,
     AdamW,
+    ConcurrentStepError,
     ConventionError,
     HyperparameterError,
     Momentum,
@@ -333,12 +334,49 @@ def test_steps_of_any_kind(step):
     assert all(type(state["step"]) is int for state in opt.state)
 
 
-def test_more_state_than_needed_is_ignored_and_betas_may_be_a_list():
+def test_more_state_than_needed_is_kept_and_betas_may_be_a_list():
     saved = foreign(stepped(amsgrad=True))
     saved["param_groups"][0].update(amsgrad=False, betas=[0.9, 0.999])
     opt = Adam(three())
     opt.load_state_dict(saved)
-    assert set(opt.state_dict()["state"][0]) == {"step", "exp_avg", "exp_avg_sq"}
+    kept = opt.state_dict()["state"]
+    assert set(kept[0]) == {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}      # PyTorch keeps it, too
+    for i, entry in kept.items():
+        assert entry["max_exp_avg_sq"].tobytes() == saved["state"][i]["max_exp_avg_sq"].tobytes()
+
+
+def test_copies_go_on_alike_when_momentum_comes_back():
+    """The buffer outlives an edit that switches momentum off; one that has not begun is not taken for one that has."""
+    params = three()
+    opt = SGD(params, lr=0.1, momentum=0.9, dampening=0.25)
+    for step in range(3):
+        opt.step([*three(seed=step)[:2], None])
+    opt.param_groups[0]["momentum"] = 0.0
+    opt.step(three(seed=7))
+    copies = copy.deepcopy((params, opt))
+    for _, one in ((params, opt), copies):
+        one.param_groups[0]["momentum"] = 0.9
+        for step in range(3):
+            one.step(three(seed=10 + step))
+    assert [p.tobytes() for p in params] == [p.tobytes() for p in copies[0]]
+
+
+def test_loading_is_one_operation_that_no_step_interrupts():
+    opt = Adam(three(), lr=0.1)
+    opt.step(three(seed=1))
+    saved = copy.deepcopy(opt.state_dict())
+    seen = []
+
+    def lr(step):
+        try:
+            opt.step(three(seed=2))
+        except ConcurrentStepError as error:
+            seen.append(error)
+        return 0.1
+
+    saved["param_groups"][0]["lr"] = lr
+    opt.load_state_dict(saved)
+    assert seen and opt.steps == 1
 
 
 def test_buffer_of_sgd_that_is_none_starts_anew():

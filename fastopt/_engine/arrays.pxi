@@ -5,22 +5,27 @@ cdef str label_of(list names, Py_ssize_t i):
     return f"parameter {names[i]!r}" if names[i] is not None else f"parameter {i}"
 
 
+cdef str dtype_name(array):
+    """How messages call the type of an array."""
+    return str(array.dtype) if array.dtype.isnative else f"{array.dtype.newbyteorder('=')}, byte-swapped"
+
+
 cdef as_array(obj, str label):
     """`obj` as a NumPy array over the same memory: an array, else the buffer protocol, else __dlpack__."""
     if isinstance(obj, np.ndarray):
         if isinstance(obj, np.ma.MaskedArray):
             raise DTypeError(f"{label} is a masked array; masks are not supported: give its .data")
-        return np.asarray(obj)
+        return obj
     try:
         return np.asarray(memoryview(obj))
     except (TypeError, ValueError):
         pass
     if hasattr(obj, "__dlpack__"):
         if getattr(obj, "requires_grad", False):
-            raise DTypeError(f"{label} is a tensor that requires gradients; use fastopt.torch, or give its .detach()")
+            raise DTypeError(f"{label} is a tensor that requires gradients; give its .detach()")
         try:
             return np.from_dlpack(obj)
-        except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:        # whatever a foreign type raises
             raise DTypeError(f"{label}, a {type(obj).__name__}, cannot be used through __dlpack__: {error}") from error
     raise DTypeError(f"{label} is a {type(obj).__name__}; an array of float32 or float64 is needed (NumPy, or anything "
                      "with the buffer protocol or __dlpack__)")
@@ -37,7 +42,7 @@ cdef as_parameter(obj, str label):
             return a
     array = as_array(obj, label)
     if array.dtype not in (np.float32, np.float64):
-        raise DTypeError(f"{label} has dtype {array.dtype.str}; float32 or float64 in native byte order is needed")
+        raise DTypeError(f"{label} has dtype {dtype_name(array)}; float32 or float64 in native byte order is needed")
     if not array.flags.aligned:
         raise LayoutError(f"{label} is misaligned: its data must start at a multiple of {array.itemsize} bytes")
     if not (array.flags.c_contiguous or array.flags.f_contiguous):

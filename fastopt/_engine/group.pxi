@@ -190,6 +190,9 @@ cdef class Group:
         a.shrink = wd != 0 and self.decay == DECAY_LAST
         if a.shrink:
             scale(&a.post, 0, 1.0 - self.x[0] * wd)
+            if not isfinite(a.post.d[0]) or (self.has_float and not isfinite(a.post.f[0])):
+                raise HyperparameterError(f"{self.owner}: 1 - lr * weight_decay is not finite; "
+                                          f"lr={self.x[0]!r}, weight_decay={wd!r}")
 
     cdef compute(self, Slot *slot, int64_t t, double carry):
         """The scalars of step t, in double, then rounded once."""

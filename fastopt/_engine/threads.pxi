@@ -17,21 +17,8 @@ def set_serial_blocks(Py_ssize_t blocks):
 cdef int read_quota():
     """CPUs that the control group may use, rounded up; 0 without a limit. Read once: it is a file."""
     global quota_cpus
-    if quota_cpus >= 0:
-        return quota_cpus
-    quota_cpus = 0
-    for path, split in (("/sys/fs/cgroup/cpu.max", True), ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", False)):
-        try:
-            with open(path) as file:
-                words = file.read().split()
-            if not split:
-                with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us") as file:
-                    words += file.read().split()
-            if words[0] not in ("max", "-1"):
-                quota_cpus = max(1, -(-int(words[0]) // int(words[1])))
-            break
-        except (OSError, ValueError, IndexError):
-            continue
+    if quota_cpus < 0:
+        quota_cpus = cpu_quota() or 0
     return quota_cpus
 
 

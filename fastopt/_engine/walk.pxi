@@ -4,7 +4,7 @@ cdef enum:
     TILE = 1024               # elements around which prologue and epilogue stay in the L1 cache
     SHORT = 512               # elements up to which an array goes to the narrow kernels
     BLOCK = 64                # bytes of parameter that are never cut
-    MOST_THREADS = 4096
+    MOST_THREADS = 256        # on machines with fewer CPUs: OpenMP ends the process if it cannot get them
     MAX_WATCH = 32
     NUMBER = 0                # kinds of what is watched in a group
     PAIR = 1
@@ -119,20 +119,21 @@ cdef void walk(Work *work, Py_ssize_t n_work, const Slot *slots, Py_ssize_t begi
             low = middle
         else:
             high = middle
-    while begin < end and low < n_work:
+    while low < n_work and work[low].first_block < end:
         w = &work[low]
+        low += 1
         slot = &slots[w.slot]
         per_block = BLOCK // (8 if w.q.type == cnp.NPY_DOUBLE else 4)
-        first = (begin - w.first_block) * per_block
+        first = max(0, begin - w.first_block) * per_block
         last = min((end - w.first_block) * per_block, w.q.n)
+        if first >= last:
+            continue
         if w.q.type == cnp.NPY_DOUBLE:
             walk_array(<double *>w.q.p, <const double *>w.g, w.q.s, last - first, w.around,
                        slot.h.d, w.around.pre.d, w.around.post.d, first)
         else:
             walk_array(<float *>w.q.p, <const float *>w.g, w.q.s, last - first, w.around,
                        slot.h.f, w.around.pre.f, w.around.post.f, first)
-        begin = min(end, w.first_block + w.q.blocks)
-        low += 1
 
 
 cdef bint any_nonfinite(Work *work, Py_ssize_t n_work, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:

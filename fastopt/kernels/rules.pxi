@@ -30,7 +30,7 @@ cdef inline real magnitude(real x) noexcept nogil:
 
 
 cdef inline real ratio(real a, real b) noexcept nogil:
-    # With eps = 0 a zero gradient on a zero accumulator is 0/0: such an element does not move.
+    # With eps = 0 a zero accumulator would give NaN or infinity: such an element does not move.
     return a / b if b != 0 else 0
 
 
@@ -83,6 +83,7 @@ cdef void sgd_nesterov(real *p, const real *g, real **s, const real *h, Py_ssize
 cdef void velocity_scalars(const double *x, double t, double *carry, double *h) noexcept nogil:
     h[1] = x[0]
     h[2] = x[1]
+    carry[0] = 1.0
 
 
 cdef void velocity(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
@@ -328,14 +329,14 @@ cdef void adamax(real *p, const real *g, real **s, const real *h, Py_ssize_t n) 
 
 
 # carry is the product of the momenta so far. PyTorch keeps it, and multiplies, in float32 (x[7] == 1).
-# optax has no momentum schedule (x[7] == 2).
+# optax has no momentum schedule (x[7] == 2). The paper averages with mu, and has beta2 * v under the root (x[7] == 3).
 cdef void nadam_scalars(const double *x, double t, double *carry, double *h) noexcept nogil:
     cdef double bc2 = 1.0 - pow(x[2], t)
     cdef double mu = x[1] * (1.0 - 0.5 * pow(0.96, t * x[6]))
     cdef double mu_next = x[1] * (1.0 - 0.5 * pow(0.96, (t + 1.0) * x[6]))
     cdef double lr
-    moments(h, x[1], x[2])
-    lr = x[0] * denominator(h + 7, x[3], x[4], <int>x[5], bc2)
+    moments(h, mu if x[7] == 3 else x[1], x[2])
+    lr = x[0] * denominator(h + 7, x[3], x[4], <int>x[5], bc2 / x[2] if x[7] == 3 else bc2)
     if x[7] == 2:
         h[5] = lr * (1.0 - x[1]) / (1.0 - pow(x[1], t))
         h[6] = lr * x[1] / (1.0 - pow(x[1], t + 1.0))
