@@ -161,6 +161,10 @@ class Momentum(Optimizer):
     def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
         return "velocity", Momentum.slots
 
+    @classmethod
+    def carry_from(cls, entry: Mapping[str, Any]) -> float:
+        return SGD.carry_from(entry)
+
 
 class NAG(Momentum):
     """Nesterov's accelerated gradient with a true lookahead: the gradient is evaluated where momentum leads.
