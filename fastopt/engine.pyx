@@ -243,6 +243,7 @@ cdef class Plan:
 
         Each slot is one block of memory for the whole group, every array on a 64-byte boundary; not touched here.
         """
+        cdef Py_ssize_t i, place, lead
         for name in names:
             missing = [i for i, state in enumerate(states) if name not in state]
             if self.state_factory is not None:
@@ -250,14 +251,20 @@ cdef class Plan:
                 for i in missing:
                     states[i][name] = self.made(name, arrays[i], labels[i])
                 continue
-            sizes = [-(-arrays[i].nbytes // BLOCK) * BLOCK for i in missing]
-            arena = np.empty(sum(sizes) + BLOCK, np.uint8)
-            start = -arena.ctypes.data % BLOCK
-            for i, size in zip(missing, sizes):
+            arena = np.empty(BLOCK + sum([arrays[i].nbytes + (PAGE if arrays[i].nbytes >= PAGE else BLOCK)
+                                          for i in missing]), np.uint8)
+            place = arena.ctypes.data
+            for i in missing:
                 array = arrays[i]
-                flat = arena[start:start + array.nbytes].view(array.dtype)
+                place += -place & (BLOCK - 1)
+                if array.nbytes >= PAGE:
+                    # Streams at one offset in their pages hold each other up: a load waits for any store whose address
+                    # ends in the same twelve bits. So each slot lies a quarter page further than the one before it.
+                    lead = array.ctypes.data + (len(states[i]) + 1) * (PAGE // 4)
+                    place += (lead - lead % BLOCK - place) & (PAGE - 1)
+                flat = arena[place - arena.ctypes.data:][:array.nbytes].view(array.dtype)
                 states[i][name] = flat.reshape(array.shape, order="C" if array.flags.c_contiguous else "F")
-                start += size
+                place += array.nbytes
 
     cdef made(self, str name, array, str owner):
         label = f"state {name!r} of {owner}, from state_factory,"

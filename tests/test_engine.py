@@ -458,6 +458,18 @@ def test_state_lies_on_64_byte_boundaries(nasties):
             assert all(a.ctypes.data % 64 == 0 for a in nasties.slots(state).values() if a.size)
 
 
+def test_the_streams_of_a_large_array_lie_apart_in_their_pages(nasties):
+    """A load waits for a store to the same offset in another page: parameter and state keep a quarter page apart."""
+    params = [np.zeros(n, d) for n in (1024, 5000, 1_000_000) for d in (np.float32, np.float64)]
+    opt = fastopt.Adam(params, lr=0.1, amsgrad=True)
+    for p, state in zip(params, opt.state, strict=True):
+        slots = nasties.slots(state).values()
+        offsets = [(a.ctypes.data - p.ctypes.data) % 4096 for a in slots]
+        assert len(offsets) == 3
+        assert all(abs(offset - 1024 * k) < 64 for k, offset in enumerate(offsets, 1)), offsets
+        assert all(a.ctypes.data % 64 == 0 for a in slots)
+
+
 @pytest.mark.parametrize(("count", "n"), [(20, 100), (2_000, 100), (20, 100_000)])
 def test_a_step_allocates_nothing(count, n):
     params = [np.zeros(n, np.float32) for _ in range(count)]

@@ -3,6 +3,7 @@
 cdef enum:
     TILE = 1024               # elements around which prologue and epilogue stay in the L1 cache
     SHORT = 512               # elements up to which an array goes to the narrow kernels
+    PAGE = 4096
     BLOCK = 64                # bytes of parameter that are never cut
     MOST_THREADS = 256        # on machines with fewer CPUs: OpenMP ends the process if it cannot get them
     MAX_WATCH = 32
