@@ -77,8 +77,9 @@ cdef inline void apply(const Rule *rule, real *p, const real *g, real **s, const
         rule.f64(p, g, s, h, n)
 
 
-cdef inline void walk_array(real *p, const real *g, char *const *state, Py_ssize_t n, const Around *a,
-                            const real *h, const real *pre, const real *post, Py_ssize_t first) noexcept nogil:
+cdef void walk_tiles(real *p, const real *g, char *const *state, Py_ssize_t n, const Around *a,
+                     const real *h, const real *pre, const real *post, Py_ssize_t first) noexcept nogil:
+    """Step a piece of an array from its element `first` on, with what is to be done around the rule."""
     cdef real *s[MAX_STATES]
     cdef real *w[1]
     cdef real tile[TILE]
@@ -109,11 +110,30 @@ cdef inline void walk_array(real *p, const real *g, char *const *state, Py_ssize
             s[k] += size
 
 
+cdef inline void walk_piece(real *p, const real *g, char **state, Py_ssize_t n, const Around *a,
+                            const real *h, const real *pre, const real *post, Py_ssize_t first) noexcept nogil:
+    if first == 0 and a.prologue == PLAIN and not a.shrink:      # a whole array, or its beginning: nothing to prepare
+        apply(a.rule if n > SHORT else a.short_rule, p, g, <real **>state, h, n)
+    else:
+        walk_tiles(p, g, state, n, a, h, pre, post, first)
+
+
+cdef inline void walk_array(const Work *w, const Slot *slots, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    """Step one array from element `first` to `last`."""
+    cdef const Slot *slot = &slots[w.slot]
+    cdef const Around *a = w.around
+    if first >= last:
+        return
+    if w.q.type == cnp.NPY_DOUBLE:
+        walk_piece(<double *>w.q.p, <const double *>w.g, w.q.s, last - first, a, slot.h.d, a.pre.d, a.post.d, first)
+    else:
+        walk_piece(<float *>w.q.p, <const float *>w.g, w.q.s, last - first, a, slot.h.f, a.pre.f, a.post.f, first)
+
+
 cdef void walk(Work *work, Py_ssize_t n_work, const Slot *slots, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     """Step the blocks from `begin` to `end` of the virtual range."""
-    cdef Py_ssize_t low = 0, high = n_work, middle, first, last, per_block
+    cdef Py_ssize_t low = 0, high = n_work, middle, per_block
     cdef Work *w
-    cdef const Slot *slot
     while high - low > 1:
         middle = (low + high) // 2
         if work[middle].first_block <= begin:
@@ -123,18 +143,9 @@ cdef void walk(Work *work, Py_ssize_t n_work, const Slot *slots, Py_ssize_t begi
     while low < n_work and work[low].first_block < end:
         w = &work[low]
         low += 1
-        slot = &slots[w.slot]
         per_block = BLOCK // (8 if w.q.type == cnp.NPY_DOUBLE else 4)
-        first = max(0, begin - w.first_block) * per_block
-        last = min((end - w.first_block) * per_block, w.q.n)
-        if first >= last:
-            continue
-        if w.q.type == cnp.NPY_DOUBLE:
-            walk_array(<double *>w.q.p, <const double *>w.g, w.q.s, last - first, w.around,
-                       slot.h.d, w.around.pre.d, w.around.post.d, first)
-        else:
-            walk_array(<float *>w.q.p, <const float *>w.g, w.q.s, last - first, w.around,
-                       slot.h.f, w.around.pre.f, w.around.post.f, first)
+        walk_array(w, slots, max(0, begin - w.first_block) * per_block,
+                   min((end - w.first_block) * per_block, w.q.n))
 
 
 cdef bint any_nonfinite(Work *work, Py_ssize_t n_work, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
@@ -170,15 +181,18 @@ cdef struct Job:
 
 cdef void run_share(Job *job, int k, int n) noexcept nogil:
     """Thread k of n: its share of the virtual range, in a floating-point environment of its own."""
-    cdef Py_ssize_t begin = job.blocks * k // n, end = job.blocks * (k + 1) // n
+    cdef Py_ssize_t begin = job.blocks * k // n, end = job.blocks * (k + 1) // n, i
     cdef fo_fenv_t saved = fo_fenv_enter()
     if job.look:
         if any_nonfinite(job.work, job.n_work, begin, end):
             job.found = 1
         if n > 1:
             fo_barrier()
-    if not job.found:
+    if not job.found and n > 1:
         walk(job.work, job.n_work, job.slots, begin, end)
+    elif not job.found:
+        for i in range(job.n_work):
+            walk_array(&job.work[i], job.slots, 0, job.work[i].q.n)
     fo_fenv_leave(saved)
 
 
