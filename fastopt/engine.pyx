@@ -243,7 +243,7 @@ cdef class Plan:
 
         Each slot is one block of memory for the whole group, every array on a 64-byte boundary; not touched here.
         """
-        cdef Py_ssize_t i, place, lead
+        cdef Py_ssize_t i, base, place, lead, apart
         for name in names:
             missing = [i for i, state in enumerate(states) if name not in state]
             if self.state_factory is not None:
@@ -251,18 +251,20 @@ cdef class Plan:
                 for i in missing:
                     states[i][name] = self.made(name, arrays[i], labels[i])
                 continue
-            arena = np.empty(BLOCK + sum([arrays[i].nbytes + (PAGE if arrays[i].nbytes >= PAGE else BLOCK)
-                                          for i in missing]), np.uint8)
-            place = arena.ctypes.data
+            # Streams at one offset in their pages hold each other up: a load waits for any store whose address ends in the
+            # same twelve bits. So slots lie a quarter page apart, and those of large arrays so from the parameter, too.
+            apart = (len(states[0]) + 1 if states else 0) * (PAGE // 4)
+            arena = np.empty(PAGE + sum([arrays[i].nbytes + (PAGE if arrays[i].nbytes >= PAGE else BLOCK)
+                                         for i in missing]), np.uint8)
+            base = place = arena.ctypes.data
+            place += (apart - place) & (PAGE - 1)
             for i in missing:
                 array = arrays[i]
                 place += -place & (BLOCK - 1)
                 if array.nbytes >= PAGE:
-                    # Streams at one offset in their pages hold each other up: a load waits for any store whose address
-                    # ends in the same twelve bits. So each slot lies a quarter page further than the one before it.
-                    lead = array.ctypes.data + (len(states[i]) + 1) * (PAGE // 4)
+                    lead = array.ctypes.data + apart
                     place += (lead - lead % BLOCK - place) & (PAGE - 1)
-                flat = arena[place - arena.ctypes.data:][:array.nbytes].view(array.dtype)
+                flat = arena[place - base:][:array.nbytes].view(array.dtype)
                 states[i][name] = flat.reshape(array.shape, order="C" if array.flags.c_contiguous else "F")
                 place += array.nbytes
 
