@@ -53,6 +53,7 @@ from fastopt.errors import (
 
 cdef extern from "fastopt_arrays.h" nogil:
     char *fo_array_data(PyObject *array)
+    void fo_prefetch(const void *p, Py_ssize_t n)
     bint fo_array_fits(PyObject *array, int type, int nd, const cnp.npy_intp *dims, int flags)
 
 cdef extern from "fastopt_cpu.h" nogil:
@@ -251,8 +252,8 @@ cdef class Plan:
                 for i in missing:
                     states[i][name] = self.made(name, arrays[i], labels[i])
                 continue
-            # Streams at one offset in their pages hold each other up: a load waits for any store whose address ends in the
-            # same twelve bits. So slots lie a quarter page apart, and those of large arrays so from the parameter, too.
+            # Streams at one offset in their pages hold each other up: a load waits for any store whose address ends in
+            # the same twelve bits. So slots lie a quarter page apart, those of large arrays from the parameter, too.
             apart = (len(states[0]) + 1 if states else 0) * (PAGE // 4)
             arena = np.empty(PAGE + sum([arrays[i].nbytes + (PAGE if arrays[i].nbytes >= PAGE else BLOCK)
                                          for i in missing]), np.uint8)

@@ -182,6 +182,7 @@ cdef struct Job:
 cdef void run_share(Job *job, int k, int n) noexcept nogil:
     """Thread k of n: its share of the virtual range, in a floating-point environment of its own."""
     cdef Py_ssize_t begin = job.blocks * k // n, end = job.blocks * (k + 1) // n, i
+    cdef Work *ahead
     cdef fo_fenv_t saved = fo_fenv_enter()
     if job.look:
         if any_nonfinite(job.work, job.n_work, begin, end):
@@ -192,6 +193,9 @@ cdef void run_share(Job *job, int k, int n) noexcept nogil:
         walk(job.work, job.n_work, job.slots, begin, end)
     elif not job.found:
         for i in range(job.n_work):
+            # Small fresh gradients lie scattered, where the hardware does not expect them: ask for the one after next.
+            ahead = &job.work[min(i + 2, job.n_work - 1)]
+            fo_prefetch(ahead.g, min(ahead.q.n_bytes, 512))
             walk_array(&job.work[i], job.slots, 0, job.work[i].q.n)
     fo_fenv_leave(saved)
 
