@@ -288,6 +288,7 @@ cdef class Plan:
         cdef cnp.ndarray state
         cdef object last = None
         for i in range(group.first, group.first + group.n_params):
+            self.params[i].moved = self.params[i].blocks * (3 + 2 * group.around.rule.n_states)
             for k, name in enumerate(group.slots):
                 state = self.states[i][name]
                 self.params[i].s[k] = <char *>cnp.PyArray_DATA(state)
@@ -312,7 +313,7 @@ cdef class Plan:
             for name in names:
                 k = group.slots.index(name)
                 scale(&value.h, 0, group.initial.get(name, 0.0))
-                job.blocks = 0
+                job.blocks = job.moved = 0
                 for i in range(self.n_params):
                     j = i - group.first
                     if 0 <= j < group.n_params:
@@ -321,6 +322,7 @@ cdef class Plan:
                         work[j].q, work[j].around, work[j].g, work[j].slot = &copy[j], &around, NULL, 0
                         work[j].first_block = job.blocks
                     job.blocks += self.params[i].blocks
+                    job.moved += self.params[i].moved       # as a step: the same threads are to touch it first
                 self.launch(&job)
         finally:
             PyMem_Free(copy)
@@ -351,16 +353,16 @@ cdef class Plan:
         self.busy = False
         self.held = None
 
-    cdef int threads(self, Py_ssize_t blocks):
+    cdef int threads(self, const Job *job):
         cdef Py_ssize_t n
-        if blocks < serial_blocks or blocks < 2 or not fo_have_openmp() or fo_in_forked_child():
+        if job.moved < serial_blocks or job.blocks < 2 or not fo_have_openmp() or fo_in_forked_child():
             return 1
         n = self.most_threads if self.most_threads else automatic_threads()
-        return <int>min(n, blocks)
+        return <int>min(n, job.blocks)
 
     cdef launch(self, Job *job):
         """Run a job: on how many threads, and whether the GIL is given up for it, is decided here."""
-        cdef int n_threads = self.threads(job.blocks)
+        cdef int n_threads = self.threads(job)
         if job.blocks < gil_blocks:
             run(job, n_threads)
         else:
@@ -416,7 +418,7 @@ cdef class Plan:
 
         No Python code runs in here but on the way to an error, so that what was checked stays as it was.
         """
-        cdef Py_ssize_t n = len(self.arrays), i, n_work = 0, blocks = 0, slot = -1
+        cdef Py_ssize_t n = len(self.arrays), i, n_work = 0, blocks = 0, moved = 0, slot = -1
         cdef int64_t t                # of the parameter before, and what it carries: most share their scalars
         cdef double carry = 0
         cdef Group group
@@ -453,8 +455,9 @@ cdef class Plan:
                     t, carry = q.t, q.carry
                 w.q, w.around, w.grad, w.slot, w.first_block = q, &group.around, g, slot, blocks
                 blocks += q.blocks
+                moved += q.moved
                 n_work += 1
-        job.work, job.n_work, job.slots, job.blocks = work, n_work, self.slots, blocks
+        job.work, job.n_work, job.slots, job.blocks, job.moved = work, n_work, self.slots, blocks, moved
         return True
 
     cdef list convert_all(self, list grads):
@@ -683,7 +686,7 @@ cdef class Plan:
                 raise MemoryError()
             memset(&around, 0, sizeof(Around))
             around.rule = around.short_rule = LOOKAHEAD
-            job.blocks = 0
+            job.blocks = job.moved = 0
             self.refresh_groups()
             self.check_states()
             for k, group in enumerate(self.groups):
@@ -703,6 +706,7 @@ cdef class Plan:
                     work[i].q, work[i].around, work[i].g, work[i].slot = &copy[i], &around, self.params[i].p, k
                     work[i].first_block = job.blocks
                     job.blocks += copy[i].blocks
+                    job.moved += copy[i].moved
             job.work, job.n_work, job.slots, job.look, job.found = work, n, mu, False, 0
             self.launch(&job)
         finally:

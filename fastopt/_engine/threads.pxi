@@ -1,14 +1,14 @@
 # How many threads a step gets, and why.
 
-# Below this many 64-byte blocks of parameters a step stays on the calling thread: entering a region costs more.
-cdef Py_ssize_t serial_blocks = 8192
+# A step that reads and writes fewer 64-byte blocks than this stays on the calling thread: entering a region costs more.
+cdef Py_ssize_t serial_blocks = 72_000
 # Below this many it keeps the GIL: giving it up and asking for it back costs more than the step.
 cdef Py_ssize_t gil_blocks = 512
 cdef int quota_cpus = -1
 
 
 def set_serial_blocks(Py_ssize_t blocks):
-    """Set the serial threshold, in 64-byte blocks of parameters; returns the old one. For tests and benchmarks."""
+    """Set the serial threshold, in 64-byte blocks read and written; returns the old one. For tests and benchmarks."""
     global serial_blocks
     old, serial_blocks = serial_blocks, blocks
     return old

@@ -41,6 +41,7 @@ cdef struct Param:
     Py_ssize_t n              # elements
     Py_ssize_t n_bytes
     Py_ssize_t blocks
+    Py_ssize_t moved          # blocks that a step reads and writes: p twice, g once, each state twice
     int type                  # NumPy's type number
     int nd
     int order                 # flag of the memory order shared with gradient and state
@@ -175,6 +176,7 @@ cdef struct Job:
     Py_ssize_t n_work
     const Slot *slots
     Py_ssize_t blocks
+    Py_ssize_t moved
     bint look                 # for NaN and infinities, before the first write
     int found
 

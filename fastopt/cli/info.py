@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     labels = {key: _LABELS.get(key, key.replace("_", " ")) for key in report}
     width = max(map(len, labels.values()))
     for key, value in report.items():
-        unit = " bytes of parameters" if key == "serial_below_bytes" else ""
+        unit = " bytes read and written" if key == "serial_below_bytes" else ""
         print(f"{labels[key]:<{width}}  {_text(value)}{unit}")
     return 0
 
