@@ -50,7 +50,9 @@ def _load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
         counts = [as_count(count, plan.label(i)) for i, count in enumerate(own["counts"])]
     steps = as_count(own.get("steps", max(counts, default=0)), "the optimizer")
     skipped = as_count(own.get("skipped_steps", 0), "the optimizer")
-    options, first = [], 0
+    options: list[dict[str, Any]] = []
+    held: list[set[str]] = []  # per group, the state slots that the dict has
+    first = 0
     for mine, saved, params in zip(optimizer.param_groups, saved_groups, optimizer._originals, strict=True):
         merged = {**mine, **{k: v for k, v in saved.items() if k not in ("params", "param_names") and v is not None}}
         if isinstance(merged.get("betas"), list):
@@ -58,9 +60,11 @@ def _load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
         last = first + len(params)
         slots = plan.check_options(merged, any(a.dtype == np.float32 for a in plan.arrays[first:last]), steps)
         options.append(merged)
+        held.append(set())
         for i in range(first, last):
             if i in entries:
                 entries[i] = check_entry(optimizer, plan.label(i), plan.arrays[i], slots, entries[i])
+                held[-1].update(entries[i]["slots"])
         first = last
     plan.check_states()
     for entry in entries.values():  # the live arrays of this very optimizer are overwritten below
@@ -79,11 +83,9 @@ def _load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
             mine.update(old)
         plan.set_steps(*before[1])
         raise
-    for k, params in enumerate(optimizer._originals):
-        first = sum(map(len, optimizer._originals[:k]))
-        held = {name for i in range(first, first + len(params)) if i in entries for name in entries[i]["slots"]}
-        if held and params:
-            plan.ensure(k, sorted(held))
+    for k, names in enumerate(held):
+        if names:
+            plan.ensure(k, sorted(names))
     plan.restart()
     for i in range(n):
         carry = plan.count(i)[1]
@@ -93,7 +95,6 @@ def _load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
                 for name, array in entries[i]["slots"].items():
                     plan.states[i][name][...] = array
         plan.set_count(i, counts[i], carry)
-    plan.set_steps(steps, skipped)
 
 
 def expect(value: Any, kind: Any, what: str) -> Any:

@@ -16,7 +16,6 @@ class Group:
     options: dict[str, Any]
     slots: list[str]
     initial: Mapping[str, float]
-    def holds(self, i: int) -> bool: ...
 
 class Plan:
     groups: Sequence[Group]

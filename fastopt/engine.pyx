@@ -436,13 +436,11 @@ cdef class Plan:
             for i in range(group.first, group.first + group.n_params):
                 q = &params[i]
                 g = PyList_GET_ITEM(<PyObject *>grads, i)
-                if not (q.p == fo_array_data(q.array) and fo_array_fits(
-                        q.array, q.type, q.nd, q.dims, q.order | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE)):
+                if not (q.p == fo_array_data(q.array) and fits(q.array, q, cnp.NPY_ARRAY_WRITEABLE)):
                     self.complain_parameter(i)
                 if g == <PyObject *>None:
                     continue
-                if not (cnp.PyArray_CheckExact(<object>g) and fo_array_fits(
-                        g, q.type, q.nd, q.dims, q.order | cnp.NPY_ARRAY_ALIGNED)):
+                if not (cnp.PyArray_CheckExact(<object>g) and fits(g, q, 0)):
                     return False
                 w = &work[n_work]
                 w.g = fo_array_data(g)
@@ -547,14 +545,13 @@ cdef class Plan:
         self.leave()
 
     def restart(self):
-        """State and counts as before the first step. Between `begin` and `end`."""
+        """Every parameter's state and count as before its first step. Between `begin` and `end`."""
         cdef Group group
         cdef Py_ssize_t i
         for group in self.groups:
             self.fill(group, group.slots)
             for i in range(group.first, group.first + group.n_params):
                 self.params[i].t, self.params[i].carry = 0, group.carry
-        self.set_steps(0, 0)
 
     def ensure(self, Py_ssize_t k, list names):
         """Memory for state slots that group k's rule does not use now, but did before. Between `begin` and `end`."""
@@ -606,7 +603,7 @@ cdef class Plan:
             raise DTypeError(f"{label} has dtype {dtype_name(array)}; {param.dtype} is needed")
         if array.shape != param.shape:
             raise ShapeError(f"{label} has shape {array.shape}; the parameter has {param.shape}")
-        if not fo_array_fits(<PyObject *>array, q.type, q.nd, q.dims, q.order | cnp.NPY_ARRAY_ALIGNED):
+        if not fits(<PyObject *>array, q, 0):
             if not self.copy_grads:
                 if array.dtype != param.dtype:
                     raise DTypeError(f"{label} has dtype {dtype_name(array)}; {param.dtype} is needed, "
@@ -659,9 +656,8 @@ cdef class Plan:
                 q = &self.params[i]
                 for k, name in enumerate(group.slots):
                     state = self.states[i][name]
-                    if <char *>cnp.PyArray_DATA(state) != q.s[k] or not fo_array_fits(
-                            <PyObject *>state, q.type, q.nd, q.dims,
-                            q.order | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE):
+                    if <char *>cnp.PyArray_DATA(state) != q.s[k] or not fits(
+                            <PyObject *>state, q, cnp.NPY_ARRAY_WRITEABLE):
                         raise LayoutError(f"state {name!r} of {self.label(i)} was changed after it was made: its "
                                           "memory, shape, type or writability")
 
@@ -673,6 +669,7 @@ cdef class Plan:
         cdef Py_ssize_t i, n = len(self.arrays)
         cdef Job job
         cdef Around around
+        cdef Param *q
         cdef Param *copy = NULL
         cdef Work *work = NULL
         cdef Slot *mu = NULL
@@ -692,18 +689,15 @@ cdef class Plan:
             for k, group in enumerate(self.groups):
                 scale(&mu[k].h, 0, group.x[1])
                 for i in range(group.first, group.first + group.n_params):
-                    if not (self.params[i].p == fo_array_data(self.params[i].array) and fo_array_fits(
-                            self.params[i].array, self.params[i].type, self.params[i].nd, self.params[i].dims,
-                            self.params[i].order | cnp.NPY_ARRAY_ALIGNED)):
+                    q = &self.params[i]
+                    if not (q.p == fo_array_data(q.array) and fits(q.array, q, 0)):
                         self.complain_parameter(i)
                     target = out[i]
-                    if not fo_array_fits(
-                            <PyObject *>target, self.params[i].type, self.params[i].nd, self.params[i].dims,
-                            self.params[i].order | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE):
+                    if not fits(<PyObject *>target, q, cnp.NPY_ARRAY_WRITEABLE):
                         raise LayoutError(f"the lookahead array of {self.label(i)} was changed after it was made")
-                    copy[i] = self.params[i]
+                    copy[i] = q[0]
                     copy[i].p = <char *>cnp.PyArray_DATA(target)
-                    work[i].q, work[i].around, work[i].g, work[i].slot = &copy[i], &around, self.params[i].p, k
+                    work[i].q, work[i].around, work[i].g, work[i].slot = &copy[i], &around, q.p, k
                     work[i].first_block = job.blocks
                     job.blocks += copy[i].blocks
                     job.moved += copy[i].moved

@@ -16,6 +16,16 @@ ALL = [(cls, convention) for cls in OPTIMIZERS.values() for convention in cls.co
 ALL_IDS = [f"{cls.__name__}-{convention}" for cls, convention in ALL]
 
 
+def values(shape: Any = (4, 5), dtype: Any = np.float32, seed: int = 0) -> np.ndarray:
+    """Ordinary numbers, the same for the same seed."""
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+def three(seed: int = 0) -> list[np.ndarray]:
+    """Three arrays: float32 in C and in Fortran order, and float64."""
+    return [values(seed=seed), values((3, 4), seed=seed + 1).copy("F"), values((7,), np.float64, seed + 2)]
+
+
 def needed(cls: type[Optimizer], convention: str | None = None) -> dict[str, Any]:
     """Values for what a convention has no default for."""
     convention = convention or next(iter(cls.conventions))

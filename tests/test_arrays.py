@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import build, frozen, same_bits, unchanged
+from support import build, frozen, same_bits, unchanged, values
 
 import fastopt
 from fastopt import (
@@ -29,10 +29,6 @@ from fastopt import (
 )
 
 SHAPE = (4, 5)
-
-
-def values(shape: tuple[int, ...] = SHAPE, dtype: Any = np.float32, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
 
 
 def misaligned(a: np.ndarray) -> np.ndarray:

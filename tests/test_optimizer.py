@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import ALL, ALL_IDS, build, frozen, needed, same_bits, unchanged
+from support import ALL, ALL_IDS, build, frozen, needed, same_bits, three, unchanged, values
 
 import fastopt
 from fastopt import (
@@ -32,15 +32,6 @@ from fastopt import (
 from fastopt.errors import ParameterError, UnknownOptionError
 
 CONVENTIONS = ("torch", "keras", "optax", "sklearn", "thinc", "paper")
-
-
-def values(shape: Any = (4, 5), dtype: Any = np.float32, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
-
-
-def three(seed: int = 0) -> list[np.ndarray]:
-    """Three arrays: float32 in C and in Fortran order, and float64."""
-    return [values(seed=seed), values((3, 4), seed=seed + 1).copy("F"), values((7,), np.float64, seed + 2)]
 
 
 # --- Construction

@@ -6,13 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import ALL, ALL_IDS, build, frozen, same_bits
+from support import ALL, ALL_IDS, build, frozen, same_bits, values
 
 from fastopt import NAG, SGD, Adam, reference, schedules
-
-
-def values(shape: Any = (4, 5), dtype: Any = np.float32, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
 
 
 def groups() -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import ALL, ALL_IDS, build, frozen, same_bits, unchanged
+from support import ALL, ALL_IDS, build, frozen, same_bits, three, unchanged, values
 
 import fastopt
 from fastopt import (
@@ -25,15 +25,6 @@ from fastopt import (
     RMSprop,
     StateDictError,
 )
-
-
-def values(shape: Any = (4, 5), dtype: Any = np.float32, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
-
-
-def three(seed: int = 0) -> list[np.ndarray]:
-    """Three arrays: float32 in C and in Fortran order, and float64."""
-    return [values(seed=seed), values((3, 4), seed=seed + 1).copy("F"), values((7,), np.float64, seed + 2)]
 
 
 def stepped(cls: type = Adam, convention: str | None = None, steps: int = 3, **options: Any) -> Any:

@@ -44,10 +44,6 @@ cdef class Group:
         self.n_watch = 0
         self.n_before = -1
 
-    def holds(self, Py_ssize_t i):
-        """Whether parameter i belongs to this group."""
-        return self.first <= i < self.first + self.n_params
-
     cdef adopt(self, spec):
         """Take over what the optimizer class derived from the group's options (see `Spec` in optimizer.py)."""
         cdef const Rule *rule = find_rule(spec.rule)

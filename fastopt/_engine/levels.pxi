@@ -26,9 +26,14 @@ def _kernels(str level):
         return None
 
 
+cdef bint is_available(str level):
+    """Whether a level is built and this machine can run it."""
+    return level in LEVELS and fo_cpu_has(level.encode()) and _kernels(level) is not None
+
+
 def available_levels():
     """The levels that are built and that this machine can run, best first."""
-    return [level for level in LEVELS if fo_cpu_has(level.encode()) and _kernels(level) is not None]
+    return [level for level in LEVELS if is_available(level)]
 
 
 def use_level(str level):
@@ -37,7 +42,7 @@ def use_level(str level):
     Meant for tests and benchmarks; users set ``FASTOPT_ISA`` before the import.
     """
     global TABLE, SHORT_TABLE, L2, NEGATE, SHRINK, FILL, LOOKAHEAD, NONFINITE, isa
-    if level not in LEVELS or not fo_cpu_has(level.encode()) or _kernels(level) is None:
+    if not is_available(level):
         raise ImportError(f"FASTOPT_ISA={level!r} is not possible here; possible: {', '.join(available_levels())}")
     TABLE = table_of(_kernels(level))
     SHORT_TABLE = table_of(_kernels(NARROW.get(level, level)) or _kernels(level))
@@ -75,7 +80,7 @@ def _choose_level():
     if wanted:
         return use_level(wanted)
     for level in LEVELS:
-        if fo_cpu_has(level.encode()) and _kernels(level) is not None:
+        if is_available(level):
             return use_level(level)
     raise ImportError("fastopt was built without any kernel module")
 

@@ -61,6 +61,11 @@ cdef struct Work:             # one array of the step at hand
     Py_ssize_t first_block
 
 
+cdef inline bint fits(PyObject *array, const Param *q, int flags) noexcept:
+    """Whether a rule can walk an array like parameter q: type, shape, memory order, alignment, and these flags."""
+    return fo_array_fits(array, q.type, q.nd, q.dims, q.order | cnp.NPY_ARRAY_ALIGNED | flags)
+
+
 cdef inline void scale(Scaled *h, int i, double value) noexcept nogil:
     h.d[i] = value
     h.f[i] = <float>value
