@@ -25,6 +25,9 @@ EXACT = ["-fno-fast-math", "-O3", "-ffp-contract=off", "-g0"]
 EXACT_MSVC = ["/O2", "/fp:precise"]  # from Visual Studio 2022 on, precise no longer contracts
 # Without these two a square root or a choice between two values keeps a loop scalar. They change no result.
 VECTORIZE = ["-fno-math-errno", "-fno-trapping-math"]
+# clang gives up where five arrays may overlap in more ways than it checks by default.
+VECTORIZE_CLANG = ["-mllvm", "-runtime-memory-check-threshold=32"]
+NOTHING_PROGRAM = "int main(void) { return 0; }\n"
 
 # kernel module: (flags of gcc and clang, flags of MSVC)
 LEVELS = {
@@ -68,14 +71,18 @@ class BuildExt(build_ext):
         msvc = self.compiler.compiler_type == "msvc"
         self.extensions[:] = [ext for ext in self.extensions if self.level_is_possible(ext, msvc)]
         openmp = self.openmp_flags(msvc)
+        exact = EXACT_MSVC if msvc else EXACT
+        vectorize = [] if msvc else VECTORIZE
+        if not msvc and self.compiles(NOTHING_PROGRAM, VECTORIZE_CLANG):
+            vectorize = vectorize + VECTORIZE_CLANG
         for ext in self.extensions:
             if ext.name == "fastopt.engine":
                 ext.include_dirs += [np.get_include()]
-                ext.extra_compile_args += (EXACT_MSVC if msvc else EXACT) + openmp[0]
+                ext.extra_compile_args += exact + openmp[0]
                 ext.extra_link_args += ([] if msvc else [*EXACT, "-pthread"]) + openmp[1]
             else:
                 flags = LEVELS[ext.name.rpartition(".")[2]][msvc]
-                ext.extra_compile_args += (EXACT_MSVC if msvc else EXACT + VECTORIZE) + flags
+                ext.extra_compile_args += exact + vectorize + flags
                 ext.extra_link_args += [] if msvc else EXACT
 
         # cythonize() returns new objects, without what setuptools has noted on ours: take only the sources.

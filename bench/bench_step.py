@@ -1,65 +1,92 @@
-"""One optimizer step, float32, one thread: fastopt through its class, beside the NumPy reference and torch.
+"""One optimizer step: fastopt through its class, beside every library that is installed, and beside a roofline.
 
-``make bench`` runs it; ``make bench ARGS=--benchmark-json=out.json`` keeps the figures, the race's under extra_info.
+``make bench`` runs it, with one thread and with all; ``make bench ARGS="-m ''"`` runs every combination.
 """
 
-import numpy as np
+import gc
+import math
+
+import libraries
 import pytest
 
 import fastopt
 
-try:
-    import torch
-except ImportError:
-    torch = None
 
-SIZES = [(1, 1_000), (1, 30_000), (1, 1_000_000), (1_000, 100), (1_000, 10_000)]
-OPTIMIZERS = {
-    "AdamW": (fastopt.AdamW, {"lr": 1e-3, "weight_decay": 0.01}, "AdamW"),
-    "SGD momentum": (fastopt.SGD, {"lr": 1e-3, "momentum": 0.9}, "SGD"),
+def resnet50():
+    """The 161 arrays of a ResNet-50 with 1,000 classes."""
+    shapes, width = [(64, 3, 7, 7), (64,), (64,)], 64
+    for planes, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(blocks):
+            convolutions = [(planes, width, 1, 1), (planes, planes, 3, 3), (4 * planes, planes, 1, 1)]
+            if block == 0:
+                convolutions.append((4 * planes, width, 1, 1))      # the way around the block
+            for shape in convolutions:
+                shapes += [shape, shape[:1], shape[:1]]
+            width = 4 * planes
+    return (*shapes, (1000, width), (1000,))
+
+
+def gpt2_small():
+    """The 148 arrays of a GPT-2 with 12 layers of width 768."""
+    d = 768
+    layer = [(d,), (d,), (d, 3 * d), (3 * d,), (d, d), (d,), (d,), (d,), (d, 4 * d), (4 * d,), (4 * d, d), (d,)]
+    return ((50257, d), (1024, d), *(12 * layer), (d,), (d,))
+
+
+SHAPES = {
+    **{f"1×{n:,}": ((n,),) for n in (10, 100, 1_000, 10_000, 30_000, 100_000, 1_000_000, 10_000_000, 50_000_000)},
+    "1,000×100": 1_000 * ((100,),),
+    "1,000×10,000": 1_000 * ((10_000,),),
+    "ResNet-50": resnet50(),
+    "GPT-2-small": gpt2_small(),
 }
+# What runs without being asked for: of AdamW all but fresh gradients where no cache holds them; of the others,
+# sizes that tell them apart.
+SMALL = ("1×10", "1×1,000", "1×30,000", "1×1,000,000", "1,000×100", "1,000×10,000")
+BETWEEN = ("1×1,000,000", "1,000×10,000")
 
 
-def arrays(count, size, seed):
-    rng = np.random.default_rng(seed)
-    return [rng.standard_normal(size, np.float32) for _ in range(count)]
+def asked_for(optimizer, shape, dtype, gradients):
+    if gradients == "fresh":
+        return optimizer == "AdamW" and shape in SMALL
+    return optimizer == "AdamW" or shape in (SMALL if dtype == "float32" else BETWEEN)
 
 
-def stepper(step, grads, fresh):
-    """A call of the step with the same gradient arrays; or a pair that makes new ones every time."""
-    if fresh:
-        return (lambda: [g.copy() for g in grads]), step
-    return lambda: step(grads)
+def cases():
+    for optimizer in fastopt.OPTIMIZERS:
+        for dtype in ("float32", "float64"):
+            for shape in SHAPES:
+                for gradients in ("same", "fresh"):
+                    marks = () if asked_for(optimizer, shape, dtype, gradients) else pytest.mark.full
+                    yield pytest.param(optimizer, dtype, shape, gradients, marks=marks)
 
 
-def torch_stepper(name, options, count, size, fresh):
-    """The same through torch's fused step; gradients are handed over by setting .grad, outside the clock."""
-    params = [torch.from_numpy(p).requires_grad_() for p in arrays(count, size, 0)]
-    grads = [torch.from_numpy(g) for g in arrays(count, size, 1)]
-    optimizer = getattr(torch.optim, name)(params, fused=True, **options)
+@pytest.mark.parametrize(("optimizer", "dtype", "shape", "gradients"), list(cases()))
+def test_step(race, threads, optimizer, dtype, shape, gradients):
+    case = libraries.Case(optimizer, SHAPES[shape], dtype, threads, gradients == "fresh")
+    steppers = libraries.steppers(case)
+    race(case, steppers, suite="step", shape=shape)
+    steppers.clear()
+    gc.collect()          # the largest hold gigabytes
 
-    def hand_over():
-        for p, g in zip(params, grads, strict=True):
-            p.grad = g.clone()
 
-    hand_over()
-    return (hand_over, lambda _: optimizer.step()) if fresh else optimizer.step
+def spaced(low, high, per_decade):
+    """Numbers from low to high, evenly spaced on a logarithmic scale."""
+    steps = round(per_decade * math.log10(high / low))
+    return [round(low * 10 ** (k / per_decade)) for k in range(steps + 1)]
 
 
 @pytest.mark.parametrize("gradients", ["same", "fresh"])
-@pytest.mark.parametrize(("count", "size"), SIZES)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_step(race, optimizer, count, size, gradients):
-    cls, options, torch_name = OPTIMIZERS[optimizer]
-    fresh = gradients == "fresh"
-    grads = arrays(count, size, 1)
-    ours = cls(arrays(count, size, 0), n_threads=1, **options)
-    twin = fastopt.reference.twin(cls(arrays(count, size, 0), **options))
-    steps = {
-        "fastopt": stepper(ours.step, grads, fresh),
-        "NumPy reference": stepper(twin.step, grads, fresh),
-    }
-    if torch is not None:
-        torch.set_num_threads(1)
-        steps["torch fused"] = torch_stepper(torch_name, options, count, size, fresh)
-    race(f"{optimizer} {count:,} x {size:,} {gradients} gradients", steps)
+@pytest.mark.parametrize("size", spaced(10, 31_622_777, 4))
+def test_size(race, threads, size, gradients):
+    """Time against the size of one array."""
+    case = libraries.Case("AdamW", ((size,),), "float32", threads, gradients == "fresh")
+    race(case, libraries.steppers(case, ("fastopt", "roofline")), suite="size", shape=f"1×{size:,}")
+
+
+@pytest.mark.parametrize("gradients", ["same", "fresh"])
+@pytest.mark.parametrize("count", spaced(1, 100_000, 3))
+def test_count(race, threads, count, gradients):
+    """Time against the number of arrays."""
+    case = libraries.Case("AdamW", count * ((100,),), "float32", threads, gradients == "fresh")
+    race(case, libraries.steppers(case, ("fastopt", "roofline")), suite="count", shape=f"{count:,}×100")

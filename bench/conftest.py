@@ -1,40 +1,75 @@
 """Racing: every library's step in turn, in one run, so that a noisy machine is noisy for all of them alike."""
 
+import os
+import platform
+import re
+import subprocess
 import time
-from statistics import median
+from importlib import metadata, util
+from pathlib import Path
+from statistics import median, quantiles
 
+import libraries
 import pytest
 
+from fastopt import engine
+
 RESULTS = []
+VERSIONS = ("fastopt", "numpy", "torch", "numba", "deepspeed", "jax", "optax", "thinc", "scikit-learn")
 
 
-def interleaved(steps, seconds=1.0, rounds=15):
-    """Median seconds of one call of each step, their turns interleaved.
+def pytest_addoption(parser):
+    parser.addoption("--threads", default="1", help="threads for every library: a number, or 'all' (default: 1)")
 
-    A round calls each step in a batch long enough for the clock; a median over rounds forgets what else ran. A step may
-    be a pair (prepare, step): then what prepare returns is made outside the clock and given to that one call, which is
-    timed by itself.
+
+def pytest_configure(config):
+    n = config.getoption("--threads")
+    n = (os.cpu_count() or 1) if n == "all" else int(n)
+    libraries.use_threads(n)
+    config.stash[THREADS] = n
+
+
+THREADS = pytest.StashKey[int]()
+
+
+@pytest.fixture
+def threads(request):
+    return request.config.stash[THREADS]
+
+
+def interleaved(steppers, seconds=1.0, rounds=15):
+    """Seconds of one call of each step: their turns interleaved, quartiles over the rounds.
+
+    A turn is a batch of calls long enough for the clock, after one that fills the caches; quartiles over rounds forget
+    what else ran. Where one call of each takes long, there are fewer rounds.
     """
-    batch = {}
-    for name, step in steps.items():
-        timed(step, 3)
-        batch[name] = max(1, round(seconds / rounds / len(steps) / max(timed(step, 1), 1e-7)))
-    taken = {name: [] for name in steps}
+    single = {name: timed(stepper, 3) for name, stepper in steppers.items()}
+    rounds = max(5, min(rounds, round(3 * seconds / sum(single.values()))))
+    batch = {name: max(1, round(seconds / rounds / len(steppers) / max(t, 1e-7))) for name, t in single.items()}
+    taken = {name: [] for name in steppers}
     for _ in range(rounds):
-        for name, step in steps.items():
-            taken[name].append(timed(step, batch[name]))
-    return {name: median(times) for name, times in taken.items()}
+        for name, stepper in steppers.items():
+            if batch[name] > 1:
+                timed(stepper, 1)
+            taken[name].append(timed(stepper, batch[name]))
+    return {name: spread(times) for name, times in taken.items()}
 
 
-def timed(step, repeat):
-    """Seconds a call, over so many calls."""
+def spread(times):
+    low, middle, high = quantiles(times, n=4, method="inclusive")
+    return {"median": middle, "low": low, "high": high, "rounds": len(times)}
+
+
+def timed(stepper, repeat):
+    """Seconds a call, over so many calls; one by one, and their median, where each needs something new."""
     clock = time.perf_counter
-    if callable(step):
+    prepare, step = stepper
+    if prepare is None:
+        turns = range(repeat)
         start = clock()
-        for _ in range(repeat):
+        for _ in turns:
             step()
         return (clock() - start) / repeat
-    prepare, step = step
     times = []
     for _ in range(min(repeat, 2000)):
         fresh = prepare()
@@ -45,38 +80,68 @@ def timed(step, repeat):
 
 
 @pytest.fixture
-def race(benchmark, request):
-    """Race the steps (name -> callable); the first is fastopt's, and is what pytest-benchmark reports."""
+def race(benchmark):
+    """Race the steppers of a case; the first is fastopt's, and is what pytest-benchmark reports."""
 
-    def run(case, steps):
-        times = interleaved(steps)
-        ours = next(iter(steps))
-        benchmark.extra_info.update({"case": case, "median_seconds": times})
-        benchmark.extra_info["ratios"] = {name: t / times[ours] for name, t in times.items() if name != ours}
-        RESULTS.append((case, times))
-        if callable(steps[ours]):
-            benchmark.pedantic(steps[ours], rounds=20, iterations=max(1, round(2e-3 / times[ours])), warmup_rounds=1)
+    def run(case, steppers, **facts):
+        times = interleaved(steppers)
+        benchmark.extra_info.update(
+            facts, optimizer=case.optimizer, arrays=len(case.shapes), elements=case.elements, dtype=case.dtype,
+            threads=case.threads, gradients="fresh" if case.fresh else "same", bytes=case.moved, seconds=times,
+        )  # fmt: skip
+        RESULTS.append((f"{facts['suite']} {case.optimizer} {facts['shape']} {case.dtype}"
+                        + " fresh" * case.fresh, times))
+        prepare, step = steppers["fastopt"]
+        once = times["fastopt"]["median"]
+        if prepare is None:
+            benchmark.pedantic(step, rounds=5, iterations=max(1, round(2e-3 / once)))
         else:
-            prepare, step = steps[ours]
-            benchmark.pedantic(step, setup=lambda: ((prepare(),), {}), rounds=50, warmup_rounds=1)
+            benchmark.pedantic(step, setup=lambda: ((prepare(),), {}), rounds=5)
 
     return run
+
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    """What the figures depend on besides the code; nothing that names the machine."""
+    machine_info.pop("node", None)
+    found = {name: metadata.version(name) for name in VERSIONS if util.find_spec(name.replace("scikit-learn", "sklearn"))}
+    machine_info["fastopt"] = {
+        "cpu": first_match(r"model name\s*: (.*)", "/proc/cpuinfo") or platform.processor(),
+        "cores": os.cpu_count(),
+        "caches": caches(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "kernel": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
+        "compiler": subprocess.run(["gcc", "--version"], capture_output=True, text=True).stdout.partition("\n")[0],
+        "isa": engine.info()["isa"],
+        "versions": found,
+    }
+
+
+def first_match(pattern, file):
+    found = re.search(pattern, Path(file).read_text()) if Path(file).exists() else None
+    return found and found[1]
+
+
+def caches():
+    """Sizes of the first core's caches, smallest first: [{"name": "L1d", "bytes": 32768}, ...]."""
+    found = []
+    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        kind, level, size = ((folder / name).read_text().strip() for name in ("type", "level", "size"))
+        if kind != "Instruction":
+            found.append({"name": f"L{level}{'d' * (kind == 'Data')}", "bytes": int(size.rstrip("K")) * 1024})
+    return found
 
 
 def pytest_terminal_summary(terminalreporter):
     """One row a case: microseconds of each, and how many times fastopt's they take."""
     if not RESULTS:
         return
-    libraries = sorted({name for _, times in RESULTS for name in times}, key=lambda n: (n != "fastopt", n))
+    names = [name for name in (*libraries.LIBRARIES, *libraries.ONE_THREAD) if any(name in t for _, t in RESULTS)]
     write = terminalreporter.write_line
-    terminalreporter.section("medians of interleaved rounds, one thread: µs a step (times fastopt's)")
-    write(f"{'case':<44}" + "".join(f"{name:>22}" for name in libraries))
+    terminalreporter.section("medians of interleaved rounds: µs a step (times fastopt's)")
+    write(f"{'case':<44}" + "".join(f"{name:>20}" for name in names))
     for case, times in RESULTS:
-        cells = []
-        for name in libraries:
-            if name not in times:
-                cells.append(f"{'-':>22}")
-                continue
-            ratio = f" ({times[name] / times['fastopt']:.1f}x)" if name != "fastopt" else ""
-            cells.append(f"{times[name] * 1e6:,.2f}{ratio}".rjust(22))
-        write(f"{case:<44}" + "".join(cells))
+        base = times["fastopt"]["median"]
+        cells = [f"{t['median'] * 1e6:,.2f} ({t['median'] / base:.2f})" if (t := times.get(name)) else "-"
+                 for name in names]  # fmt: skip
+        write(f"{case:<44}" + "".join(f"{cell:>20}" for cell in cells))

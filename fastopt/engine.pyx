@@ -74,6 +74,8 @@ cdef extern from "fastopt_threads.h" nogil:
     int fo_omp_max_threads()
     int fo_omp_num_threads()
     int fo_omp_thread_num()
+    double fo_omp_time()
+    Py_ssize_t fo_take(Py_ssize_t *next, Py_ssize_t end, Py_ssize_t n)
     int fo_affinity_cpus()
     void fo_barrier()
 
@@ -114,6 +116,8 @@ cdef class Plan:
     cdef public bint copy_grads
     cdef readonly object n_threads
     cdef int most_threads             # 0: automatic
+    cdef int alone                    # steps to take on one thread, since a team came too late
+    cdef int patience                 # how many they will be the next time
     cdef public str nonfinite
     cdef public object state_factory
     cdef readonly int64_t steps
@@ -135,6 +139,7 @@ cdef class Plan:
     def __cinit__(self):
         self.groups, self.options, self.untouched = [], [], []
         self.arrays, self.names, self.states, self.arenas = [], [], [], {}
+        self.patience = FEWEST_ALONE
 
     def __init__(self, derive, *, n_threads=None, nonfinite="propagate", copy_grads=False, state_factory=None):
         if n_threads is not None and (isinstance(n_threads, bool) or not isinstance(n_threads, (int, np.integer))
@@ -148,7 +153,7 @@ cdef class Plan:
             raise HyperparameterError(f"state_factory={state_factory!r} must be None or callable(name, shape, dtype)")
         self.derive = derive
         self.n_threads = None if n_threads is None else int(n_threads)
-        self.most_threads = 0 if n_threads is None else min(self.n_threads, max(MOST_THREADS, fo_affinity_cpus()))
+        self.most_threads = 0 if n_threads is None else min(self.n_threads, MOST_THREADS)
         self.nonfinite, self.copy_grads, self.state_factory = nonfinite, bool(copy_grads), state_factory
 
     def __dealloc__(self):
@@ -312,6 +317,7 @@ cdef class Plan:
             job.work, job.n_work, job.slots, job.look, job.found = work, group.n_params, &value, False, 0
             for name in names:
                 k = group.slots.index(name)
+                value.flush = False
                 scale(&value.h, 0, group.initial.get(name, 0.0))
                 job.blocks = job.moved = 0
                 for i in range(self.n_params):
@@ -358,16 +364,32 @@ cdef class Plan:
         if job.moved < serial_blocks or job.blocks < 2 or not fo_have_openmp() or fo_in_forked_child():
             return 1
         n = self.most_threads if self.most_threads else automatic_threads()
-        return <int>min(n, job.blocks)
+        return <int>min(n, job.blocks, MOST_THREADS)
 
     cdef launch(self, Job *job):
         """Run a job: on how many threads, and whether the GIL is given up for it, is decided here."""
         cdef int n_threads = self.threads(job)
-        if job.blocks < gil_blocks:
-            run(job, n_threads)
+        cdef bint late
+        if n_threads > 1 and self.alone > 0:
+            self.alone -= 1
+            n_threads = 1
+        if n_threads > 1:
+            with nogil:
+                late = run_team(job, n_threads)
+            self.judge(late)
+        elif job.blocks < gil_blocks:
+            run_alone(job)
         else:
             with nogil:
-                run(job, n_threads)
+                run_alone(job)
+
+    cdef judge(self, bint late):
+        """Where a team comes too late to be of use, other work has the cores: go on alone for ever longer a while."""
+        if late:
+            self.alone = min(self.patience, most_alone)
+            self.patience = min(2 * self.patience, most_alone)
+        else:
+            self.patience = max(self.patience - 1, FEWEST_ALONE)
 
     def step(self, grads):
         """One step of every parameter that has a gradient. Raises before anything was written, or not at all."""
@@ -472,7 +494,7 @@ cdef class Plan:
         """
         cdef Group group, fresh
         cdef Py_ssize_t k
-        cdef list edited = []
+        cdef list edited = None       # a list at every step would cost a tenth of a small one
         cdef PyObject *options
         for k in range(len(self.groups)):
             # A schedule may edit the list, so it is looked at anew for each group.
@@ -486,8 +508,9 @@ cdef class Plan:
             if fresh.params is not group.params:
                 raise ParameterError("the 'params' of a group cannot be exchanged; use add_param_group()")
             fresh.first, fresh.n_params = group.first, group.n_params
+            edited = edited or []
             edited.append((k, fresh, self.lacking(fresh, fresh.slots)))
-        if edited:
+        if edited is not None:
             self.take_up(edited)
 
     cdef take_up(self, list edited):
@@ -687,6 +710,7 @@ cdef class Plan:
             self.refresh_groups()
             self.check_states()
             for k, group in enumerate(self.groups):
+                mu[k].flush = False
                 scale(&mu[k].h, 0, group.x[1])
                 for i in range(group.first, group.first + group.n_params):
                     q = &self.params[i]

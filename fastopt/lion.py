@@ -41,6 +41,7 @@ class Lion(Optimizer):
 
     hyperparameters = ("lr", "betas", "weight_decay")
     slots = ("exp_avg",)
+    fading = {}  # however small a moment is, its sign moves the parameter by lr
     conventions = {
         "paper": Convention({"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0}, {True: DECOUPLED}),
         "keras": Convention({"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0.0}, {True: DECOUPLED}),

@@ -42,8 +42,12 @@ NEUTRAL: dict[str, Any] = {
     "lr_decay": 0.0, "momentum_decay": 0.0, "initial_accumulator_value": 0.0, "eps_root": 0.0, "eps": 0.0,
     "bias_correction": False,
 }  # fmt: skip
+# State below this (in float32, in float64) has faded: it is flushed to 0. A moment at 2**-96 still has room for 64 more
+# steps at beta = 0.9, and for a learning rate, before any product is subnormal; sqrt(square), the mean's scale, is then
+# at most 2**-58, where eps or the moment has made the step nothing long before.
+MOMENT, SQUARE, MEAN = (2.0**-96, 2.0**-992), (2.0**-116, 2.0**-1012), (2.0**-58, 2.0**-506)
 SCHEDULABLE = ("lr", "betas", "momentum", "weight_decay")
-FLAGS = ("maximize", "decoupled_weight_decay", "nesterov", "centered", "amsgrad", "bias_correction")
+FLAGS = ("maximize", "decoupled_weight_decay", "flush_subnormal", "nesterov", "centered", "amsgrad", "bias_correction")
 
 
 class Convention(NamedTuple):
@@ -77,6 +81,8 @@ class Spec(NamedTuple):
     """First value of the number that each parameter carries from step to step."""
     initial: Mapping[str, float]
     """First values of state slots that do not start at 0."""
+    low: Mapping[str, tuple[float, float]]
+    """State slots that are flushed -> below what, in float32 and float64."""
     owner: str
     """How messages call the optimizer."""
 
@@ -143,7 +149,7 @@ def derive(cls: type[Optimizer], convention: str, group: Mapping[str, Any]) -> S
         slots=slots,
         limits={key: LIMITS[key] for key in numbers},
         watched=(
-            "maximize", "decoupled_weight_decay",
+            "maximize", "decoupled_weight_decay", "flush_subnormal",
             *(key for key in cls.hyperparameters if key not in numbers or key in ("momentum", "eps_root")),
         ),
         forms={key: float(value) for key, value in forms.items()},
@@ -151,6 +157,7 @@ def derive(cls: type[Optimizer], convention: str, group: Mapping[str, Any]) -> S
         maximize=bool(group["maximize"]),
         carry=cls.carry,
         initial={cls.accumulator: float(group["initial_accumulator_value"])} if cls.accumulator else {},
+        low={name: cls.fading[name] for name in slots if name in cls.fading} if group["flush_subnormal"] else {},
         owner=owner,
     )  # fmt: skip
 
@@ -172,6 +179,7 @@ def with_defaults(cls: type[Optimizer], convention: str, given: Mapping[str, Any
     fallback = {**NEUTRAL, **cls.ours, **offered.fixed, **offered.defaults}
     options = {key: fallback.get(key) for key in cls.hyperparameters}
     options["maximize"] = False
+    options["flush_subnormal"] = True
     options["decoupled_weight_decay"] = next(iter(offered.decay), False)
     return {**options, **{key: value for key, value in given.items() if value is not None}}
 
@@ -208,6 +216,11 @@ class Optimizer:
     decoupled_weight_decay : bool, optional
         False adds ``weight_decay * p`` to the gradient, True shrinks the parameter itself. The default, and which
         values exist, is the convention's.
+    flush_subnormal : bool, default True
+        At every 64th step of a parameter, state that has faded below what matters becomes 0: moments below 2**-96
+        (float64: 2**-992), averages of squares below 2**-116 (2**-1012), RMSprop's mean below 2**-58 (2**-506). Where
+        gradients stay zero, steps would otherwise get 1.5 to 3 times as slow, and stay so, since a subnormal moment
+        never decays to 0. No effect on Adagrad's sum, AMSGrad's maximum and Lion, whose sign a flush would change.
     n_threads : int >= 1, optional
         Threads for large steps; may be more than there are CPUs, but never more than 256 where there are fewer. None
         decides at every step, from the CPUs that the process may use, the quota of its control group, and
@@ -244,6 +257,11 @@ class Optimizer:
     """First value of the number that each parameter carries from step to step."""
     carried: ClassVar[str | None] = None
     """What PyTorch calls that number, if it has a name."""
+    fading: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "exp_avg": MOMENT, "momentum_buffer": MOMENT, "grad_avg": MEAN,
+        "exp_avg_sq": SQUARE, "exp_inf": SQUARE, "square_avg": SQUARE, "acc_delta": SQUARE,
+    }  # fmt: skip
+    """State slot -> below what it is flushed."""
     accumulator: ClassVar[str | None] = None
     """The slot that initial_accumulator_value fills."""
     counts_in_state: ClassVar[bool] = True
@@ -263,6 +281,7 @@ class Optimizer:
         *,
         maximize: bool = False,
         decoupled_weight_decay: bool | None = None,
+        flush_subnormal: bool = True,
         n_threads: int | None = None,
         nonfinite: str = "propagate",
         copy_grads: bool = False,
@@ -274,7 +293,8 @@ class Optimizer:
         refuse_unknown(cls, unknown)
         convention = known_convention(cls, convention)
         self.convention: str = convention
-        given = {**options, "decoupled_weight_decay": decoupled_weight_decay, "maximize": maximize}
+        given = {**options, "decoupled_weight_decay": decoupled_weight_decay, "maximize": maximize,
+                 "flush_subnormal": flush_subnormal}  # fmt: skip
         self.defaults: dict[str, Any] = with_defaults(cls, convention, given)
         self._settings: dict[str, Any] = {
             "n_threads": n_threads, "nonfinite": nonfinite, "copy_grads": copy_grads, "state_factory": state_factory,
@@ -444,7 +464,7 @@ class Optimizer:
     @classmethod
     def group_keys(cls) -> tuple[str, ...]:
         """The keys of a parameter group, but for ``params``."""
-        return (*cls.hyperparameters, "maximize", "decoupled_weight_decay")
+        return (*cls.hyperparameters, "maximize", "decoupled_weight_decay", "flush_subnormal")
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue from a `state_dict`, PyTorch's own included (its tensors converted with ``.numpy()``).

@@ -350,6 +350,11 @@ def gradient(g: Array, p: Array, maximize: bool, weight_decay: Any) -> Array:
     return sign * g + weight_decay * p
 
 
+def flushed(s: Array, low: Any) -> Array:
+    """State at every 64th step of a parameter: 0 where it has faded below `low`."""
+    return np.where(np.abs(s) < low, np.zeros_like(s), s)
+
+
 def lookahead(p: Array, v: Array, mu: Any) -> Array:
     """Where NAG wants the gradient."""
     return p + mu * v
@@ -416,9 +421,11 @@ class Twin:
                     if spec.decay == DECOUPLED_LAST and wd != 0:
                         new = new * dtype.type(1.0 - lr * wd)
                     p[...] = new
-                    for name, array in zip(spec.slots, slots, strict=True):
-                        state[name][...] = array
                     self.counts[i] += 1
+                    for name, array in zip(spec.slots, slots, strict=True):
+                        if self.counts[i] % 64 == 0 and name in spec.low:
+                            array = flushed(array, dtype.type(spec.low[name][dtype == np.float64]))
+                        state[name][...] = array
                 i += bool(group["params"])
         self.steps += 1
 

@@ -88,6 +88,11 @@ void fo_barrier(void)
 #pragma omp barrier
 }
 
+double fo_omp_time(void)
+{
+    return omp_get_wtime();
+}
+
 #else
 
 int fo_have_openmp(void)
@@ -119,7 +124,28 @@ void fo_barrier(void)
 {
 }
 
+double fo_omp_time(void)
+{
+    return 0.0;
+}
+
 #endif
+
+ptrdiff_t fo_take(ptrdiff_t *next, ptrdiff_t end, ptrdiff_t n)
+{
+    ptrdiff_t begin;
+#if defined(_MSC_VER)
+    if (*(volatile ptrdiff_t *)next >= end)
+        return end;
+    begin = sizeof begin == 8 ? (ptrdiff_t)_InterlockedExchangeAdd64((volatile __int64 *)next, n)
+                              : (ptrdiff_t)_InterlockedExchangeAdd((volatile long *)next, (long)n);
+#else
+    if (__atomic_load_n(next, __ATOMIC_RELAXED) >= end)
+        return end;
+    begin = __atomic_fetch_add(next, n, __ATOMIC_RELAXED);
+#endif
+    return begin;
+}
 
 #if defined(__linux__)
 

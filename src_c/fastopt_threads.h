@@ -3,6 +3,8 @@
 #ifndef FASTOPT_THREADS_H
 #define FASTOPT_THREADS_H
 
+#include <stddef.h>
+
 /* Watch for fork() from now on. Call it at import; a second call does nothing, as does any on Windows. */
 void fo_threads_init(void);
 
@@ -25,6 +27,13 @@ int fo_omp_thread_num(void);
 
 /* Inside a region: wait for the whole team. Every thread of the team must come here. */
 void fo_barrier(void);
+
+/* Seconds since some moment in the past. */
+double fo_omp_time(void);
+
+/* Take `n` of what lies between *next and end, and return where that begins; end or more if nothing is left.
+ * Any number of threads may do so at once. */
+ptrdiff_t fo_take(ptrdiff_t *next, ptrdiff_t end, ptrdiff_t n);
 
 /* The CPUs that this process may run on; the online CPUs where the system has no affinity. At least 1. */
 int fo_affinity_cpus(void);

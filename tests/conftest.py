@@ -94,12 +94,13 @@ def level(name: str):
 
 @contextlib.contextmanager
 def parallel_from(blocks: int):
-    """Another serial threshold; 0 sends arrays of two blocks and more through a parallel region."""
-    before = engine.set_serial_blocks(blocks)
+    """Another serial threshold; 0 sends arrays of two blocks and more to a team, however late its threads come."""
+    before = engine.set_serial_blocks(blocks), engine.set_most_alone(0)
     try:
         yield
     finally:
-        engine.set_serial_blocks(before)
+        engine.set_serial_blocks(before[0])
+        engine.set_most_alone(before[1])
 
 
 def pytest_configure(config):

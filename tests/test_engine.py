@@ -206,6 +206,7 @@ def test_a_forked_child_steps_serially_with_the_same_bits():
         from fastopt import engine, reference
         warnings.simplefilter("ignore")     # Python warns of a fork beside threads; that is what is tested
         engine.set_serial_blocks(0)
+        engine.set_most_alone(0)
         p, g = np.random.default_rng(0).standard_normal((2, 100_000))
         opt = fastopt.Adam([p], n_threads=2)
         twin = reference.twin(opt)
@@ -338,6 +339,7 @@ COUNTED = """
 import ctypes, os, numpy as np, fastopt
 from fastopt import engine
 counter = ctypes.CDLL(os.environ["LD_PRELOAD"])
+engine.set_most_alone(0)
 def regions(opt, grads):
     counter.count()
     opt.step(grads)
@@ -390,6 +392,62 @@ print("good")
 """,
         LD_PRELOAD=counter,
         timeout=120,
+    )
+    assert said == "good\n"
+
+
+@needs_linux
+def test_where_a_team_comes_too_late_steps_are_taken_alone_for_a_while_with_the_same_bits(counter):
+    """Two threads on one CPU: the caller has done all of the work before the other begins."""
+    said = run(
+        COUNTED
+        + """
+engine.set_most_alone(64)
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+p, g = np.random.default_rng(0).standard_normal((2, 500_000), np.float32)
+opt = fastopt.AdamW([p], n_threads=2)
+twin = fastopt.reference.twin(opt)
+found = []
+for _ in range(300):
+    counter.count()
+    opt.step([g])
+    found.append(counter.count())
+for _ in range(300):
+    twin.step([g])
+assert (p.view(np.int32) == twin.params[0].view(np.int32)).all()
+print(sum(found), len(found) - found[::-1].index(1))
+""",
+        LD_PRELOAD=counter,
+        timeout=120,
+    )
+    teams, last = map(int, said.split())
+    assert 3 <= teams <= 60, "a team every 17, then 33, then 65 steps; a few of them may come in time"
+    assert last > 200, "and it is tried again and again"
+
+
+@needs_openmp
+@pytest.mark.parametrize("limit", ["1", "2"])
+@pytest.mark.parametrize("nonfinite", ["propagate", "skip"])
+def test_a_team_smaller_than_asked_for_does_all_of_the_work(limit, nonfinite):
+    said = run(
+        f"""
+        import numpy as np, fastopt
+        from fastopt import engine
+        engine.set_serial_blocks(0)
+        engine.set_most_alone(0)
+        sizes = [1, 100_000, 17, 0, 30_000, 5_000]
+        rng = np.random.default_rng(0)
+        params = [rng.standard_normal(n, np.float32) for n in sizes]
+        grads = [rng.standard_normal(n, np.float32) for n in sizes]
+        opt = fastopt.AdamW(params, n_threads=5, nonfinite={nonfinite!r})
+        twin = fastopt.reference.twin(opt)
+        for _ in range(3):
+            opt.step(grads)
+            twin.step(grads)
+        assert all((a.view(np.int32) == b.view(np.int32)).all() for a, b in zip(params, twin.params))
+        print("good")
+        """,
+        OMP_THREAD_LIMIT=limit,
     )
     assert said == "good\n"
 

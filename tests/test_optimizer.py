@@ -727,10 +727,9 @@ def test_group_that_lost_a_hyperparameter(edit, replace):
 
 
 @pytest.fixture
-def forced_threads():
-    before = engine.set_serial_blocks(0)
-    yield
-    engine.set_serial_blocks(before)
+def forced_threads(nasties):
+    with nasties.parallel_from(0):
+        yield
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])

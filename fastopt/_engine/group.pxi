@@ -66,6 +66,10 @@ cdef class Group:
         self.around.rule = rule
         self.around.short_rule = &SHORT_TABLE.rules[rule - TABLE.rules]
         self.decay, self.maximize, self.carry = spec.decay, spec.maximize, spec.carry
+        self.around.fades = False
+        for i, name in enumerate(spec.slots):
+            self.around.low.f[i], self.around.low.d[i] = spec.low.get(name, (0.0, 0.0))
+            self.around.fades = self.around.fades or self.around.low.d[i] > 0
         self.slots, self.initial, self.owner = list(spec.slots), spec.initial, spec.owner
         self.keys = tuple(key for key, _, _, _ in watch)
         self.seen = [self.options[key] for key, _, _, _ in watch]
@@ -196,6 +200,7 @@ cdef class Group:
         cdef double wd = self.weight_decay
         slot.t = t
         slot.carry = carry
+        slot.flush = self.around.fades and t % FLUSH_EVERY == 0
         slot.h.d[0] = (1.0 - self.x[0] * wd if self.decay == DECAY_FIRST
                        else 1.0 - wd if self.decay == DECAY_PAPER else 1.0)
         self.around.rule.scalars(self.x, <double>t, &slot.carry, slot.h.d)

@@ -2,15 +2,27 @@
 
 # A step that reads and writes fewer 64-byte blocks than this stays on the calling thread: entering a region costs more.
 cdef Py_ssize_t serial_blocks = 72_000
-# Below this many it keeps the GIL: giving it up and asking for it back costs more than the step.
-cdef Py_ssize_t gil_blocks = 512
+# Below this many of parameters it keeps the GIL: up to some 50 µs, and others ask for it only every 5 ms. Giving it up
+# costs a reference to every gradient beside, or another thread could drop what the caller's list holds.
+cdef Py_ssize_t gil_blocks = 8192
 cdef int quota_cpus = -1
+# Steps on one thread after a team came too late: at first, and at most.
+cdef enum:
+    FEWEST_ALONE = 16
+cdef int most_alone = 1024
 
 
 def set_serial_blocks(Py_ssize_t blocks):
     """Set the serial threshold, in 64-byte blocks read and written; returns the old one. For tests and benchmarks."""
     global serial_blocks
     old, serial_blocks = serial_blocks, blocks
+    return old
+
+
+def set_most_alone(int steps):
+    """Set how many steps at most go on one thread after a team came too late; returns the old number. For tests."""
+    global most_alone
+    old, most_alone = most_alone, steps
     return old
 
 

@@ -7,6 +7,8 @@ cdef enum:
     BLOCK = 64                # bytes of parameter that are never cut
     MOST_THREADS = 256        # on machines with fewer CPUs: OpenMP ends the process if it cannot get them
     MAX_WATCH = 32
+    FEWEST_BLOCKS = 512       # of a chunk that a thread takes at a time
+    MOST_BLOCKS = 4096
     NUMBER = 0                # kinds of what is watched in a group
     PAIR = 1
     OPTION = 2
@@ -17,6 +19,7 @@ cdef enum:
     DECAY_FIRST = 1           # p *= 1 - lr * wd, then the update
     DECAY_PAPER = 2           # p *= 1 - wd, then the update
     DECAY_LAST = 3            # the update, then p *= 1 - lr * wd
+    FLUSH_EVERY = 64          # steps; a power of two
 
 cdef struct Scaled:           # scalars rounded once to each compute type
     float f[MAX_SCALARS]
@@ -25,6 +28,7 @@ cdef struct Scaled:           # scalars rounded once to each compute type
 cdef struct Slot:             # the scalars of one step count in one group
     int64_t t
     double carry
+    bint flush                # whether faded state becomes 0 at this step
     Scaled h
 
 cdef struct Around:           # what a group does to a tile, and with which rule
@@ -34,6 +38,8 @@ cdef struct Around:           # what a group does to a tile, and with which rule
     bint shrink
     Scaled pre
     Scaled post
+    bint fades
+    Scaled low                # per state slot: below it the state is flushed
 
 cdef struct Param:
     char *p
@@ -84,7 +90,8 @@ cdef inline void apply(const Rule *rule, real *p, const real *g, real **s, const
 
 
 cdef void walk_tiles(real *p, const real *g, char *const *state, Py_ssize_t n, const Around *a,
-                     const real *h, const real *pre, const real *post, Py_ssize_t first) noexcept nogil:
+                     const Slot *slot, const real *h, const real *pre, const real *post, const real *low,
+                     Py_ssize_t first) noexcept nogil:
     """Step a piece of an array from its element `first` on, with what is to be done around the rule."""
     cdef real *s[MAX_STATES]
     cdef real *w[1]
@@ -96,7 +103,7 @@ cdef void walk_tiles(real *p, const real *g, char *const *state, Py_ssize_t n, c
     p += first
     if g != NULL:
         g += first
-    if a.prologue == PLAIN and not a.shrink:
+    if a.prologue == PLAIN and not a.shrink and not slot.flush:
         apply(a.rule if n > SHORT else a.short_rule, p, g, s, h, n)
         return
     while n > 0:
@@ -109,6 +116,9 @@ cdef void walk_tiles(real *p, const real *g, char *const *state, Py_ssize_t n, c
         apply(a.rule, p, seen, s, h, size)
         if a.shrink:
             apply(SHRINK, p, seen, s, post, size)
+        if slot.flush:
+            for k in range(a.rule.n_states):
+                apply(FLUSH, s[k], seen, s, low + k, size)
         n -= size
         p += size
         g += size
@@ -117,11 +127,13 @@ cdef void walk_tiles(real *p, const real *g, char *const *state, Py_ssize_t n, c
 
 
 cdef inline void walk_piece(real *p, const real *g, char **state, Py_ssize_t n, const Around *a,
-                            const real *h, const real *pre, const real *post, Py_ssize_t first) noexcept nogil:
-    if first == 0 and a.prologue == PLAIN and not a.shrink:      # a whole array, or its beginning: nothing to prepare
+                            const Slot *slot, const real *h, const real *pre, const real *post, const real *low,
+                            Py_ssize_t first) noexcept nogil:
+    # A whole array, or its beginning, and nothing around the rule: nothing to prepare.
+    if first == 0 and a.prologue == PLAIN and not a.shrink and not slot.flush:
         apply(a.rule if n > SHORT else a.short_rule, p, g, <real **>state, h, n)
     else:
-        walk_tiles(p, g, state, n, a, h, pre, post, first)
+        walk_tiles(p, g, state, n, a, slot, h, pre, post, low, first)
 
 
 cdef inline void walk_array(const Work *w, const Slot *slots, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
@@ -131,9 +143,11 @@ cdef inline void walk_array(const Work *w, const Slot *slots, Py_ssize_t first, 
     if first >= last:
         return
     if w.q.type == cnp.NPY_DOUBLE:
-        walk_piece(<double *>w.q.p, <const double *>w.g, w.q.s, last - first, a, slot.h.d, a.pre.d, a.post.d, first)
+        walk_piece(<double *>w.q.p, <const double *>w.g, w.q.s, last - first, a, slot, slot.h.d, a.pre.d,
+                   a.post.d, a.low.d, first)
     else:
-        walk_piece(<float *>w.q.p, <const float *>w.g, w.q.s, last - first, a, slot.h.f, a.pre.f, a.post.f, first)
+        walk_piece(<float *>w.q.p, <const float *>w.g, w.q.s, last - first, a, slot, slot.h.f, a.pre.f,
+                   a.post.f, a.low.f, first)
 
 
 cdef void walk(Work *work, Py_ssize_t n_work, const Slot *slots, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
@@ -176,6 +190,11 @@ cdef bint any_nonfinite(Work *work, Py_ssize_t n_work, Py_ssize_t begin, Py_ssiz
     return False
 
 
+cdef struct Share:            # blocks of the virtual range, taken in chunks; on a cache line of its own
+    Py_ssize_t next
+    Py_ssize_t end
+    char apart[48]
+
 cdef struct Job:
     Work *work
     Py_ssize_t n_work
@@ -184,32 +203,75 @@ cdef struct Job:
     Py_ssize_t moved
     bint look                 # for NaN and infinities, before the first write
     int found
+    Share *shares             # of a team
+    int n_shares
+    Py_ssize_t chunk
+    Py_ssize_t own_blocks     # what thread 0 did, and when it found nothing more to do
+    double own_end
 
 
-cdef void run_share(Job *job, int k, int n) noexcept nogil:
-    """Thread k of n: its share of the virtual range, in a floating-point environment of its own."""
-    cdef Py_ssize_t begin = job.blocks * k // n, end = job.blocks * (k + 1) // n, i
+cdef void walk_all(Job *job) noexcept nogil:
+    """Step all arrays, one after the other."""
     cdef Work *ahead
-    cdef fo_fenv_t saved = fo_fenv_enter()
+    cdef Py_ssize_t i
+    for i in range(job.n_work):
+        # Small fresh gradients lie scattered, where the hardware does not expect them: ask for the one after next.
+        ahead = &job.work[min(i + 2, job.n_work - 1)]
+        fo_prefetch(ahead.g, min(ahead.q.n_bytes, 512))
+        walk_array(&job.work[i], job.slots, 0, job.work[i].q.n)
+
+
+cdef Py_ssize_t walk_shares(Job *job, int k) noexcept nogil:
+    """Thread k steps its share, then what is left of the others': nobody waits for one that comes late."""
+    cdef Py_ssize_t begin, end, done = 0
+    cdef Share *share
+    cdef int i
+    for i in range(job.n_shares):
+        share = &job.shares[(k + i) % job.n_shares]
+        begin = fo_take(&share.next, share.end, job.chunk)
+        while begin < share.end:
+            end = min(begin + job.chunk, share.end)
+            walk(job.work, job.n_work, job.slots, begin, end)
+            done += end - begin
+            begin = fo_take(&share.next, share.end, job.chunk)
+    return done
+
+
+cdef void run_member(Job *job, int k, int n) noexcept nogil:
+    """Thread k of a team of n, in a floating-point environment of our own; thread 0 is the caller, who has it already."""
+    cdef Py_ssize_t done
+    cdef fo_fenv_t saved
+    if k > 0:
+        saved = fo_fenv_enter()
     if job.look:
-        if any_nonfinite(job.work, job.n_work, begin, end):
+        if any_nonfinite(job.work, job.n_work, job.blocks * k // n, job.blocks * (k + 1) // n):
             job.found = 1
-        if n > 1:
-            fo_barrier()
-    if not job.found and n > 1:
-        walk(job.work, job.n_work, job.slots, begin, end)
-    elif not job.found:
-        for i in range(job.n_work):
-            # Small fresh gradients lie scattered, where the hardware does not expect them: ask for the one after next.
-            ahead = &job.work[min(i + 2, job.n_work - 1)]
-            fo_prefetch(ahead.g, min(ahead.q.n_bytes, 512))
-            walk_array(&job.work[i], job.slots, 0, job.work[i].q.n)
-    fo_fenv_leave(saved)
+        fo_barrier()
+    if not job.found:
+        done = walk_shares(job, k)
+        if k == 0:
+            job.own_blocks, job.own_end = done, fo_omp_time()
+    if k > 0:
+        fo_fenv_leave(saved)
 
 
-cdef void run(Job *job, int n_threads) noexcept nogil:
-    if n_threads <= 1:
-        run_share(job, 0, 1)
+cdef void run_alone(Job *job) noexcept nogil:
+    if job.look and any_nonfinite(job.work, job.n_work, 0, job.blocks):
+        job.found = 1
     else:
-        with parallel(num_threads=n_threads):
-            run_share(job, fo_omp_thread_num(), fo_omp_num_threads())
+        walk_all(job)
+
+
+cdef bint run_team(Job *job, int n_threads) noexcept nogil:
+    """Run a job on a team; whether that took longer than the caller alone would have needed, at its own pace."""
+    cdef Share shares[MOST_THREADS]
+    cdef double start = fo_omp_time()
+    cdef int k
+    job.shares, job.n_shares = shares, n_threads
+    job.chunk = max(FEWEST_BLOCKS, min(MOST_BLOCKS, job.blocks // (16 * n_threads)))
+    for k in range(n_threads):
+        shares[k].next = job.blocks * k // n_threads
+        shares[k].end = job.blocks * (k + 1) // n_threads
+    with parallel(num_threads=n_threads):
+        run_member(job, fo_omp_thread_num(), fo_omp_num_threads())
+    return not job.found and (fo_omp_time() - start) * job.own_blocks > (job.own_end - start) * job.blocks

@@ -29,6 +29,11 @@ cdef inline real magnitude(real x) noexcept nogil:
     return fabsf(x) if real is float else fabs(x)
 
 
+cdef inline double correction(double b, double t) noexcept nogil:
+    # 1 - b^t. Beyond 40 time constants b^t < e^-40, and the difference rounds to 1: pow is slow where it underflows.
+    return 1.0 if (1.0 - b) * t > 40.0 else 1.0 - pow(b, t)
+
+
 cdef inline real ratio(real a, real b) noexcept nogil:
     # With eps = 0 a zero accumulator would give NaN or infinity: such an element does not move.
     return a / b if b != 0 else 0
@@ -147,7 +152,7 @@ cdef void rmsprop_scalars(const double *x, double t, double *carry, double *h) n
     cdef bint eps_inside = x[4] != 0, correct = x[5] != 0, lr_inside = x[6] != 0
     h[1] = x[1]
     h[2] = 1.0 - x[1]
-    h[3] = 1.0 / (1.0 - pow(x[1], t)) if correct else 1.0
+    h[3] = 1.0 / correction(x[1], t) if correct else 1.0
     h[4] = x[2] if eps_inside else 0.0
     h[5] = 0.0 if eps_inside else x[2]
     h[6] = x[0] if lr_inside else 1.0
@@ -265,8 +270,8 @@ cdef inline void moments(double *h, double b1, double b2) noexcept nogil:
 
 
 cdef void adam_scalars(const double *x, double t, double *carry, double *h) noexcept nogil:
-    cdef double bc1 = 1.0 - pow(x[1], t) if x[6] != 0 else 1.0
-    cdef double bc2 = 1.0 - pow(x[2], t) if x[6] != 0 else 1.0
+    cdef double bc1 = correction(x[1], t) if x[6] != 0 else 1.0
+    cdef double bc2 = correction(x[2], t) if x[6] != 0 else 1.0
     moments(h, x[1], x[2])
     h[5] = x[0] * denominator(h + 6, x[3], x[4], <int>x[5], bc2) / bc1
 
@@ -285,8 +290,8 @@ cdef void adam(real *p, const real *g, real **s, const real *h, Py_ssize_t n) no
 
 # AMSGrad: the largest second moment so far, before (PyTorch, Keras) or after (optax) its bias correction.
 cdef void amsgrad_scalars(const double *x, double t, double *carry, double *h) noexcept nogil:
-    cdef double bc1 = 1.0 - pow(x[1], t) if x[6] != 0 else 1.0
-    cdef double bc2 = 1.0 - pow(x[2], t) if x[6] != 0 else 1.0
+    cdef double bc1 = correction(x[1], t) if x[6] != 0 else 1.0
+    cdef double bc2 = correction(x[2], t) if x[6] != 0 else 1.0
     cdef bint corrected = x[7] != 0
     moments(h, x[1], x[2])
     h[5] = x[0] * denominator(h + 6, x[3], x[4], <int>x[5], 1.0 if corrected else bc2) / bc1
@@ -308,7 +313,7 @@ cdef void amsgrad(real *p, const real *g, real **s, const real *h, Py_ssize_t n)
 
 
 cdef void adamax_scalars(const double *x, double t, double *carry, double *h) noexcept nogil:
-    cdef double bc1 = 1.0 - pow(x[1], t) if x[5] != 0 else 1.0
+    cdef double bc1 = correction(x[1], t) if x[5] != 0 else 1.0
     h[1] = x[1]
     h[2] = 1.0 - x[1]
     h[3] = x[2]
@@ -331,15 +336,15 @@ cdef void adamax(real *p, const real *g, real **s, const real *h, Py_ssize_t n) 
 # carry is the product of the momenta so far. PyTorch keeps it, and multiplies, in float32 (x[7] == 1).
 # optax has no momentum schedule (x[7] == 2). The paper averages with mu, and has beta2 * v under the root (x[7] == 3).
 cdef void nadam_scalars(const double *x, double t, double *carry, double *h) noexcept nogil:
-    cdef double bc2 = 1.0 - pow(x[2], t)
+    cdef double bc2 = correction(x[2], t)
     cdef double mu = x[1] * (1.0 - 0.5 * pow(0.96, t * x[6]))
     cdef double mu_next = x[1] * (1.0 - 0.5 * pow(0.96, (t + 1.0) * x[6]))
     cdef double lr
     moments(h, mu if x[7] == 3 else x[1], x[2])
     lr = x[0] * denominator(h + 7, x[3], x[4], <int>x[5], bc2 / x[2] if x[7] == 3 else bc2)
     if x[7] == 2:
-        h[5] = lr * (1.0 - x[1]) / (1.0 - pow(x[1], t))
-        h[6] = lr * x[1] / (1.0 - pow(x[1], t + 1.0))
+        h[5] = lr * (1.0 - x[1]) / correction(x[1], t)
+        h[6] = lr * x[1] / correction(x[1], t + 1.0)
         return
     carry[0] = <double>(<float>carry[0] * <float>mu) if x[7] == 1 else carry[0] * mu
     h[5] = lr * (1.0 - mu) / (1.0 - carry[0])
@@ -362,7 +367,7 @@ cdef void nadam(real *p, const real *g, real **s, const real *h, Py_ssize_t n) n
 # the count of the next step (x[8] == 1).
 cdef void radam_scalars(const double *x, double t, double *carry, double *h) noexcept nogil:
     cdef double k = t + x[8]
-    cdef double bc1 = 1.0 - pow(x[1], k), b2t = pow(x[2], k)
+    cdef double bc1 = correction(x[1], k), b2t = pow(x[2], k)
     cdef double rho_inf = 2.0 / (1.0 - x[2]) - 1.0
     cdef double rho = rho_inf - 2.0 * k * b2t / (1.0 - b2t)
     moments(h, x[1], x[2])
@@ -435,6 +440,14 @@ cdef void shrink(real *p, const real *g, real **s, const real *h, Py_ssize_t n) 
         p[i] = p[i] * factor
 
 
+cdef void flush(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
+    # p, a state: what has faded below h[0] is nothing from now on.
+    cdef real low = h[0]
+    cdef Py_ssize_t i
+    for i in range(n):
+        p[i] = 0 if magnitude(p[i]) < low else p[i]
+
+
 cdef void fill(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
     cdef real value = h[0]
     cdef Py_ssize_t i
@@ -456,7 +469,7 @@ cdef void nonfinite(real *p, const real *g, real **s, const real *h, Py_ssize_t 
     cdef int found = 0
     cdef Py_ssize_t i
     for i in range(n):
-        found |= g[i] - g[i] != 0
+        found = 1 if g[i] - g[i] != 0 else found
     if found:
         p[0] = 1
 
@@ -509,6 +522,7 @@ add(b"lion", b"lr beta1 beta2", 1, 6, lion_scalars, lion[float], lion[double])
 add(b"l2", b"", 1, 2, NULL, l2[float], l2[double])
 add(b"negate", b"", 0, 0, NULL, negate[float], negate[double])
 add(b"shrink", b"", 0, 1, NULL, shrink[float], shrink[double])
+add(b"flush", b"", 0, 1, NULL, flush[float], flush[double])
 add(b"fill", b"", 0, 1, NULL, fill[float], fill[double])
 add(b"lookahead", b"", 1, 1, NULL, lookahead[float], lookahead[double])
 add(b"nonfinite", b"", 0, 0, NULL, nonfinite[float], nonfinite[double])

@@ -1,0 +1,280 @@
+"""The libraries in the race: for a case, a function that takes one step, or None where a library has no such thing.
+
+Every library is driven as its users drive it, with the arguments of fastopt's defaults under its own names (tests/peers
+translates them). A stepper is a pair (prepare, step): what `prepare` returns is made outside the clock and is what `step`
+is given; a prepare of None means that the step takes nothing.
+"""
+
+import functools
+import importlib.util
+import math
+import os
+from typing import NamedTuple
+
+import numpy as np
+from peers.oracles import CONSTRUCTORS, Case as Named, constructor, peer
+
+import fastopt
+
+OPTIONS = {"AdamW": {"weight_decay": 0.01}}
+LR = 1e-4
+FUSED = ("SGD", "Momentum", "NAG", "Adagrad", "Adam", "AdamW")      # of torch's; the others have foreach=True
+TORCH = {"Momentum": ("SGD", {"momentum": 0.9}), "NAG": ("SGD", {"momentum": 0.9, "nesterov": True})}
+DEEPSPEED = {"Adam": ("adam", "DeepSpeedCPUAdam", {"adamw_mode": False}), "AdamW": ("adam", "DeepSpeedCPUAdam", {}),
+             "Adagrad": ("adagrad", "DeepSpeedCPUAdagrad", {}), "Lion": ("lion", "DeepSpeedCPULion", {})}  # fmt: skip
+
+
+class Case(NamedTuple):
+    """What is stepped, and how."""
+
+    optimizer: str
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: str
+    threads: int
+    fresh: bool
+
+    @property
+    def elements(self):
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def n_states(self):
+        cls = fastopt.OPTIMIZERS[self.optimizer]
+        return len(cls(np.zeros(1, np.float32), **self.options).state[0]) - 1      # without "step"
+
+    @property
+    def options(self):
+        return {"lr": LR, **OPTIONS.get(self.optimizer, {})}
+
+    @property
+    def moved(self):
+        """Bytes that a step reads and writes: the gradient once, the parameter and each state twice."""
+        return self.elements * np.dtype(self.dtype).itemsize * (3 + 2 * self.n_states)
+
+    @property
+    def held(self):
+        """Bytes that a library keeps, the gradients apart, which all share."""
+        return self.elements * np.dtype(self.dtype).itemsize * (1 + self.n_states)
+
+    def arrays(self, seed):
+        rng = np.random.default_rng(seed)
+        return [rng.standard_normal(shape, self.dtype) for shape in self.shapes]
+
+
+def copies(grads):
+    return [g.copy() for g in grads]
+
+
+def stepper(case, grads, step):
+    """A step that takes a list of NumPy gradients."""
+    if case.fresh:
+        return functools.partial(copies, grads), step
+    return None, functools.partial(step, grads)
+
+
+def ours(case, grads, threads=None):
+    cls = fastopt.OPTIMIZERS[case.optimizer]
+    return stepper(case, grads, cls(case.arrays(0), n_threads=threads or case.threads, **case.options).step)
+
+
+def reference(case, grads):
+    cls = fastopt.OPTIMIZERS[case.optimizer]
+    if case.elements > 10_000_000:        # a second and more for a step
+        return None
+    return stepper(case, grads, fastopt.reference.twin(cls(case.arrays(0), n_threads=1, **case.options)).step)
+
+
+def roofline(case, grads, threads=None):
+    from roofline import Roofline
+
+    line = Roofline(case.arrays(0), case.n_states)
+    line.take(grads)
+    step = functools.partial(line.step, threads or case.threads)
+    if not case.fresh:
+        return None, step
+    return (lambda: line.take(copies(grads))), lambda _: step()
+
+
+def torch(case, grads, fused):
+    import torch
+
+    if fused != (case.optimizer in FUSED) or case.optimizer == "Lion":
+        return None
+    name, more = TORCH.get(case.optimizer, (case.optimizer, {}))
+    params = [torch.from_numpy(p).requires_grad_() for p in case.arrays(0)]
+    optimizer = getattr(torch.optim, name)(params, fused=fused or None, foreach=not fused or None,
+                                           **{**case.options, **more})
+    return handing_over(case, grads, params, optimizer.step)
+
+
+def handing_over(case, grads, params, step):
+    """torch's way: gradients are handed over by setting .grad, outside the clock."""
+    import torch
+
+    def hand_over():
+        for p, g in zip(params, grads, strict=True):
+            p.grad = torch.from_numpy(g.copy() if case.fresh else g)
+
+    hand_over()
+    return (hand_over, lambda _: step()) if case.fresh else (None, step)
+
+
+def deepspeed(case, grads):
+    if case.optimizer not in DEEPSPEED or case.dtype != "float32":
+        return None
+    import torch
+
+    module, name, more = DEEPSPEED[case.optimizer]
+    cls = getattr(importlib.import_module(f"deepspeed.ops.{module}"), name)
+    params = [torch.from_numpy(p).requires_grad_() for p in case.arrays(0)]
+    return handing_over(case, grads, params, cls(params, **case.options, **more).step)
+
+
+def optax(case, grads):
+    if case.optimizer not in CONSTRUCTORS["optax"] or (len(case.shapes) > 1 and case.optimizer != "AdamW"):
+        return None                       # a thousand arrays take it seconds to compile
+    import jax
+    import optax
+
+    jax.config.update("jax_enable_x64", case.dtype == "float64")
+    name, arguments = peer(Named("optax", case.optimizer, case.options))
+    transform = constructor("optax", name)(**arguments)
+    values = [jax.numpy.array(p) for p in case.arrays(0)]
+    held = [values, transform.init(values)]
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def update(values, state, grads):
+        updates, state = transform.update(grads, state, values)
+        return optax.apply_updates(values, updates), state
+
+    def step(grads):
+        held[:] = update(*held, grads)
+        jax.block_until_ready(held)
+
+    def prepare():
+        return jax.block_until_ready([jax.numpy.array(g) for g in grads])
+
+    return (prepare, step) if case.fresh else (None, functools.partial(step, prepare()))
+
+
+@functools.cache
+def compiled_adamw(parallel, tuned):
+    """AdamW as a jitted loop: the formula as one writes it, or all that makes it faster and keeps IEEE arithmetic."""
+    import numba
+
+    def plain(p, g, m, v, t, lr, b1, b2, eps, wd):
+        c1, c2 = 1 - b1**t, 1 - b2**t
+        for i in numba.prange(p.size):
+            m[i] = b1 * m[i] + (1 - b1) * g[i]
+            v[i] = b2 * v[i] + (1 - b2) * g[i] * g[i]
+            p[i] = p[i] * (1 - lr * wd) - lr * (m[i] / c1) / (math.sqrt(v[i] / c2) + eps)
+
+    def hoisted(p, g, m, v, t, lr, b1, b2, eps, wd):
+        real = p.dtype.type          # else float32 is computed in float64
+        decay, c1, c2 = real(1 - lr * wd), real(1 - b1), real(1 - b2)
+        size, root, eps = real(lr / (1 - b1**t)), real(1 / math.sqrt(1 - b2**t)), real(eps)
+        b1, b2 = real(b1), real(b2)
+        for i in numba.prange(p.size):
+            m[i] = b1 * m[i] + c1 * g[i]
+            v[i] = b2 * v[i] + c2 * g[i] * g[i]
+            p[i] = p[i] * decay - size * m[i] / (math.sqrt(v[i]) * root + eps)
+
+    # Its default is to raise ZeroDivisionError, which keeps the loop scalar.
+    return numba.njit(parallel=parallel, error_model="numpy" if tuned else "python")(hoisted if tuned else plain)
+
+
+def numba(case, grads, tuned):
+    """A jitted loop, called for one array after the other."""
+    if case.optimizer != "AdamW":
+        return None
+    import numba
+
+    numba.set_num_threads(case.threads)
+    adamw, wd, count = compiled_adamw(case.threads > 1, tuned), case.options["weight_decay"], 0
+    arrays = [(p.ravel(), np.zeros(p.size, p.dtype), np.zeros(p.size, p.dtype)) for p in case.arrays(0)]
+
+    def step(grads):
+        nonlocal count
+        count += 1
+        for (p, m, v), g in zip(arrays, grads, strict=True):
+            adamw(p, g, m, v, count, LR, 0.9, 0.999, 1e-8, wd)
+
+    if case.fresh:
+        return (lambda: [g.ravel() for g in copies(grads)]), step
+    return None, functools.partial(step, [g.ravel() for g in grads])
+
+
+def thinc(case, grads):
+    if case.optimizer not in CONSTRUCTORS["thinc"] or case.dtype != "float32" or case.threads > 1:
+        return None
+    name, arguments = peer(Named("thinc", case.optimizer, case.options))
+    if case.optimizer == "AdamW":
+        arguments["L2_is_weight_decay"] = True
+    optimizer = constructor("thinc", name)(**arguments, grad_clip=0.0)
+    params = case.arrays(0)
+
+    def step(grads):
+        for k, (p, g) in enumerate(zip(params, grads, strict=True)):
+            optimizer((k, "W"), p, g)
+
+    return functools.partial(copies, grads), step      # always fresh: it multiplies the gradient by 0
+
+
+def sklearn(case, grads):
+    if case.optimizer not in CONSTRUCTORS["sklearn"] or case.threads > 1:
+        return None
+    name, arguments = peer(Named("sklearn", case.optimizer, case.options))
+    params = case.arrays(0)
+    optimizer = constructor("sklearn", name)(params, **arguments)
+    return stepper(case, grads, functools.partial(optimizer.update_params, params))
+
+
+#: Name -> (module that must be there, the stepper's maker); the first is the one that all are compared with. Where
+#: memory is short, the last ones are left out.
+LIBRARIES = {
+    "fastopt": ("fastopt", ours),
+    "roofline": ("roofline", roofline),
+    "torch fused": ("torch", functools.partial(torch, fused=True)),
+    "torch foreach": ("torch", functools.partial(torch, fused=False)),
+    "Numba, tuned": ("numba", functools.partial(numba, tuned=True)),
+    "DeepSpeed": ("deepspeed", deepspeed),
+    "optax": ("optax", optax),
+    "thinc": ("thinc", thinc),
+    "scikit-learn": ("sklearn", sklearn),
+    "Numba": ("numba", functools.partial(numba, tuned=False)),
+    "NumPy reference": ("fastopt", reference),
+}
+ONE_THREAD = {
+    "fastopt, one thread": functools.partial(ours, threads=1),
+    "roofline, one thread": functools.partial(roofline, threads=1),
+}
+
+
+def steppers(case, names=tuple(LIBRARIES)):
+    """Name -> stepper of every library that is installed and has this case."""
+    grads = case.arrays(1)
+    makers = {name: LIBRARIES[name][1] for name in names if importlib.util.find_spec(LIBRARIES[name][0])}
+    if case.threads > 1:
+        makers |= ONE_THREAD
+    room = 0.6 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    found = {}
+    for name, make in makers.items():
+        if (len(found) + 1) * case.held > room:
+            continue
+        made = make(case, grads)
+        if made is not None:
+            found[name] = made
+    return found
+
+
+def use_threads(n):
+    """Give every library so many threads; before any of them is imported."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    os.environ["OMP_NUM_THREADS"] = str(n)             # DeepSpeed and Numba ask nothing else
+    if n == 1:
+        os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        torch.set_num_threads(n)

@@ -1,0 +1,102 @@
+"""Every loop of every rule is vectorized at every level, in the modules as they are installed.
+
+A loop that is not gives the same bits, only more slowly: no other test sees it. This one reads the machine code. A
+vectorized loop is a jump backwards over instructions that neither jump, call nor compute with single numbers, and that
+reach memory in vectors as wide as the level has them. Beside it there are others, for the elements left over and for
+operands that overlap: a rule needs as many vectorized ones as it has loops in the source.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pkgutil
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from fastopt import engine, kernels
+
+RULES = Path(__file__).parents[1] / "fastopt" / "kernels" / "rules.pxi"
+MODULES = sorted(module.name for module in pkgutil.iter_modules(kernels.__path__))
+DTYPES = ("float32", "float64")  # in the order of the fused type
+OBJDUMP = shutil.which("objdump")
+
+# The bytes of a vector, for each kernel module.
+WIDTHS = {"generic": 16, "x86_64_v2": 16, "x86_64_v3": 32, "x86_64_v4": 64, "x86_64_v4_narrow": 32}
+
+REGISTERS = {"xmm": 16, "ymm": 32, "zmm": 64}
+SINGLE = re.compile(r"v?(mov|add|sub|mul|div|sqrt|min|max|u?comi|cvt\w+)s[sd]")
+PART = re.compile(r"v?mov([lh]p[sd]|[dq])")  # these move less than the register holds
+
+pytestmark = [
+    pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads the machine code of x86-64"),
+    pytest.mark.skipif(OBJDUMP is None, reason="objdump is not installed"),
+]
+
+
+class Instruction(NamedTuple):
+    """One line of the disassembly."""
+
+    address: int
+    name: str
+    operands: str
+
+
+def functions(listing: str, module: str) -> Iterator[tuple[str, str, list[Instruction]]]:
+    """Rule, dtype and instructions of every function that a fused one was compiled to."""
+    for block in listing.split("\n\n"):
+        if head := re.match(rf"\s*[0-9a-f]+ <_*pyx_fuse_([01])_\w*\d{module}_(\w+)(?:\.lto_priv\.\d+)?>:", block):
+            lines = re.findall(r"^ *([0-9a-f]+):\s+(\S+)[ \t]*(.*)", block, re.MULTILINE)
+            yield head[2], DTYPES[int(head[1])], [Instruction(int(at, 16), *line) for at, *line in lines]
+
+
+def loops(code: list[Instruction]) -> Iterator[list[Instruction]]:
+    """What lies between a jump backwards and its target, for every such jump."""
+    for i, (address, name, operands) in enumerate(code):
+        target = re.match(r"(?:0x)?([0-9a-f]+)\b", operands)
+        if name.startswith("j") and target and code[0].address <= int(target[1], 16) <= address:
+            yield [line for line in code[: i + 1] if line.address >= int(target[1], 16)]
+
+
+def width(loop: list[Instruction]) -> int:
+    """Bytes of the widest vector that the loop reads or writes; 0 if it is not vectorized."""
+    if any(name.startswith(("j", "call")) for _, name, _ in loop[:-1]):
+        return 0
+    if any(SINGLE.fullmatch(name) for _, name, _ in loop):
+        return 0
+    memory = [operands for _, name, operands in loop if "(" in operands and not PART.fullmatch(name)]
+    return max((REGISTERS[r] for operands in memory for r in re.findall(r"%([xyz]mm)", operands)), default=0)
+
+
+def loops_in_source() -> dict[str, int]:
+    """The number of loops of every rule in rules.pxi."""
+    bodies = re.findall(r"^cdef void (\w+)\(real \*p, .*\n((?: .*\n|\n)*)", RULES.read_text(), re.MULTILINE)
+    return {rule: len(re.findall(r"^ +(?:for|while) ", body, re.MULTILINE)) for rule, body in bodies}
+
+
+def test_every_rule_has_loops_in_the_source():
+    source = loops_in_source()
+    assert set(source) == set(engine.rules())
+    assert all(source.values()), source
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_loops_are_vectorized(module):
+    path = importlib.util.find_spec(f"fastopt.kernels.{module}").origin
+    command = [OBJDUMP, "--syms", "--disassemble", "--no-show-raw-insn", path]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    if "no symbols" in listing:
+        pytest.skip("the names of the functions were stripped from the module")
+    widths = {(rule, dtype): [width(loop) for loop in loops(code)] for rule, dtype, code in functions(listing, module)}
+    needed = {(rule, dtype): n for rule, n in loops_in_source().items() for dtype in DTYPES}
+    assert needed.keys() <= widths.keys(), f"{module} lacks the functions of {sorted(needed.keys() - widths.keys())}"
+    done = {key: widths[key].count(WIDTHS[module]) for key in needed}
+    wrong = [f"{rule} {dtype} ({done[rule, dtype]} of {n} loops)"
+             for (rule, dtype), n in sorted(needed.items()) if done[rule, dtype] < n]  # fmt: skip
+    assert not wrong, f"{module}: not in vectors of {WIDTHS[module]} bytes: {', '.join(wrong)}"
