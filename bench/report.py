@@ -420,7 +420,7 @@ def plot_roofline(ax, results: Results) -> str | None:
         bars = ax.barh(places, [100 * case.ratio("roofline") for case in chosen], 0.9 * height, color=color,
                        label=count(threads, "thread"))  # fmt: skip
         ax.bar_label(bars, fmt="%.0f", padding=2, fontsize=7)
-    ax.axvline(100, color="black", linestyle="--", linewidth=1)
+    ax.axvline(100, color="black", linestyle="--", linewidth=1, zorder=0)
     ax.set_yticks(range(len(shapes)), shapes)
     ax.set(xlabel="% of the roofline's speed")
     ax.invert_yaxis()
@@ -466,7 +466,7 @@ def main(argv: list[str] | None = None) -> None:
         cases, runs = load(arguments.json)
         results = Results(list(cases.values()), runs)
         page = fill(arguments.docs.read_text(encoding="utf-8"), {name: f(results) for name, f in BLOCKS.items()})
-    except (PageError, UnusableError) as error:
+    except (OSError, PageError, UnusableError) as error:
         sys.exit(str(error))
     arguments.docs.write_text(page, encoding="utf-8")
     figures = arguments.docs.parent / "figures"

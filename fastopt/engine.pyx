@@ -117,6 +117,7 @@ cdef class Plan:
     cdef readonly object n_threads
     cdef int most_threads             # 0: automatic
     cdef int alone                    # steps to take on one thread, since a team came too late
+    cdef bint was_late                # whether the last team did
     cdef int patience                 # how many they will be the next time
     cdef public str nonfinite
     cdef public object state_factory
@@ -384,12 +385,16 @@ cdef class Plan:
                 run_alone(job)
 
     cdef judge(self, bint late):
-        """Where a team comes too late to be of use, other work has the cores: go on alone for ever longer a while."""
-        if late:
+        """Where teams come too late to be of use, other work has the cores: go on alone for ever longer a while.
+
+        Once is no reason: a thread that slept has to be woken, and is there for the next step.
+        """
+        if late and self.was_late:
             self.alone = min(self.patience, most_alone)
             self.patience = min(2 * self.patience, most_alone)
-        else:
+        elif not late:
             self.patience = max(self.patience - 1, FEWEST_ALONE)
+        self.was_late = late
 
     def step(self, grads):
         """One step of every parameter that has a gradient. Raises before anything was written, or not at all."""

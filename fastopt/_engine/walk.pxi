@@ -206,8 +206,8 @@ cdef struct Job:
     Share *shares             # of a team
     int n_shares
     Py_ssize_t chunk
-    Py_ssize_t own_blocks     # what thread 0 did, and when it found nothing more to do
-    double own_end
+    Py_ssize_t own_blocks     # what thread 0 did, in so many seconds
+    double own_seconds
 
 
 cdef void walk_all(Job *job) noexcept nogil:
@@ -238,8 +238,9 @@ cdef Py_ssize_t walk_shares(Job *job, int k) noexcept nogil:
 
 
 cdef void run_member(Job *job, int k, int n) noexcept nogil:
-    """Thread k of a team of n, in a floating-point environment of our own; thread 0 is the caller, who has it already."""
+    """Thread k of a team of n, in a floating-point environment of our own; thread 0, the caller, has it already."""
     cdef Py_ssize_t done
+    cdef double start = 0
     cdef fo_fenv_t saved
     if k > 0:
         saved = fo_fenv_enter()
@@ -248,9 +249,11 @@ cdef void run_member(Job *job, int k, int n) noexcept nogil:
             job.found = 1
         fo_barrier()
     if not job.found:
+        if k == 0:
+            start = fo_omp_time()
         done = walk_shares(job, k)
         if k == 0:
-            job.own_blocks, job.own_end = done, fo_omp_time()
+            job.own_blocks, job.own_seconds = done, fo_omp_time() - start
     if k > 0:
         fo_fenv_leave(saved)
 
@@ -274,4 +277,4 @@ cdef bint run_team(Job *job, int n_threads) noexcept nogil:
         shares[k].end = job.blocks * (k + 1) // n_threads
     with parallel(num_threads=n_threads):
         run_member(job, fo_omp_thread_num(), fo_omp_num_threads())
-    return not job.found and (fo_omp_time() - start) * job.own_blocks > (job.own_end - start) * job.blocks
+    return not job.found and (not job.own_blocks or (fo_omp_time() - start) * job.own_blocks > job.own_seconds * job.blocks)
