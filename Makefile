@@ -15,7 +15,7 @@ HEADERS = $(shell .venv/test/bin/python -c "import numpy, sysconfig; \
 SOURCES := setup.py pyproject.toml MANIFEST.in LICENSE README.md \
     $(shell find fastopt src_c -type f -not -name '*.so' -not -path '*/__pycache__/*')
 
-.PHONY: help demo test test-peers bench lint wheel clean
+.PHONY: help demo test test-peers bench steady report lint wheel clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -30,8 +30,19 @@ test: .venv/test/ready  ## the test suite, without the comparison with other lib
 test-peers: .venv/peers/ready  ## compare with torch, keras, optax and the other peers (a large download)
 	cd tests && ../.venv/peers/bin/pytest -q peers test_arrays.py test_state_dict.py $(ARGS)
 
-bench: .venv/peers/ready  ## time fastopt beside the NumPy reference and torch
-	cd bench && ../.venv/peers/bin/pytest -q . $(ARGS)
+bench: .venv/bench/roofline  ## time fastopt beside every other library, with one thread and with all (half an hour)
+	mkdir -p bench/results
+	cd bench && for threads in 1 all; do ../.venv/bench/bin/pytest -q -m "not full" --threads $$threads \
+	    --benchmark-json=results/bench-$$threads.json $(ARGS) . || exit 1; done
+
+steady: .venv/bench/ready  ## how steady steps are, alone and beside other work (a quarter of an hour; Linux)
+	mkdir -p bench/results
+	.venv/bench/bin/python bench/steady.py steps --json bench/results/steady.json $(ARGS)
+	.venv/bench/bin/python bench/steady.py subnormals --json bench/results/subnormals.json
+
+report: .venv/bench/ready  ## write docs/benchmarks.md, docs/threads.md and their figures from what these two measured
+	.venv/bench/bin/python bench/report.py bench/results/bench-*.json --steady bench/results/steady.json \
+	    --subnormals bench/results/subnormals.json
 
 lint: .venv/test/ready  ## ruff, mypy, cython-lint, and the C sources with every warning an error
 	.venv/test/bin/ruff check .
@@ -58,7 +69,12 @@ dist/ready: $(SOURCES) | .venv/build/bin/python
 
 .venv/demo/ready: EXTRAS := demo
 .venv/test/ready: EXTRAS := test,lint
-.venv/peers/ready: EXTRAS := test,bench,peers
+.venv/peers/ready: EXTRAS := test,peers
+.venv/bench/ready: EXTRAS := bench
+
+.venv/bench/roofline: bench/roofline.pyx .venv/bench/ready
+	cd bench && ../.venv/bench/bin/cythonize -i -q roofline.pyx
+	touch $@
 
 # Twice: the first brings the dependencies, the second replaces a fastopt of the same version number.
 .venv/%/ready: dist/ready | .venv/%/bin/python

@@ -12,10 +12,12 @@ from statistics import median, quantiles
 import libraries
 import pytest
 
+import fastopt
 from fastopt import engine
 
 RESULTS = []
-VERSIONS = ("fastopt", "numpy", "torch", "numba", "deepspeed", "jax", "optax", "thinc", "scikit-learn")
+VERSIONS = {name: name for name in ("numpy", "torch", "numba", "deepspeed", "jax", "optax", "thinc")}
+VERSIONS["scikit-learn"] = "sklearn"
 
 
 def pytest_addoption(parser):
@@ -40,8 +42,8 @@ def threads(request):
 def interleaved(steppers, seconds=1.0, rounds=15):
     """Seconds of one call of each step: their turns interleaved, quartiles over the rounds.
 
-    A turn is a batch of calls long enough for the clock, after one that fills the caches; quartiles over rounds forget
-    what else ran. Where one call of each takes long, there are fewer rounds.
+    A turn is a batch of calls long enough for the clock, after some that fill the caches and wake the threads; quartiles
+    over rounds forget what else ran. Where one call of each takes long, there are fewer rounds.
     """
     single = {name: timed(stepper, 3) for name, stepper in steppers.items()}
     rounds = max(5, min(rounds, round(3 * seconds / sum(single.values()))))
@@ -49,8 +51,7 @@ def interleaved(steppers, seconds=1.0, rounds=15):
     taken = {name: [] for name in steppers}
     for _ in range(rounds):
         for name, stepper in steppers.items():
-            if batch[name] > 1:
-                timed(stepper, 1)
+            timed(stepper, batch[name] // 3)
             taken[name].append(timed(stepper, batch[name]))
     return {name: spread(times) for name, times in taken.items()}
 
@@ -63,6 +64,8 @@ def spread(times):
 def timed(stepper, repeat):
     """Seconds a call, over so many calls; one by one, and their median, where each needs something new."""
     clock = time.perf_counter
+    if repeat == 0:
+        return 0.0
     prepare, step = stepper
     if prepare is None:
         turns = range(repeat)
@@ -104,7 +107,7 @@ def race(benchmark):
 def pytest_benchmark_update_machine_info(config, machine_info):
     """What the figures depend on besides the code; nothing that names the machine."""
     machine_info.pop("node", None)
-    found = {name: metadata.version(name) for name in VERSIONS if util.find_spec(name.replace("scikit-learn", "sklearn"))}
+    found = {name: metadata.version(name) for name, module in VERSIONS.items() if util.find_spec(module)}
     machine_info["fastopt"] = {
         "cpu": first_match(r"model name\s*: (.*)", "/proc/cpuinfo") or platform.processor(),
         "cores": os.cpu_count(),
@@ -113,7 +116,7 @@ def pytest_benchmark_update_machine_info(config, machine_info):
         "kernel": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         "compiler": subprocess.run(["gcc", "--version"], capture_output=True, text=True).stdout.partition("\n")[0],
         "isa": engine.info()["isa"],
-        "versions": found,
+        "versions": {"fastopt": fastopt.__version__, "Python": platform.python_version(), **found},
     }
 
 

@@ -1,8 +1,8 @@
 """The libraries in the race: for a case, a function that takes one step, or None where a library has no such thing.
 
-Every library is driven as its users drive it, with the arguments of fastopt's defaults under its own names (tests/peers
-translates them). A stepper is a pair (prepare, step): what `prepare` returns is made outside the clock and is what `step`
-is given; a prepare of None means that the step takes nothing.
+Every library is driven as its users drive it, with the arguments of fastopt's defaults under its own names, which
+tests/peers translates. A stepper is a pair (prepare, step): what `prepare` returns is made outside the clock and is
+what `step` is given; a prepare of None means that the step takes nothing.
 """
 
 import functools
@@ -12,7 +12,8 @@ import os
 from typing import NamedTuple
 
 import numpy as np
-from peers.oracles import CONSTRUCTORS, Case as Named, constructor, peer
+from peers.oracles import CONSTRUCTORS, constructor, peer
+from peers.oracles import Case as Named
 
 import fastopt
 

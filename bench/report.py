@@ -1,12 +1,14 @@
 """Fills the tables of docs/benchmarks.md and draws its figures from files of ``--benchmark-json``.
 
 One file for each number of threads. "All threads" are the largest number that was measured; those between are left out.
+With --steady and --subnormals, the files of steady.py, it fills the tables of threads.md beside that page.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import math
 import re
 import sys
@@ -15,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import steady
+import steady_subnormals
 from compare import Case, UnusableError, count, load
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -295,6 +299,17 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
 }  # fmt: skip
 
 
+def steady_blocks(steps: Path, subnormals: Path) -> dict[str, str]:
+    """The tables of steady.py, as blocks."""
+    found, faded = (json.loads(path.read_text(encoding="utf-8")) for path in (steps, subnormals))
+    return {
+        "verdicts": "\n".join(steady.verdicts(found["cells"], markdown=True)).strip(),
+        "steps": "\n".join(steady.tables(found["cells"], markdown=True)).strip(),
+        "processes": "\n".join(steady.processes(found["processes"], markdown=True)).strip(),
+        "subnormals": "\n".join(steady.table(list(steady_subnormals.rows(faded["cases"])), markdown=True)).strip(),
+    }
+
+
 def fill(page: str, blocks: dict[str, str]) -> str:
     """The page with the text of every block between its two marks."""
     marks = re.findall(r"<!-- (begin|end) (\S+) -->", page)
@@ -460,15 +475,21 @@ def draw(path: Path, plot: Callable, results: Results) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("json", nargs="+", type=Path, help="files of pytest --benchmark-json")
+    parser.add_argument("--steady", type=Path, metavar="FILE", help="of steady.py steps --json")
+    parser.add_argument("--subnormals", type=Path, metavar="FILE", help="of steady.py subnormals --json")
     parser.add_argument("--docs", type=Path, default=DOCS, help="the page; figures/ beside it takes the figures")
     arguments = parser.parse_args(argv)
     try:
         cases, runs = load(arguments.json)
         results = Results(list(cases.values()), runs)
-        page = fill(arguments.docs.read_text(encoding="utf-8"), {name: f(results) for name, f in BLOCKS.items()})
+        pages = {arguments.docs: {name: f(results) for name, f in BLOCKS.items()}}
+        if arguments.steady and arguments.subnormals:
+            pages[arguments.docs.with_name("threads.md")] = steady_blocks(arguments.steady, arguments.subnormals)
+        filled = {path: fill(path.read_text(encoding="utf-8"), blocks) for path, blocks in pages.items()}
     except (OSError, PageError, UnusableError) as error:
         sys.exit(str(error))
-    arguments.docs.write_text(page, encoding="utf-8")
+    for path, text in filled.items():
+        path.write_text(text, encoding="utf-8")
     figures = arguments.docs.parent / "figures"
     figures.mkdir(exist_ok=True)
     for name, plot in FIGURES.items():

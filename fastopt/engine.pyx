@@ -77,6 +77,8 @@ cdef extern from "fastopt_threads.h" nogil:
     double fo_omp_time()
     Py_ssize_t fo_take(Py_ssize_t *next, Py_ssize_t end, Py_ssize_t n)
     int fo_affinity_cpus()
+    int fo_cpu()
+    void fo_leave_cpu()
     void fo_barrier()
 
 cnp.import_array()
@@ -117,7 +119,7 @@ cdef class Plan:
     cdef readonly object n_threads
     cdef int most_threads             # 0: automatic
     cdef int alone                    # steps to take on one thread, since a team came too late
-    cdef bint was_late                # whether the last team did
+    cdef int lateness                 # of the last teams: 9 for each late one, less 1 for each on time
     cdef int patience                 # how many they will be the next time
     cdef public str nonfinite
     cdef public object state_factory
@@ -375,6 +377,8 @@ cdef class Plan:
             self.alone -= 1
             n_threads = 1
         if n_threads > 1:
+            # A virtual machine's system may wake a thread on the CPU of the caller, beside an idle one, time and again.
+            job.cpu = fo_cpu() if job.moved > LONG_BLOCKS or self.lateness == 2 * 9 else -1
             with nogil:
                 late = run_team(job, n_threads)
             self.judge(late)
@@ -385,16 +389,17 @@ cdef class Plan:
                 run_alone(job)
 
     cdef judge(self, bint late):
-        """Where teams come too late to be of use, other work has the cores: go on alone for ever longer a while.
+        """Where more than one team in ten comes too late to be of use, other work has the cores: go on alone for a while.
 
-        Once is no reason: a thread that slept has to be woken, and is there for the next step.
+        Not at once: a thread that slept has to be woken, and it may take the system some steps to give it a core.
         """
-        if late and self.was_late:
+        self.lateness = self.lateness + 9 if late else max(self.lateness - 1, 0)
+        if self.lateness >= 9 * LATE_TEAMS:
             self.alone = min(self.patience, most_alone)
             self.patience = min(2 * self.patience, most_alone)
+            self.lateness = 0
         elif not late:
             self.patience = max(self.patience - 1, FEWEST_ALONE)
-        self.was_late = late
 
     def step(self, grads):
         """One step of every parameter that has a gradient. Raises before anything was written, or not at all."""

@@ -173,6 +173,24 @@ static int mask_cpus(void)
     return 0;
 }
 
+int fo_cpu(void)
+{
+    return sched_getcpu();
+}
+
+void fo_leave_cpu(void)
+{
+    cpu_set_t own, others;
+    const int cpu = sched_getcpu();
+
+    if (cpu < 0 || cpu >= CPU_SETSIZE || sched_getaffinity(0, sizeof own, &own) != 0)
+        return;
+    others = own;
+    CPU_CLR(cpu, &others);
+    if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0)
+        sched_setaffinity(0, sizeof own, &own);
+}
+
 #elif defined(_WIN32)
 
 /* The CPUs in the process's mask; 0 for a process that spans processor groups. */
@@ -193,6 +211,19 @@ static int mask_cpus(void)
 static int mask_cpus(void)
 {
     return 0;
+}
+
+#endif
+
+#if !defined(__linux__)
+
+int fo_cpu(void)
+{
+    return -1;
+}
+
+void fo_leave_cpu(void)
+{
 }
 
 #endif

@@ -38,4 +38,10 @@ ptrdiff_t fo_take(ptrdiff_t *next, ptrdiff_t end, ptrdiff_t n);
 /* The CPUs that this process may run on; the online CPUs where the system has no affinity. At least 1. */
 int fo_affinity_cpus(void);
 
+/* The CPU that the calling thread is on; -1 where the system does not tell. */
+int fo_cpu(void);
+
+/* Move the calling thread to another of its CPUs, if it has one. It may come back at any time. */
+void fo_leave_cpu(void);
+
 #endif

@@ -78,7 +78,9 @@ def test_subnormals_are_counted_by_their_own_dtype():
 
 
 def test_hundreds_are_condensed_to_multiples_of_the_first():
-    found = steady_subnormals.condensed([2000.0, 4000.0, 3000.0, 5000.0], [0.0, 0.5, 0.2, 0.0])
-    assert found == {"first_us": 2.0, "slowest": 2.5, "slowest_after": 300, "most_subnormal": 0.5, "most_after": 100,
-                     "while_subnormal": 1.75}  # fmt: skip
-    assert steady_subnormals.condensed([1.0], [0.0])["while_subnormal"] is None
+    times, totals, shares = [2000.0, 4000.0, 3000.0, 5000.0], [200, 500, 300, 600], [0.0, 0.5, 0.2, 0.0]
+    assert steady_subnormals.condensed(times, totals, shares) == {
+        "first_us": 2.0, "all": 2.0, "slowest": 2.5, "slowest_after": 300, "most_subnormal": 0.5, "most_after": 100,
+        "while_subnormal": 1.75,
+    }  # fmt: skip
+    assert steady_subnormals.condensed([1.0], [1], [0.0])["while_subnormal"] is None

@@ -27,7 +27,6 @@ from fastopt import (
     NonFiniteError,
     Optimizer,
     RMSprop,
-    engine,
 )
 from fastopt.errors import ParameterError, UnknownOptionError
 

@@ -6,9 +6,11 @@ cdef Py_ssize_t serial_blocks = 72_000
 # costs a reference to every gradient beside, or another thread could drop what the caller's list holds.
 cdef Py_ssize_t gil_blocks = 8192
 cdef int quota_cpus = -1
-# Steps on one thread after a team came too late: at first, and at most.
+# After so many late teams in a row, steps on one thread: at first, and at most.
 cdef enum:
-    FEWEST_ALONE = 16
+    LATE_TEAMS = 8
+    LONG_BLOCKS = 1_000_000   # a step that reads and writes more takes a millisecond
+    FEWEST_ALONE = 128
 cdef int most_alone = 1024
 
 

@@ -206,6 +206,7 @@ cdef struct Job:
     Share *shares             # of a team
     int n_shares
     Py_ssize_t chunk
+    int cpu                   # of the caller, which the others are to leave; -1 to let them
     Py_ssize_t own_blocks     # what thread 0 did, in so many seconds
     double own_seconds
 
@@ -244,6 +245,8 @@ cdef void run_member(Job *job, int k, int n) noexcept nogil:
     cdef fo_fenv_t saved
     if k > 0:
         saved = fo_fenv_enter()
+        if job.cpu >= 0 and fo_cpu() == job.cpu:
+            fo_leave_cpu()
     if job.look:
         if any_nonfinite(job.work, job.n_work, job.blocks * k // n, job.blocks * (k + 1) // n):
             job.found = 1
