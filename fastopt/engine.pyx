@@ -119,7 +119,7 @@ cdef class Plan:
     cdef readonly object n_threads
     cdef int most_threads             # 0: automatic
     cdef int alone                    # steps to take on one thread, since a team came too late
-    cdef int lateness                 # of the last teams: 9 for each late one, less 1 for each on time
+    cdef int lateness                 # of the last teams: LATE for each late one, less 1 for each on time
     cdef int patience                 # how many they will be the next time
     cdef public str nonfinite
     cdef public object state_factory
@@ -378,7 +378,7 @@ cdef class Plan:
             n_threads = 1
         if n_threads > 1:
             # A virtual machine's system may wake a thread on the CPU of the caller, beside an idle one, time and again.
-            job.cpu = fo_cpu() if job.moved > LONG_BLOCKS or self.lateness == 2 * 9 else -1
+            job.cpu = fo_cpu() if job.moved > LONG_BLOCKS or self.lateness >= 2 * LATE else -1
             with nogil:
                 late = run_team(job, n_threads)
             self.judge(late)
@@ -389,15 +389,15 @@ cdef class Plan:
                 run_alone(job)
 
     cdef judge(self, bint late):
-        """Where more than one team in ten comes too late to be of use, other work has the cores: go on alone for a while.
+        """Where more than one team in twenty comes too late to be of use, other work has the cores: go on alone for a while.
 
         Not at once: a thread that slept has to be woken, and it may take the system some steps to give it a core.
         """
-        self.lateness = self.lateness + 9 if late else max(self.lateness - 1, 0)
-        if self.lateness >= 9 * LATE_TEAMS:
+        self.lateness = self.lateness + LATE if late else max(self.lateness - 1, 0)
+        if self.lateness >= LATE_TEAMS * LATE:
             self.alone = min(self.patience, most_alone)
             self.patience = min(2 * self.patience, most_alone)
-            self.lateness = 0
+            self.lateness = LATE_TEAMS * LATE // 2       # the next time, half as many are enough
         elif not late:
             self.patience = max(self.patience - 1, FEWEST_ALONE)
 

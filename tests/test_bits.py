@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import fastopt
 from fastopt import engine, reference
 from fastopt.errors import ConventionError, HyperparameterError
-from fastopt.optimizer import DECOUPLED, DECOUPLED_WITHOUT_LR, derive
+from fastopt.optimizer import DECOUPLED, DECOUPLED_LAST, DECOUPLED_WITHOUT_LR, L2, derive
 
 # --- What there is to compare
 
@@ -144,6 +144,13 @@ SIZES = (
 TOTAL = sum(SIZES)
 OFFSETS = list(itertools.product(range(3), repeat=3))  # of parameters, gradients and states, in elements
 LAYOUTS = ("sizes", "whole", "cut", "edge")
+# State below these (float32, float64) becomes 0 at every 64th step; slots that are not listed never do.
+LOW = {
+    **dict.fromkeys(("exp_avg", "momentum_buffer"), (2.0**-96, 2.0**-992)),
+    **dict.fromkeys(("exp_avg_sq", "exp_inf", "square_avg", "acc_delta"), (2.0**-116, 2.0**-1012)),
+    "grad_avg": (2.0**-58, 2.0**-506),
+}
+NEVER_FLUSHED = {("lion", "exp_avg")}  # but for it, a slot's name says it
 
 
 def turns(number: int) -> list[int]:
@@ -158,6 +165,25 @@ def n_steps(config: Config) -> int:
     return 8 if config.rule == "radam" else 3
 
 
+def around_thresholds(dtype) -> np.ndarray:
+    """State that the next step takes to just below, onto and just above each threshold of `LOW`, of either sign.
+
+    Where the gradient is 0 a step only multiplies by a decay rate, or leaves the state as it is.
+    """
+    rates = [1.0, 0.5, VALUES["momentum"][0], VALUES["alpha"][0], VALUES["rho"][0], *VALUES["betas"][0]]
+    lows = {low[dtype is np.float64] for low in LOW.values()}
+    values = np.array([low / rate for low in lows for rate in rates], dtype)
+    steps = 1 + np.arange(-4, 5, dtype=dtype) * np.finfo(dtype).epsneg
+    return np.outer((1, -1), np.outer(values, steps)).ravel().astype(dtype)
+
+
+def fading(n: int, dtype, rng: np.random.Generator, nasties) -> np.ndarray:
+    """`n` numbers: half of them zeros of either sign, the others around the thresholds, or as `nasties.values` has."""
+    x = nasties.values("nasty", n, dtype, rng)
+    x = np.where(rng.random(n) < 0.6, rng.choice(around_thresholds(dtype), n), x)
+    return np.where(rng.random(n) < 0.5, rng.choice(np.array([0.0, -0.0], dtype), n), x)
+
+
 @pytest.fixture(scope="module")
 def data(nasties):
     """data(dtype, kind) -> flat parameters, gradients of every step, and starting states for up to three slots."""
@@ -165,7 +191,10 @@ def data(nasties):
     @cache
     def flat(dtype, kind):
         rng = np.random.default_rng([7, np.dtype(dtype).itemsize, len(kind)])
-        draw = [nasties.values(kind, TOTAL, dtype, rng) for _ in range(1 + 8 + 3)]
+        if kind == "fading":
+            draw = [fading(TOTAL, dtype, rng, nasties) for _ in range(1 + 8 + 3)]
+        else:
+            draw = [nasties.values(kind, TOTAL, dtype, rng) for _ in range(1 + 8 + 3)]
         return draw[0], draw[1:9], draw[9:]
 
     return flat
@@ -196,12 +225,20 @@ def layout(name: str, dtype, threads: int, k: int) -> tuple[tuple[int, ...], int
     return tuple(np.diff(np.concatenate([[0], cuts[:1] + 1, cuts[1:] + 1, [TOTAL]])).tolist()), 0
 
 
-def reference_path(config: Config, flat, kind: str, slots):
+def start_at(count: int, config: Config, opt: fastopt.Optimizer) -> None:
+    """Make every parameter one that has taken so many steps."""
+    if count:
+        for i in range(len(opt.params)):
+            opt._plan.set_count(i, count, config.cls.carry_at(count + 1))
+
+
+def reference_path(config: Config, flat, kind: str, slots, count: int, more):
     """Parameters and states after each step by the reference, over the flat arrays; and the states before."""
     p, grads, states = flat
-    opt = config.make(p.copy())
+    opt = config.make(p.copy(), **more)
+    start_at(count, config, opt)
     arrays = slots(opt.state[0]).values()
-    if kind == "nasty":
+    if kind != "ordinary":
         for array, start in zip(arrays, states, strict=False):
             array[...] = start
     before = [array.copy() for array in arrays]
@@ -217,14 +254,17 @@ def split(flat: np.ndarray, sizes) -> list[np.ndarray]:
     return np.split(flat[: sum(sizes)], np.cumsum(sizes)[:-1])
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
-@pytest.mark.parametrize("number", range(len(CONFIGS)), ids=[c.label for c in CONFIGS])
-def test_bits_are_those_of_the_reference(number, dtype, data, gradients, nasties, same_bits):
-    config = CONFIGS[number]
-    for kind in ("ordinary", "nasty"):
+@pytest.fixture(scope="module")
+def compare(data, gradients, nasties, same_bits):
+    """compare(config, dtype, kind, turns): the bits of a few steps, at every level with every number of threads.
+
+    `count` is the number of steps taken before; `more` are options besides those of the config.
+    """
+
+    def walk(config, dtype, kind, turns, count=0, **more):
         flat = data(dtype, kind)
-        before, path = reference_path(config, flat, kind, nasties.slots)
-        places = itertools.product(turns(number), enumerate(itertools.product(engine.available_levels(), THREADS)))
+        before, path = reference_path(config, flat, kind, nasties.slots, count, more)
+        places = itertools.product(turns, enumerate(itertools.product(engine.available_levels(), THREADS)))
         for turn, (i, (level, threads)) in places:
             name = LAYOUTS[(turn + i + i // 4) % 4]
             sizes, gap = layout(name, dtype, threads, turn + i)
@@ -243,7 +283,8 @@ def test_bits_are_those_of_the_reference(number, dtype, data, gradients, nasties
                     return next(waiting[slot])
 
             with nasties.level(level), nasties.parallel_from(0):
-                opt = config.make(params, n_threads=threads, state_factory=factory)
+                opt = config.make(params, n_threads=threads, state_factory=factory, **more)
+                start_at(count, config, opt)
                 states = [nasties.slots(state) for state in opt.state]
                 slots = {name: [state[name] for state in states] for name in states[0]}
                 for arrays, start in zip(slots.values(), before, strict=True):
@@ -254,13 +295,22 @@ def test_bits_are_those_of_the_reference(number, dtype, data, gradients, nasties
                 for t, grads in enumerate(gradients(dtype, kind, sizes, off_g, gap)[: len(path)]):
                     opt.step(grads)
                     where = (f"{config.label} {kind} {level} {threads} threads, {name}, "
-                             f"offsets {off_p, off_g, off_s}, step {t}")  # fmt: skip
+                             f"offsets {off_p, off_g, off_s}, step {count + t + 1}")  # fmt: skip
                     want_p, want_s = path[t]
                     same_bits(f"{where}: parameters", params, split(want_p, sizes))
                     for (slot, arrays), want in zip(slots.items(), want_s, strict=True):
                         same_bits(f"{where}: {slot}", arrays, split(want, sizes))
             for memory, arrays in [(raw, params), *raw_states]:
                 assert nasties.outside_is_untouched(memory, arrays), f"written outside the arrays: {where}"
+
+    return walk
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
+@pytest.mark.parametrize("number", range(len(CONFIGS)), ids=[c.label for c in CONFIGS])
+def test_bits_are_those_of_the_reference(number, dtype, compare):
+    for kind in ("ordinary", "nasty"):
+        compare(CONFIGS[number], dtype, kind, turns(number))
 
 
 def test_every_rule_option_and_company_is_among_the_compared():
@@ -277,6 +327,81 @@ def test_every_rule_option_and_company_is_among_the_compared():
                        for maximize in (False, True)}  # fmt: skip
     for rule, forms in {"adam": 16, "amsgrad": 32, "nadam": 18, "radam": 24, "rmsprop_centered_nesterov": 6}.items():
         assert sum(c.rule == rule for c in CONFIGS) >= forms, rule
+
+
+# --- State that has faded
+
+
+def around(config: Config) -> tuple[str, bool]:
+    """What happens to a tile before and after the rule."""
+    group = config.make(np.zeros(1)).param_groups[0]
+    spec = derive(config.cls, config.options["convention"], group)
+    decays = group.get("weight_decay", 0.0) != 0
+    prologue = "coupled" if decays and spec.decay == L2 else "negated" if spec.maximize else "plain"
+    return prologue, decays and spec.decay == DECOUPLED_LAST
+
+
+# One of every rule, in every company of what is done to a tile.
+FADING = list({(c.rule, *around(c)): i for i, c in enumerate(CONFIGS)}.values())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
+@pytest.mark.parametrize("number", FADING, ids=[CONFIGS[i].label for i in FADING])
+def test_bits_of_a_flush_are_those_of_the_reference(number, dtype, compare):
+    """Steps 64, 65, 66 and 127, 128, 129: a flush comes before the others, and between them, or not at all."""
+    compare(CONFIGS[number], dtype, "fading", [number % 27], count=63)
+    compare(CONFIGS[number], dtype, "fading", [(number + 13) % 27], count=126)
+    compare(CONFIGS[number], dtype, "fading", [(number + 5) % 27], count=63, flush_subnormal=False)
+
+
+def test_flushes_meet_every_rule_and_what_is_done_around_it():
+    assert {CONFIGS[i].rule for i in FADING} == set(reference.RULES)
+    company = {around(CONFIGS[i]) for i in FADING}
+    assert company == set(itertools.product(("plain", "negated"), (False, True))) | {("coupled", False)}
+
+
+# With these, a gradient of 0 halves moments and averages; a smaller eps, and nothing is flushed.
+HALVING = {"betas": (0.5, 0.5), "momentum": 0.5, "alpha": 0.5, "rho": 0.5, "weight_decay": 0.0, "eps": 2.0**-31}
+
+
+def after_one_step(config: Config, dtype, count: int, nasties, **more) -> dict[str, np.ndarray]:
+    """Parameters and state after the step that follows `count` others; gradients are zeros of either sign."""
+    rng = np.random.default_rng(0)
+    start = np.tile(np.concatenate([around_thresholds(dtype), nasties.nasty(dtype)]), 16)
+    opt = config.make(rng.choice(np.array([0, 1, -3], dtype), len(start)), **more)
+    opt.param_groups[0].update({key: HALVING[key] for key in HALVING if config.options.get(key)})
+    start_at(count, config, opt)
+    arrays = nasties.slots(opt.state[0])
+    for array in arrays.values():
+        array[...] = rng.permutation(start)
+    opt.step(rng.choice(np.array([0.0, -0.0], dtype), len(start)))
+    return {"parameters": opt.params[0], **arrays}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
+@pytest.mark.parametrize("rule", sorted(reference.RULES))
+def test_a_flush_takes_what_is_below_the_threshold_and_nothing_else(rule, dtype, nasties, same_bits):
+    """Said without the reference: beside the same step without a flush, with the thresholds of this file."""
+    # Not PyTorch's Adamax, which adds eps to its maximum.
+    config = next(c for c in CONFIGS if c.rule == rule and (rule, c.options["convention"]) != ("adamax", "torch"))
+    for count in (0, 31, 62, 63, 64, 95, 126, 127, 128, 6399, 2**40 - 1, 2**40):
+        flushed = after_one_step(config, dtype, count, nasties)
+        for slot, kept in after_one_step(config, dtype, count, nasties, flush_subnormal=False).items():
+            flushes = slot in LOW and (rule, slot) not in NEVER_FLUSHED and (count + 1) % 64 == 0
+            low = dtype(LOW[slot][dtype is np.float64] if flushes else 0)
+            want = np.where(np.abs(kept) < low, dtype(0), kept)
+            same_bits(f"{rule}: {slot} after step {count + 1}", [flushed[slot]], [want])
+            if flushes:
+                assert_meets_the_threshold(kept, low, slot)
+
+
+def assert_meets_the_threshold(s: np.ndarray, low, slot: str) -> None:
+    """Whether state before a flush has all that the flush could treat wrongly."""
+    finite = s[np.isfinite(s)].tolist()
+    below, above = (np.nextafter(low, low.dtype.type(k)) for k in (0, 1))
+    assert {below, low, above} <= set(finite) and np.isnan(s).any(), slot
+    if slot in ("exp_avg", "momentum_buffer", "grad_avg"):
+        assert {-below, -low, -above} <= set(finite) and np.isinf(s).any() and (np.signbit(s) & (s == 0)).any(), slot
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -311,6 +436,16 @@ def test_nonfinite_gradients_are_found_wherever_they_are(nasties):
 # --- Scalars
 
 
+def expected_scalars(spec, group, t: int, carry: float) -> list[float]:
+    """The scalars of step t by the reference."""
+    x = {key: value for key, value in group.items() if isinstance(value, float)} | dict(spec.forms)
+    if "betas" in group:
+        x["beta1"], x["beta2"] = group["betas"]
+    wd = x.get("weight_decay", 0.0)
+    decay = {DECOUPLED: 1.0 - x["lr"] * wd, DECOUPLED_WITHOUT_LR: 1.0 - wd}.get(spec.decay, 1.0)
+    return [decay, *reference.SCALARS[spec.rule](x, t, carry)[0]]
+
+
 @pytest.mark.parametrize("number", range(len(CONFIGS)), ids=[c.label for c in CONFIGS])
 def test_scalars_are_the_reference_s(number):
     config = CONFIGS[number]
@@ -326,13 +461,35 @@ def test_scalars_are_the_reference_s(number):
                 group[key] = 10.0 ** rng.uniform(-4, -0.1)
         carry = rng.random() if spec.carry else float(t > 1)
         opt._plan.set_count(0, t - 1, carry)
-        x = {key: value for key, value in group.items() if isinstance(value, float)} | dict(spec.forms)
-        if "betas" in group:
-            x["beta1"], x["beta2"] = group["betas"]
-        wd = x.get("weight_decay", 0.0)
-        decay = {DECOUPLED: 1.0 - x["lr"] * wd, DECOUPLED_WITHOUT_LR: 1.0 - wd}.get(spec.decay, 1.0)
-        scalars, _ = reference.SCALARS[spec.rule](x, t, carry)
-        assert opt._plan.scalars(0) == [decay, *scalars], (t, group)
+        assert opt._plan.scalars(0) == expected_scalars(spec, group, t, carry), (t, group)
+
+
+@pytest.mark.parametrize("number", range(len(CONFIGS)), ids=[c.label for c in CONFIGS])
+def test_scalars_are_the_reference_s_where_the_power_is_left_out(number):
+    """Beyond 40 time constants b^t is taken for nothing, before with its value: 1 - b^t is 1 from 37.4 on."""
+    config = CONFIGS[number]
+    opt = config.make(np.zeros(1))
+    group = opt.param_groups[0]
+    spec = derive(config.cls, config.options["convention"], group)
+    rates = [1 - 10.0**k for k in (-1, -2.2, -3, -4.1, -7)]
+    for b, constants in itertools.product(rates, (1, 30, 36, 37, 37.3, 37.5, 39, 40, 41, 1000)):
+        for t in (int(constants / (1 - b)) + k for k in (-1, 0, 1)):
+            for key in {"alpha", "rho", "betas"} & group.keys():
+                group[key] = (b, 1 - (1 - b) / 3) if key == "betas" else b
+            other = {"betas": group["betas"][::-1]} if "betas" in group else {}
+            for edit in ({}, other):
+                group.update(edit)
+                opt._plan.set_count(0, t - 1, 1.0)
+                assert opt._plan.scalars(0) == expected_scalars(spec, group, t, 1.0), (t, group)
+
+
+def test_a_bias_correction_beyond_forty_time_constants_is_one():
+    rates = np.concatenate([[0.0, 2.0**-53, 0.5], np.random.default_rng(0).random(500), 1 - np.logspace(-9, -0.3, 500)])
+    for b in rates.tolist():
+        t = int(40 / (1 - b))
+        while (1.0 - b) * t <= 40.0:
+            t += 1
+        assert 1.0 - b**t == 1.0 == 1.0 - b ** float(t + 1), (b, t)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

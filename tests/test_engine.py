@@ -505,6 +505,56 @@ def test_more_threads_than_cores_and_than_blocks_are_fine(nasties):
         assert (opt.params[0] == twin.params[0]).all()
 
 
+# Elements of float32 and float64 in the smallest and the largest chunk that a thread takes at a time.
+SMALL_CHUNKS = (512 * 16, 512 * 8)
+LARGE_CHUNKS = (4096 * 16, 4096 * 8)
+
+
+def cut_by_chunks(chunks, blocks: int, rng) -> list[np.ndarray]:
+    """Arrays of both types and about so many blocks: around the size of a chunk, tiny, empty, and one long one."""
+    arrays, used = [], 0
+    while used < blocks // 2:
+        for dtype, n in zip((np.float32, np.float64), chunks, strict=True):
+            sizes = [n + int(rng.integers(-1, 2)), n // 2 + 1, *rng.integers(0, 100, 20).tolist()]
+            arrays += [rng.standard_normal(size).astype(dtype) for size in sizes]
+        used = sum(-(-a.nbytes // 64) for a in arrays)
+    arrays.insert(len(arrays) // 2, rng.standard_normal((blocks - used) * 16, np.float32))
+    return arrays
+
+
+@pytest.mark.parametrize("cls", [fastopt.SGD, fastopt.Adam, fastopt.RMSprop])
+@pytest.mark.parametrize(
+    ("chunks", "blocks"), [(SMALL_CHUNKS, 30_000), (LARGE_CHUNKS, 140_000)], ids=["small", "large"]
+)
+def test_chunks_that_cut_arrays_do_not_show(cls, chunks, blocks, nasties, same_bits):
+    """Shares of more chunks than there are threads: some are taken over. The 64th step is a flush, too."""
+    rng = np.random.default_rng(0)
+    start = cut_by_chunks(chunks, blocks, rng)
+    grads = [np.where(rng.random(p.size) < 0.5, p.dtype.type(0), p[::-1]) for p in start]
+
+    def make(threads):
+        opt = cls([p.copy() for p in start], lr=0.1, weight_decay=0.25, n_threads=threads)
+        for i, state in enumerate(opt.state):
+            opt._plan.set_count(i, 62, 1.0)
+            for s in nasties.slots(state).values():
+                s[...] = 2.0**-118 if s.dtype == np.float32 else 2.0**-1014
+        return opt
+
+    twin = reference.twin(make(1))
+    for _ in range(2):
+        twin.step(grads)
+    with nasties.parallel_from(0):
+        for threads in range(1, 8):
+            opt = make(threads)
+            for _ in range(2):
+                opt.step(grads)
+            for dtype in (np.float32, np.float64):
+                mine = [i for i, p in enumerate(start) if p.dtype == dtype]
+                same_bits(f"{threads} threads", [opt.params[i] for i in mine], [twin.params[i] for i in mine])
+                same_bits(f"{threads} threads: state", [s for i in mine for s in nasties.slots(opt.state[i]).values()],
+                          [s for i in mine for s in twin.state[i].values()])  # fmt: skip
+
+
 # --- Memory
 
 

@@ -66,6 +66,30 @@ def test_nadam_carries_its_product_in_the_caller_s_array(convention):
         assert mu[0] == opt.state_dict()["state"][0]["mu_product"] != 1
 
 
+@pytest.mark.parametrize("flush", [None, True, False])
+@pytest.mark.parametrize(("function", "cls", "options", "slots"), CASES)
+def test_faded_state_is_flushed_at_steps_64_and_128_as_in_the_class(function, cls, options, slots, flush):
+    rng = np.random.default_rng(3)
+    for t in (63, 64, 65, 128):
+        params = some(rng)
+        p = [x.copy() for x in params]
+        opt = cls(params, lr=0.05, flush_subnormal=flush, **options)
+        state = {name: [np.empty_like(x) for x in p] for name in slots}
+        for i, x in enumerate(p):
+            opt._plan.set_count(i, t - 1, cls.carry_at(t))
+            for name in slots:
+                state[name][i][...] = opt.state[i][name][...] = 2.0**-120 if x.dtype == np.float32 else 2.0**-1016
+        g = [np.zeros_like(x) for x in p]
+        opt.step(g)
+        function(p, g, **state, step=t, lr=0.05, flush_subnormal=flush, **options)
+        for i, (x, want) in enumerate(zip(p, params, strict=True)):
+            assert x.tobytes() == want.tobytes(), (t, i)
+            for name in slots:
+                assert state[name][i].tobytes() == opt.state[i][name].tobytes(), (t, i, name)
+        if cls is fastopt.Momentum:
+            assert [not s.any() for s in state["momentum_buffer"]] == [t % 64 == 0 and flush is not False] * 2
+
+
 def test_one_array_and_a_skipped_one():
     p, v = np.ones(4), np.zeros(4)
     functional.momentum_(p, np.ones(4), v, step=1, lr=0.5)
@@ -87,6 +111,8 @@ BAD = {
     "step 0": (errors.HyperparameterError, "step=0", lambda p, m, v: functional.adam_(p, p * 2, m, v, step=0)),
     "step 1.0": (errors.HyperparameterError, "step=1.0", lambda p, m, v: functional.adam_(p, p * 2, m, v, step=1.0)),
     "option": (TypeError, "no option 'beta'", lambda p, m, v: functional.adam_(p, p * 2, m, v, step=1, beta=0.9)),
+    "flag": (errors.HyperparameterError, "flush_subnormal='yes' must be True or False",
+             lambda p, m, v: functional.adam_(p, p * 2, m, v, step=64, flush_subnormal="yes")),
     "range": (errors.HyperparameterError, "lr=-1.0", lambda p, m, v: functional.adam_(p, p * 2, m, v, step=1, lr=-1)),
     "convention": (errors.ConventionError, "sklearn",
                    lambda p, m, v: functional.lion_(p, p * 2, m, step=1, convention="sklearn")),

@@ -255,14 +255,11 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "eps_placement": ["under", "", 1, True, "Outside"],
     "nesterov": ["yes", 2, 0.5], "centered": ["yes", 2], "amsgrad": ["yes", -1],
     "bias_correction": ["yes", 3],
-    "maximize": ["yes", 2], "decoupled_weight_decay": ["yes", 2],
+    "maximize": ["yes", 2], "decoupled_weight_decay": ["yes", 2], "flush_subnormal": ["yes", 2, 1.0],
 }  # fmt: skip
-FLAGS = {"nesterov", "centered", "amsgrad", "bias_correction", "maximize", "decoupled_weight_decay"}
-HYPERPARAMETERS = [
-    (cls, key)
-    for cls in OPTIMIZERS.values()
-    for key in (*cls.hyperparameters, "maximize", "decoupled_weight_decay")
-]
+COMMON_FLAGS = ("maximize", "decoupled_weight_decay", "flush_subnormal")
+FLAGS = {"nesterov", "centered", "amsgrad", "bias_correction", *COMMON_FLAGS}
+HYPERPARAMETERS = [(cls, key) for cls in OPTIMIZERS.values() for key in (*cls.hyperparameters, *COMMON_FLAGS)]
 NUMBERS = [(cls, key) for cls, key in HYPERPARAMETERS if key not in (*FLAGS, "eps_placement")]
 
 
@@ -705,7 +702,7 @@ def test_length_of_param_groups_may_not_change(edit):
 
 
 @pytest.mark.parametrize(
-    "edit", [lambda g: g.pop("lr"), lambda g: g.pop("amsgrad"), lambda g: g.pop("eps_placement")]
+    "edit", [lambda g, key=key: g.pop(key) for key in ("lr", "amsgrad", "eps_placement", "flush_subnormal")]
 )
 @pytest.mark.parametrize("replace", [False, True])
 def test_group_that_lost_a_hyperparameter(edit, replace):
@@ -720,6 +717,115 @@ def test_group_that_lost_a_hyperparameter(edit, replace):
     with pytest.raises(HyperparameterError):
         opt.step([values(), values()])
     assert (frozen(opt.params), frozen(opt.state), opt.steps) == (*before, 0)
+
+
+# --- State that has faded
+
+
+FADED = 2.0**-100  # a moment in float32 that a flush takes
+
+
+def with_faded_moments(opt: Adam) -> Adam:
+    for state in opt.state:
+        state["exp_avg"][...] = FADED
+    return opt
+
+
+def flushed(opt: Adam) -> list[bool]:
+    return [not state["exp_avg"].any() for state in opt.state]
+
+
+def after(steps: int, opt: Adam) -> Adam:
+    """The optimizer after that many steps in which nothing moved."""
+    zeros = [np.zeros_like(p) for p in opt.params]
+    for _ in range(steps - opt.steps):
+        opt.step(zeros)
+    return opt
+
+
+@pytest.mark.parametrize(("cls", "convention"), ALL, ids=ALL_IDS)
+def test_faded_state_is_flushed_unless_one_says_not(cls, convention):
+    assert build(cls, values(), convention).param_groups[0]["flush_subnormal"] is True
+    assert build(cls, values(), convention, flush_subnormal=None).param_groups[0]["flush_subnormal"] is True
+    assert build(cls, values(), convention, flush_subnormal=False).param_groups[0]["flush_subnormal"] is False
+
+
+def test_parameters_that_were_skipped_flush_at_their_own_64th_step():
+    opt = Adam([values() for _ in range(3)])
+    seen = []
+    for k in range(64 * 4):
+        grads = [np.zeros_like(p) if k % (i + 1) == 0 else None for i, p in enumerate(opt.params)]
+        with_faded_moments(opt).step(grads)
+        seen += [(i, state["step"], k) for i, state in enumerate(opt.state) if flushed(opt)[i]]
+    assert sorted(seen) == [(0, 64, 63), (0, 128, 127), (0, 192, 191), (0, 256, 255), (1, 64, 126), (1, 128, 254),
+                            (2, 64, 189)]  # fmt: skip
+
+
+def test_each_group_flushes_as_it_says():
+    groups = [{"params": values(seed=i), "flush_subnormal": flag} for i, flag in enumerate((True, False, None, False))]
+    opt = after(63, Adam([*groups, {"params": []}], flush_subnormal=True))
+    after(64, with_faded_moments(opt))
+    assert flushed(opt) == [True, False, True, False]
+    opt = after(63, Adam([*groups, {"params": []}], flush_subnormal=False))
+    after(64, with_faded_moments(opt))
+    assert flushed(opt) == [True, False, False, False]
+
+
+def test_flushing_is_switched_between_steps():
+    opt = Adam([values(), values(seed=1)])
+    for k, (flag, replace) in enumerate([(False, False), (np.True_, False), (False, True), (True, True)], start=1):
+        after(64 * k - 1, opt)
+        if replace:
+            opt.param_groups[0] = {**opt.param_groups[0], "flush_subnormal": flag}
+        else:
+            opt.param_groups[0]["flush_subnormal"] = flag
+        after(64 * k, with_faded_moments(opt))
+        assert flushed(opt) == [bool(flag)] * 2
+    opt.param_groups[0]["amsgrad"] = True  # another rule flushes, too
+    after(64 * 5 - 1, opt)
+    after(64 * 5, with_faded_moments(opt))
+    assert flushed(opt) == [True, True]
+
+
+def with_eps() -> list[Any]:
+    """Every class in every convention with its default eps; smaller ones, and options that bring other state."""
+    rows = [(cls, name, {}) for cls, name in ALL]
+    rows += [(SGD, "torch", {"momentum": 0.9}), (RMSprop, "torch", {"centered": True, "momentum": 0.9}),
+             (Adam, "torch", {"amsgrad": True}), (Adam, "torch", {"eps": 0.0}), (Adam, "torch", {"eps": 2.0**-32}),
+             (Adam, "torch", {"eps": 2.0**-31}), (Adam, "optax", {"lr": 1e-3, "eps": 0.0, "eps_root": 1e-8})]  # fmt: skip
+    return [pytest.param(*row, id="-".join([row[0].__name__, row[1], *row[2]])) for row in rows]
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(np.float32, 1e-21), (np.float64, 1e-290)], ids=["float32", "float64"])
+@pytest.mark.parametrize(("cls", "convention", "options"), with_eps())
+def test_a_flush_does_not_show_in_the_parameters(cls, convention, options, dtype, bound):
+    """Gradients of all sizes that fade, stop and come back: parameters near 1 keep their bits, others come this close.
+
+    With an eps below 2**-31 it would show: averages of squares would start anew. Nothing is flushed there.
+    """
+    rng = np.random.default_rng(0)
+    n = 500
+    scale = 10.0 ** rng.uniform(np.log10(np.finfo(dtype).tiny), 0, n)
+    start = np.stack([1 + rng.random(n), np.zeros(n)]).astype(dtype)
+    keeping, flushing = (build(cls, start.copy(), convention, flush_subnormal=k, **options) for k in (False, True))
+    n_flushed = 0
+    for t in range(320):
+        strength = 0.9**t if t < 100 else 0.0 if t < 240 else 1.0
+        g = (rng.standard_normal(start.shape) * scale * strength).astype(dtype)
+        for opt in (keeping, flushing):
+            opt.step(g)
+        for kept, state in zip(slot_arrays(keeping), slot_arrays(flushing), strict=True):
+            n_flushed += int(((kept != 0) & (state == 0)).sum())
+    group = keeping.param_groups[0]
+    felt = max(group.get("eps", 1), group.get("eps_root", 0)) < 2.0**-31
+    assert (n_flushed > 1000) == (not felt and bool(keeping.state[0].keys() & cls.fading.keys()))
+    assert n_flushed == 0 or not felt
+    (near_1, near_0), (same, close) = keeping.params[0], flushing.params[0]
+    assert (near_1 == same).all() and np.abs(near_0 - close).max() <= bound
+
+
+def slot_arrays(opt: Optimizer) -> list[np.ndarray]:
+    return [value for value in opt.state[0].values() if isinstance(value, np.ndarray)]
 
 
 # --- nonfinite
@@ -862,6 +968,19 @@ def test_copies_continue_the_same_path(cls, convention, duplicate):
         assert same_bits(other.params, opt.params) and frozen(other.state) == frozen(opt.state)
         assert other.steps == opt.steps == 6 and repr(other) == repr(opt)
         assert [p.flags.f_contiguous for p in other.params] == [p.flags.f_contiguous for p in opt.params]
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))])
+def test_copies_flush_as_the_original_and_at_the_same_step(duplicate):
+    groups = [{"params": values()}, {"params": values(seed=1), "flush_subnormal": True}]
+    opt = duplicate(after(40, Adam(groups, flush_subnormal=False)))
+    assert [group["flush_subnormal"] for group in opt.param_groups] == [False, True]
+    after(63, with_faded_moments(opt))
+    assert flushed(opt) == [False, False]
+    after(64, with_faded_moments(opt))
+    assert flushed(opt) == [False, True]
+    opt.add_param_group({"params": values(seed=2)})
+    assert opt.param_groups[2]["flush_subnormal"] is False
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))

@@ -289,6 +289,7 @@ def test_missing_flags_and_none_keep_what_the_optimizer_has():
         "amsgrad",
         "maximize",
         "decoupled_weight_decay",
+        "flush_subnormal",
         "eps_placement",
         "bias_correction",
         "eps_root",
@@ -300,6 +301,27 @@ def test_missing_flags_and_none_keep_what_the_optimizer_has():
     group = opt.param_groups[0]
     assert (group["lr"], group["weight_decay"], group["eps"], group["maximize"]) == (0.5, 0.25, 1e-8, False)
     opt.step(three())
+
+
+@pytest.mark.parametrize("mine", [False, True])
+@pytest.mark.parametrize("saved", [False, True, None, "missing"])
+def test_flushing_is_as_saved_or_else_as_before(mine, saved):
+    """At the 64th step of the loaded count; a dict without the key is PyTorch's, or one from before there was it."""
+    state = stepped(steps=62).state_dict()
+    if saved == "missing":
+        del state["param_groups"][0]["flush_subnormal"]
+    else:
+        state["param_groups"][0]["flush_subnormal"] = saved
+    opt = Adam(three(), flush_subnormal=mine)
+    opt.load_state_dict(state)
+    want = saved if isinstance(saved, bool) else mine
+    assert opt.param_groups[0]["flush_subnormal"] is want
+    assert opt.state_dict()["param_groups"][0]["flush_subnormal"] is want
+    for flushes in (False, want, False):
+        for entry in opt.state:
+            entry["exp_avg"][...] = 2.0**-1000 if entry["exp_avg"].dtype == np.float64 else 2.0**-100
+        opt.step([np.zeros_like(p) for p in opt.params])
+        assert [not entry["exp_avg"].any() for entry in opt.state] == [flushes] * 3
 
 
 def test_hyperparameters_are_replaced_by_the_saved_ones():
@@ -483,6 +505,7 @@ REFUSED: list[tuple[str, Any, type[Exception], str]] = [
     ("param_groups/0/amsgrad", "yes", HyperparameterError, "amsgrad"),
     ("param_groups/0/amsgrad", True, StateDictError, "lacks 'max_exp_avg_sq'"),
     ("param_groups/0/eps_placement", "under", HyperparameterError, "eps_placement"),
+    ("param_groups/0/flush_subnormal", "yes", HyperparameterError, "flush_subnormal='yes' must be True or False"),
     ("param_groups/0/eps_root", 0.5, ConventionError, "eps_root"),
     ("fastopt", 3, StateDictError, "fastopt"),
     ("fastopt/version", 2, StateDictError, "version"),

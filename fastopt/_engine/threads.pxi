@@ -8,6 +8,7 @@ cdef Py_ssize_t gil_blocks = 8192
 cdef int quota_cpus = -1
 # After so many late teams in a row, steps on one thread: at first, and at most.
 cdef enum:
+    LATE = 19
     LATE_TEAMS = 8
     LONG_BLOCKS = 1_000_000   # a step that reads and writes more takes a millisecond
     FEWEST_ALONE = 128
