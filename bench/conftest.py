@@ -42,8 +42,8 @@ def threads(request):
 def interleaved(steppers, seconds=1.0, rounds=15):
     """Seconds of one call of each step: their turns interleaved, quartiles over the rounds.
 
-    A turn is a batch of calls long enough for the clock, after some that fill the caches and wake the threads; quartiles
-    over rounds forget what else ran. Where one call of each takes long, there are fewer rounds.
+    A turn is a batch of calls long enough for the clock, after some that fill the caches and wake the threads;
+    quartiles over rounds forget what else ran. Where one call of each takes long, there are fewer rounds.
     """
     single = {name: timed(stepper, 3) for name, stepper in steppers.items()}
     rounds = max(5, min(rounds, round(3 * seconds / sum(single.values()))))

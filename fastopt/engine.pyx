@@ -389,7 +389,7 @@ cdef class Plan:
                 run_alone(job)
 
     cdef judge(self, bint late):
-        """Where more than one team in twenty comes too late to be of use, other work has the cores: go on alone for a while.
+        """Where more than one team in twenty comes too late to be of use, other work has the cores: alone for a while.
 
         Not at once: a thread that slept has to be woken, and it may take the system some steps to give it a core.
         """

@@ -792,7 +792,8 @@ def with_eps() -> list[Any]:
     rows = [(cls, name, {}) for cls, name in ALL]
     rows += [(SGD, "torch", {"momentum": 0.9}), (RMSprop, "torch", {"centered": True, "momentum": 0.9}),
              (Adam, "torch", {"amsgrad": True}), (Adam, "torch", {"eps": 0.0}), (Adam, "torch", {"eps": 2.0**-32}),
-             (Adam, "torch", {"eps": 2.0**-31}), (Adam, "optax", {"lr": 1e-3, "eps": 0.0, "eps_root": 1e-8})]  # fmt: skip
+             (Adam, "torch", {"eps": 2.0**-31}),
+             (Adam, "optax", {"lr": 1e-3, "eps": 0.0, "eps_root": 1e-8})]  # fmt: skip
     return [pytest.param(*row, id="-".join([row[0].__name__, row[1], *row[2]])) for row in rows]
 
 
@@ -817,11 +818,14 @@ def test_a_flush_does_not_show_in_the_parameters(cls, convention, options, dtype
         for kept, state in zip(slot_arrays(keeping), slot_arrays(flushing), strict=True):
             n_flushed += int(((kept != 0) & (state == 0)).sum())
     group = keeping.param_groups[0]
-    felt = max(group.get("eps", 1), group.get("eps_root", 0)) < 2.0**-31
+    eps = max(group.get("eps", 1), group.get("eps_root", 0))
+    felt = eps < 2.0**-31
     assert (n_flushed > 1000) == (not felt and bool(keeping.state[0].keys() & cls.fading.keys()))
     assert n_flushed == 0 or not felt
     (near_1, near_0), (same, close) = keeping.params[0], flushing.params[0]
-    assert (near_1 == same).all() and np.abs(near_0 - close).max() <= bound
+    if 0 < eps < 1e-8:  # smaller than any default: the bound grows, and a last place may round otherwise
+        bound = bound * 1e-8 / eps + 2 * np.finfo(dtype).eps * np.abs(near_0)
+    assert (near_1 == same).all() and (np.abs(near_0 - close) <= bound).all()
 
 
 def slot_arrays(opt: Optimizer) -> list[np.ndarray]:

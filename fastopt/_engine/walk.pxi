@@ -280,4 +280,6 @@ cdef bint run_team(Job *job, int n_threads) noexcept nogil:
         shares[k].end = job.blocks * (k + 1) // n_threads
     with parallel(num_threads=n_threads):
         run_member(job, fo_omp_thread_num(), fo_omp_num_threads())
-    return not job.found and (not job.own_blocks or (fo_omp_time() - start) * job.own_blocks > job.own_seconds * job.blocks)
+    if job.own_blocks == 0:           # the others did it all, beside a caller who was kept from going on
+        return not job.found
+    return (fo_omp_time() - start) * job.own_blocks > job.own_seconds * job.blocks
