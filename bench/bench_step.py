@@ -4,10 +4,12 @@
 """
 
 import gc
+import itertools
 import math
 
 import libraries
 import pytest
+from libraries import THREADS
 
 import fastopt
 
@@ -40,28 +42,27 @@ SHAPES = {
     "ResNet-50": resnet50(),
     "GPT-2-small": gpt2_small(),
 }
-# What runs without being asked for: of AdamW all but fresh gradients where no cache holds them; of the others,
-# sizes that tell them apart.
+# What runs without being asked for: of AdamW all but fresh gradients where no cache holds them; of the others, sizes
+# that tell them apart.
 SMALL = ("1×10", "1×1,000", "1×30,000", "1×1,000,000", "1,000×100", "1,000×10,000")
 BETWEEN = ("1×1,000,000", "1,000×10,000")
 
 
-def asked_for(optimizer, shape, dtype, gradients):
+def asked_for(optimizer, dtype, shape, gradients, threads):
     if gradients == "fresh":
         return optimizer == "AdamW" and shape in SMALL
-    return optimizer == "AdamW" or shape in (SMALL if dtype == "float32" else BETWEEN)
+    return optimizer == "AdamW" or shape in (SMALL if (dtype, threads) == ("float32", 1) else BETWEEN)
 
 
-def cases():
-    for optimizer in fastopt.OPTIMIZERS:
-        for dtype in ("float32", "float64"):
-            for shape in SHAPES:
-                for gradients in ("same", "fresh"):
-                    marks = () if asked_for(optimizer, shape, dtype, gradients) else pytest.mark.full
-                    yield pytest.param(optimizer, dtype, shape, gradients, marks=marks)
+def pytest_generate_tests(metafunc):
+    axes = ("optimizer", "dtype", "shape", "gradients")
+    if set(axes) <= set(metafunc.fixturenames):
+        threads = metafunc.config.stash[THREADS]
+        cases = itertools.product(fastopt.OPTIMIZERS, ("float32", "float64"), SHAPES, ("same", "fresh"))
+        metafunc.parametrize(axes, [
+            pytest.param(*case, marks=() if asked_for(*case, threads) else pytest.mark.full) for case in cases])
 
 
-@pytest.mark.parametrize(("optimizer", "dtype", "shape", "gradients"), list(cases()))
 def test_step(race, threads, optimizer, dtype, shape, gradients):
     case = libraries.Case(optimizer, SHAPES[shape], dtype, threads, gradients == "fresh")
     steppers = libraries.steppers(case)

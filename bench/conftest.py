@@ -11,6 +11,7 @@ from statistics import median, quantiles
 
 import libraries
 import pytest
+from libraries import THREADS
 
 import fastopt
 from fastopt import engine
@@ -31,15 +32,12 @@ def pytest_configure(config):
     config.stash[THREADS] = n
 
 
-THREADS = pytest.StashKey[int]()
-
-
 @pytest.fixture
 def threads(request):
     return request.config.stash[THREADS]
 
 
-def interleaved(steppers, seconds=1.0, rounds=15):
+def interleaved(steppers, seconds=0.6, rounds=15):
     """Seconds of one call of each step: their turns interleaved, quartiles over the rounds.
 
     A turn is a batch of calls long enough for the clock, after some that fill the caches and wake the threads;

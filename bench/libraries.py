@@ -12,11 +12,13 @@ import os
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 from peers.oracles import CONSTRUCTORS, constructor, peer
 from peers.oracles import Case as Named
 
 import fastopt
 
+THREADS = pytest.StashKey[int]()             # of pytest's configuration: with how many threads it runs
 OPTIONS = {"AdamW": {"weight_decay": 0.01}}
 LR = 1e-4
 FUSED = ("SGD", "Momentum", "NAG", "Adagrad", "Adam", "AdamW")      # of torch's; the others have foreach=True
