@@ -105,8 +105,8 @@ def torch(case, grads, fused):
         return None
     name, more = TORCH.get(case.optimizer, (case.optimizer, {}))
     params = [torch.from_numpy(p).requires_grad_() for p in case.arrays(0)]
-    optimizer = getattr(torch.optim, name)(params, fused=fused or None, foreach=not fused or None,
-                                           **{**case.options, **more})
+    way = {"fused" if fused else "foreach": True}
+    optimizer = getattr(torch.optim, name)(params, **way, **case.options, **more)
     return handing_over(case, grads, params, optimizer.step)
 
 
