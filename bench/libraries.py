@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import math
 import os
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -160,47 +161,21 @@ def optax(case, grads):
     return (prepare, step) if case.fresh else (None, functools.partial(step, prepare()))
 
 
-@functools.cache
-def compiled_adamw(parallel, tuned):
-    """AdamW as a jitted loop: the formula as one writes it, or all that makes it faster and keeps IEEE arithmetic."""
-    import numba
-
-    def plain(p, g, m, v, t, lr, b1, b2, eps, wd):
-        c1, c2 = 1 - b1**t, 1 - b2**t
-        for i in numba.prange(p.size):
-            m[i] = b1 * m[i] + (1 - b1) * g[i]
-            v[i] = b2 * v[i] + (1 - b2) * g[i] * g[i]
-            p[i] = p[i] * (1 - lr * wd) - lr * (m[i] / c1) / (math.sqrt(v[i] / c2) + eps)
-
-    def hoisted(p, g, m, v, t, lr, b1, b2, eps, wd):
-        real = p.dtype.type          # else float32 is computed in float64
-        decay, c1, c2 = real(1 - lr * wd), real(1 - b1), real(1 - b2)
-        size, root, eps = real(lr / (1 - b1**t)), real(1 / math.sqrt(1 - b2**t)), real(eps)
-        b1, b2 = real(b1), real(b2)
-        for i in numba.prange(p.size):
-            m[i] = b1 * m[i] + c1 * g[i]
-            v[i] = b2 * v[i] + c2 * g[i] * g[i]
-            p[i] = p[i] * decay - size * m[i] / (math.sqrt(v[i]) * root + eps)
-
-    # Its default is to raise ZeroDivisionError, which keeps the loop scalar.
-    return numba.njit(parallel=parallel, error_model="numpy" if tuned else "python")(hoisted if tuned else plain)
-
-
 def numba(case, grads, tuned):
     """A jitted loop, called for one array after the other."""
     if case.optimizer != "AdamW":
         return None
-    import numba
+    import jitted
 
-    numba.set_num_threads(case.threads)
-    adamw, wd, count = compiled_adamw(case.threads > 1, tuned), case.options["weight_decay"], 0
+    loop = jitted.compiled(jitted.tuned if tuned else jitted.plain, case.threads > 1)
+    count, wd = 0.0, case.options["weight_decay"]
     arrays = [(p.ravel(), np.zeros(p.size, p.dtype), np.zeros(p.size, p.dtype)) for p in case.arrays(0)]
 
     def step(grads):
         nonlocal count
         count += 1
         for (p, m, v), g in zip(arrays, grads, strict=True):
-            adamw(p, g, m, v, count, LR, 0.9, 0.999, 1e-8, wd)
+            loop(p, g, m, v, count, LR, 0.9, 0.999, 1e-8, wd)
 
     if case.fresh:
         return (lambda: [g.ravel() for g in copies(grads)]), step
@@ -267,6 +242,8 @@ def steppers(case, names=tuple(LIBRARIES)):
         made = make(case, grads)
         if made is not None:
             found[name] = made
+    if "torch" in sys.modules and (n := sys.modules["torch"].get_num_threads()) != case.threads:
+        raise RuntimeError(f"torch would run on {n} threads, not {case.threads}: some other library has set that")
     return found
 
 
@@ -274,7 +251,8 @@ def use_threads(n):
     """Give every library so many threads; before any of them is imported."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("KERAS_BACKEND", "jax")
-    os.environ["OMP_NUM_THREADS"] = str(n)             # DeepSpeed and Numba ask nothing else
+    os.environ["OMP_NUM_THREADS"] = str(n)             # DeepSpeed asks nothing else
+    os.environ["NUMBA_NUM_THREADS"] = str(n)           # Numba sets OpenMP's number for all others, too
     if n == 1:
         os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     if importlib.util.find_spec("torch"):

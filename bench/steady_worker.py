@@ -10,7 +10,6 @@ import ctypes
 import importlib.util
 import itertools
 import json
-import math
 import os
 import signal
 import sys
@@ -69,28 +68,16 @@ def load_torch():
 
 
 def load_numba():
-    """The loop of ``libraries.py``, which cannot be imported here since it imports fastopt."""
+    import jitted
     import numba
-
-    def adamw(p, g, m, v, t, lr, b1, b2, eps, wd):
-        real = p.dtype.type
-        decay, c1, c2 = real(1 - lr * wd), real(1 - b1), real(1 - b2)
-        size, root, eps = real(lr / (1 - b1**t)), real(1 / math.sqrt(1 - b2**t)), real(eps)
-        b1, b2 = real(b1), real(b2)
-        for i in numba.prange(p.size):
-            m[i] = b1 * m[i] + c1 * g[i]
-            v[i] = b2 * v[i] + c2 * g[i] * g[i]
-            p[i] = p[i] * decay - size * m[i] / (math.sqrt(v[i]) * root + eps)
-
-    compiled = {parallel: numba.njit(parallel=parallel, error_model="numpy")(adamw) for parallel in (False, True)}
 
     def make(params, grads, threads, lr, betas, weight_decay, eps=1e-8):
         numba.set_num_threads(threads)
-        loop, count = compiled[threads > 1], itertools.count(1)
+        loop, count = jitted.compiled(jitted.tuned, threads > 1), itertools.count(1)
         states = [(np.zeros_like(p), np.zeros_like(p)) for p in params]
 
         def step():
-            t = next(count)
+            t = float(next(count))
             for p, g, (m, v) in zip(params, grads, states, strict=True):
                 loop(p, g, m, v, t, lr, *betas, eps, weight_decay)
 
