@@ -150,10 +150,11 @@ class Aim(NamedTuple):
         return ", ".join(filter(None, parts))
 
     def label(self, case: Case) -> str:
-        """What tells the case apart from the others of the aim."""
+        """What tells the case apart from the others of the aim, and who the best peer is."""
         parts = ("" if len(self.optimizers) == 1 else case.optimizer, case.shape, "" if self.dtype else case.dtype,
                  case.gradients)  # fmt: skip
-        return " ".join(filter(None, parts))
+        peer = f": {best_peer(case)}" if self.measure == "× best peer" else ""
+        return " ".join(filter(None, parts)) + peer
 
     def reached(self, worst: float, found: list[tuple[float, Case]]) -> str:
         if not self.least <= worst <= self.most:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import PurePosixPath
 
 # libgomp spins for milliseconds by default, which starves whoever shares the cores; a passive wait costs 10 to 40 µs a
 # region. A short spin has the speed of the first on a quiet machine and the manners of the second on a busy one.
@@ -60,9 +59,10 @@ def cpu_quota(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> i
     for entry in entries:
         if len(entry) != 3 or not (entry[1] == "" or "cpu" in entry[1].split(",")):
             continue
-        group = PurePosixPath("/", entry[2])
-        for path in (group, *group.parents):
-            base = f"{root}{'' if entry[1] == '' else '/cpu'}{str(path).rstrip('/')}"
+        # Its own folder and all above it; without pathlib, whose import takes longer than all else here.
+        parts = [part for part in entry[2].split("/") if part]
+        for depth in range(len(parts), -1, -1):
+            base = "/".join([f"{root}{'' if entry[1] == '' else '/cpu'}", *parts[:depth]])
             limit = _read_limit(base, unified=entry[1] == "")
             if limit is not None:
                 found.append(limit)

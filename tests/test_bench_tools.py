@@ -115,16 +115,16 @@ def test_a_wide_table_has_ratios_only():
 
 @pytest.mark.parametrize(("aim", "cells"), [
     # the worst counts, of the cases with these facts alone
-    (report.Aim(("a", "b"), "× best peer", least=5), ["≥ 5 × best peer", "4.00 (b same)", "no"]),
-    (report.Aim(("a",), "× best peer", least=5), ["≥ 5 × best peer", "5.00 (a same)", "yes"]),
+    (report.Aim(("a", "b"), "× best peer", least=5), ["≥ 5 × best peer", "4.00 (b same: optax)", "no"]),
+    (report.Aim(("a",), "× best peer", least=5), ["≥ 5 × best peer", "5.00 (a same: optax)", "yes"]),
     (report.Aim(("a", "b"), "µs", most=2), ["≤ 2 µs", "2.00 (a same)", "yes"]),
     (report.Aim(("a", "b"), "µs", most=1), ["≤ 1 µs", "2.00 (a same)", "no"]),
     (report.Aim(("a",), "× torch fused", least=5), ["≥ 5 × torch fused", "6.00 (a same)", "yes"]),
     (report.Aim(("a",), "of the roofline", least=0.9), ["≥ 0.9 of the roofline", "0.950 (a same)", "yes"]),
-    (report.Aim(("a", "c"), "× best peer", least=5), ["≥ 5 × best peer", "5.00 (a same)", "not all measured"]),
+    (report.Aim(("a", "c"), "× best peer", least=5), ["≥ 5 × best peer", "5.00 (a same: optax)", "not all measured"]),
     (report.Aim(("c",), "× best peer", least=5), ["≥ 5 × best peer", "–", "not measured"]),
     (report.Aim(("a",), "× torch foreach", least=4), ["≥ 4 × torch foreach", "–", "not measured"]),
-    (report.Aim((), "× best peer", least=1, dtype="float64"), ["≥ 1 × best peer", "3.00 (d same)", "yes"]),
+    (report.Aim((), "× best peer", least=1, dtype="float64"), ["≥ 1 × best peer", "3.00 (d same: optax)", "yes"]),
     (report.Aim((), "× one thread", least=1.7, threads="all"), ["≥ 1.7 × one thread", "1.60 (a same)", "no"]),
     (report.Aim((), "of the roofline's speed-up", least=0.95, threads="all"),
      ["≥ 0.95 of the roofline's speed-up", "0.800 (a same)", "no"]),
