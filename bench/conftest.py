@@ -27,7 +27,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     n = config.getoption("--threads")
-    n = (os.cpu_count() or 1) if n == "all" else int(n)
+    n = engine.info()["threads"] if n == "all" else int(n)
     libraries.use_threads(n)
     config.stash[THREADS] = n
 
@@ -37,19 +37,21 @@ def threads(request):
     return request.config.stash[THREADS]
 
 
-def interleaved(steppers, seconds=0.6, rounds=15):
+def interleaved(steppers, seconds=0.4, rounds=15):
     """Seconds of one call of each step: their turns interleaved, quartiles over the rounds.
 
     A turn is a batch of calls long enough for the clock, after some that fill the caches and wake the threads;
     quartiles over rounds forget what else ran. Where one call of each takes long, there are fewer rounds.
     """
+    for stepper in steppers.values():
+        timed(stepper, 3)            # some compile at the first call, others at the second
     single = {name: timed(stepper, 3) for name, stepper in steppers.items()}
     rounds = max(5, min(rounds, round(3 * seconds / sum(single.values()))))
     batch = {name: max(1, round(seconds / rounds / len(steppers) / max(t, 1e-7))) for name, t in single.items()}
     taken = {name: [] for name in steppers}
     for _ in range(rounds):
         for name, stepper in steppers.items():
-            timed(stepper, batch[name] // 3)
+            timed(stepper, -(-batch[name] // 3) if single[name] < 0.01 else 0)
             taken[name].append(timed(stepper, batch[name]))
     return {name: spread(times) for name, times in taken.items()}
 

@@ -5,6 +5,7 @@ tests/peers translates. A stepper is a pair (prepare, step): what `prepare` retu
 what `step` is given; a prepare of None means that the step takes nothing.
 """
 
+import contextlib
 import functools
 import importlib.util
 import math
@@ -14,6 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+
+with contextlib.suppress(ImportError):
+    import torch as _torch  # noqa: F401  (before fastopt: whoever loads libgomp first decides how all its threads wait)
+
 from peers.oracles import CONSTRUCTORS, constructor, peer
 from peers.oracles import Case as Named
 
@@ -44,7 +49,7 @@ class Case(NamedTuple):
     @property
     def n_states(self):
         cls = fastopt.OPTIMIZERS[self.optimizer]
-        return len(cls(np.zeros(1, np.float32), **self.options).state[0]) - 1      # without "step"
+        return sum(np.ndim(array) > 0 for array in cls(np.zeros(1, np.float32), **self.options).state[0].values())
 
     @property
     def options(self):
@@ -252,9 +257,10 @@ def use_threads(n):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("KERAS_BACKEND", "jax")
     os.environ["OMP_NUM_THREADS"] = str(n)             # DeepSpeed asks nothing else
+    os.environ["NPROC"] = str(n)                       # XLA's pool
     os.environ["NUMBA_NUM_THREADS"] = str(n)           # Numba sets OpenMP's number for all others, too
     if n == 1:
-        os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+        os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
     if importlib.util.find_spec("torch"):
         import torch
 

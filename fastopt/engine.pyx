@@ -5,8 +5,9 @@
 region. The update rules come from the kernel module of one instruction-set level, chosen at import.
 
 Design:
-- All arrays form one virtual range of 64-byte blocks. Thread k of n walks the k-th n-th of it, whatever arrays that
-  cuts through. State memory is first touched in the same partition, that of all groups the optimizer is made with.
+- All arrays form one virtual range of 64-byte blocks, whatever arrays that cuts through. The k-th n-th of it is thread
+  k's share, taken in chunks; who has done its own takes what is left of the others'. State memory is first touched so,
+  too, in the shares of all groups that the optimizer is made with.
 - Everything that can go wrong is found before the first write: reading hyperparameters, checking arrays and computing
   scalars happen with the GIL and may raise; after that only `walk` runs, which cannot.
 - A gradient may not overlap any parameter or state. Their intervals are sorted once (memory.pxi); each parameter
@@ -381,12 +382,13 @@ cdef class Plan:
             job.cpu = fo_cpu() if job.moved > LONG_BLOCKS or self.lateness >= 2 * LATE else -1
             with nogil:
                 late = run_team(job, n_threads)
-            self.judge(late)
-        elif job.blocks < gil_blocks:
-            run_alone(job)
-        else:
+            if not job.found:
+                self.judge(late)
+        elif is_large(job):
             with nogil:
                 run_alone(job)
+        else:
+            run_alone(job)
 
     cdef judge(self, bint late):
         """Where more than one team in twenty comes too late to be of use, other work has the cores: alone for a while.
@@ -426,17 +428,19 @@ cdef class Plan:
             self.check_states()
         job.look, job.found = self.nonfinite != "propagate", 0
         # Without the GIL, another thread may drop what the caller's list holds.
-        hold = job.blocks >= gil_blocks and self.held is None
+        hold = is_large(&job) and self.held is None
         if hold:
             for i in range(job.n_work):
                 Py_XINCREF(job.work[i].grad)
-        self.launch(&job)
-        if hold:
-            for i in range(job.n_work):
-                Py_XDECREF(job.work[i].grad)
-        if job.found:
-            if self.nonfinite == "raise":
+        try:
+            self.launch(&job)
+            if job.found and self.nonfinite == "raise":
                 self.complain_nonfinite(job.n_work)
+        finally:
+            if hold:
+                for i in range(job.n_work):
+                    Py_XDECREF(job.work[i].grad)
+        if job.found:
             self.skipped += 1
             return
         for i in range(job.n_work):

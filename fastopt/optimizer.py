@@ -44,10 +44,9 @@ NEUTRAL: dict[str, Any] = {
 }  # fmt: skip
 # State below this (in float32, in float64) has faded: it is flushed to 0. A moment at 2**-96 still has room for 64 more
 # steps at beta = 0.9, and for a learning rate, before any product is subnormal. The root of a square at 2**-116, and a
-# mean, are at 2**-58, 4 times that with the bias correction of step 64: an eps of 2**-31 and more does not feel them.
+# mean, are at 2**-58, 4 times that with the bias correction of step 64 (beta2 = 0.999): an eps of 2**-31 feels neither.
 # With a smaller eps nothing is flushed.
 MOMENT, SQUARE, MEAN = (2.0**-96, 2.0**-992), (2.0**-116, 2.0**-1012), (2.0**-58, 2.0**-506)
-LEAST_EPS = 2.0**-31
 SCHEDULABLE = ("lr", "betas", "momentum", "weight_decay")
 FLAGS = ("maximize", "decoupled_weight_decay", "flush_subnormal", "nesterov", "centered", "amsgrad", "bias_correction")
 
@@ -84,7 +83,7 @@ class Spec(NamedTuple):
     initial: Mapping[str, float]
     """First values of state slots that do not start at 0."""
     low: Mapping[str, tuple[float, float]]
-    """State slots that are flushed -> below what, in float32 and float64."""
+    """State slots that are flushed, unless eps is too small -> below what, in float32 and float64."""
     owner: str
     """How messages call the optimizer."""
 
@@ -109,11 +108,6 @@ def check_kind(cls: type[Optimizer], key: str, value: Any, owner: str) -> None:
 def is_zero(value: Any) -> bool:
     """Whether a hyperparameter is switched off for good: a schedule never is."""
     return not callable(value) and value == 0
-
-
-def flushes(group: Mapping[str, Any]) -> bool:
-    """Whether faded state is flushed: asked for, and no eps is so small that the step would feel it."""
-    return group["flush_subnormal"] and max(group.get("eps", 1), group.get("eps_root", 0)) >= LEAST_EPS
 
 
 def derive(cls: type[Optimizer], convention: str, group: Mapping[str, Any]) -> Spec:
@@ -157,14 +151,14 @@ def derive(cls: type[Optimizer], convention: str, group: Mapping[str, Any]) -> S
         limits={key: LIMITS[key] for key in numbers},
         watched=(
             "maximize", "decoupled_weight_decay", "flush_subnormal",
-            *(key for key in cls.hyperparameters if key not in numbers or key in ("momentum", "eps", "eps_root")),
+            *(key for key in cls.hyperparameters if key not in numbers or key in ("momentum", "eps_root")),
         ),
         forms={key: float(value) for key, value in forms.items()},
         decay=offered.decay.get(decoupled, L2),
         maximize=bool(group["maximize"]),
         carry=cls.carry,
         initial={cls.accumulator: float(group["initial_accumulator_value"])} if cls.accumulator else {},
-        low={name: cls.fading[name] for name in slots if name in cls.fading} if flushes(group) else {},
+        low={name: cls.fading[name] for name in slots if name in cls.fading} if group["flush_subnormal"] else {},
         owner=owner,
     )  # fmt: skip
 
@@ -226,13 +220,13 @@ class Optimizer:
     flush_subnormal : bool, default True
         At every 64th step of a parameter, state that has faded becomes 0: moments below 2**-96 (float64: 2**-992),
         averages of squares below 2**-116 (2**-1012), RMSprop's mean below 2**-58 (2**-506). Where gradients stay zero,
-        steps would otherwise get 1.5 to 3 times as slow, and stay so, since a subnormal moment never decays to 0. No
-        effect where eps (and eps_root) is below 2**-31, since the step would feel it, nor on Adagrad's sum, AMSGrad's
-        maximum and Lion, where a sign, however faint, moves the parameter.
+        steps would otherwise get 1.5 to 3 times as slow, and stay so, since at 0.9 a subnormal moment never becomes 0.
+        No effect where eps (and eps_root) is below 2**-31, since the step would feel it, nor on Adagrad's sum and
+        AMSGrad's maximum, nor on Lion, where a sign, however faint, moves the parameter.
     n_threads : int >= 1, optional
-        Threads for large steps; may be more than there are CPUs, but never more than 256 where there are fewer. None
-        decides at every step, from the CPUs that the process may use, the quota of its control group, and
-        ``OMP_NUM_THREADS`` or threadpoolctl.
+        The most threads for a step, up to 256; may be more than there are CPUs. Small steps take one, and so do, for up
+        to 1,024 steps at a time, those whose threads keep coming late (docs/threads.md). None decides at every step,
+        from the CPUs that the process may use, its control group's quota, and ``OMP_NUM_THREADS`` or threadpoolctl.
     nonfinite : {"propagate", "raise", "skip"}, default "propagate"
         When any gradient holds a NaN or an infinity: let it through; raise `NonFiniteError`; or skip the whole step,
         count none, and increment ``skipped_steps``. The last two look before the first write.

@@ -398,6 +398,7 @@ class Twin:
 
     def step(self, grads: Sequence[Any]) -> None:
         """One step, as `Optimizer.step`, for a list of gradients (None skips one)."""
+        from fastopt.engine import LEAST_EPS
         from fastopt.optimizer import DECOUPLED, DECOUPLED_LAST, DECOUPLED_WITHOUT_LR, L2, derive
 
         optimizer = self._optimizer
@@ -409,6 +410,7 @@ class Twin:
                 wd, lr = x["weight_decay"] if "weight_decay" in x else 0.0, x["lr"]
                 decay = {DECOUPLED: 1.0 - lr * wd, DECOUPLED_WITHOUT_LR: 1.0 - wd}.get(spec.decay, 1.0)
                 rule: Callable[..., Any] = RULES[spec.rule]
+                fades = max(x.get("eps", 1.0), x.get("eps_root", 0.0)) >= LEAST_EPS
                 for i in range(i, i + len(group["params"])):  # noqa: B020
                     g = grads[i]
                     if g is None:
@@ -423,7 +425,7 @@ class Twin:
                     p[...] = new
                     self.counts[i] += 1
                     for name, array in zip(spec.slots, slots, strict=True):
-                        if self.counts[i] % 64 == 0 and name in spec.low:
+                        if self.counts[i] % 64 == 0 and fades and name in spec.low:
                             array = flushed(array, dtype.type(spec.low[name][dtype == np.float64]))
                         state[name][...] = array
                 i += bool(group["params"])

@@ -4,6 +4,10 @@ Schedules, state factories and gradients of foreign types run Python code while 
 the step is whole or it did not happen. (A failure here may be a crash of the test run.)
 """
 
+import sys
+import threading
+import time
+
 import numpy as np
 import pytest
 
@@ -165,3 +169,46 @@ def test_loading_under_errors_as_exceptions_is_whole():
     with np.errstate(all="raise"):
         opt.load_state_dict(saved.state_dict())
     assert np.isinf(opt.state[0]["exp_avg_sq"]).all() and opt.state[0]["step"] == 1
+
+
+# --- Another thread drops the gradients while the step runs without the GIL
+
+
+@pytest.mark.parametrize("blocks", [7_990, 8_100, 8_191, 8_250])
+def test_gradients_that_another_thread_drops_during_a_step(blocks):
+    """At sizes around those from which a step goes to a team, and gives up the GIL."""
+    n, grads, stop = blocks * 16, [], threading.Event()
+    opt = fastopt.Adam([np.ones(n, np.float32)], amsgrad=True, n_threads=2)
+
+    def drop():
+        while not stop.is_set():
+            grads.clear()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=drop)
+    thread.start()
+    try:
+        for _ in range(1500):
+            grads[:] = [np.full(n, 1.0, np.float32)]
+            try:
+                opt.step(grads)
+            except errors.GradientError:
+                continue
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+
+
+def test_gradients_that_another_thread_drops_before_the_one_that_is_not_finite_is_named():
+    opt = fastopt.SGD([np.zeros(5_000_000, np.float32)], lr=0.1, nonfinite="raise", n_threads=1)
+    for _ in range(10):
+        grads = [np.zeros(5_000_000, np.float32)]
+        grads[0][-1] = np.nan
+        thread = threading.Thread(target=lambda own=grads: (time.sleep(0.0005), own.clear()))
+        thread.start()
+        with pytest.raises((errors.NonFiniteError, errors.GradientError)):
+            opt.step(grads)
+        thread.join()
+    assert opt.steps == 0

@@ -7,6 +7,10 @@ def is_number(value):
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
+LEAST_EPS = 2.0**-31                  # one that no faded average of squares reaches up to: see MOMENT in optimizer.py
+cdef double least_eps = LEAST_EPS
+
+
 cdef class Group:
     """The hyperparameters of one parameter group: read from its dict, checked, and given to the rule in its order.
 
@@ -20,6 +24,8 @@ cdef class Group:
     cdef Around around
     cdef double x[MAX_HYPER]
     cdef double weight_decay
+    cdef int eps, eps_root            # their places in x; -1 where the rule has none
+    cdef bint flushes                 # whether faded state is flushed, unless eps is too small
     cdef int decay
     cdef bint maximize
     cdef bint has_float
@@ -49,6 +55,7 @@ cdef class Group:
         cdef const Rule *rule = find_rule(spec.rule)
         cdef list watch = []
         places = {name: i for i, name in enumerate((<bytes>rule.hyper).decode().split())}
+        eps, eps_root = places.get("eps", -1), places.get("eps_root", -1)
         for key, limits in spec.limits.items():
             if key == "weight_decay":
                 watch.append((key, NUMBER, -1, limits))
@@ -57,6 +64,7 @@ cdef class Group:
                 places.pop("beta2")
             else:
                 watch.append((key, NUMBER, places.pop(key, -2), limits))
+        self.eps, self.eps_root = eps, eps_root
         for name in list(places):
             self.x[places.pop(name)] = spec.forms[name]
         for key in spec.watched:
@@ -66,10 +74,9 @@ cdef class Group:
         self.around.rule = rule
         self.around.short_rule = &SHORT_TABLE.rules[rule - TABLE.rules]
         self.decay, self.maximize, self.carry = spec.decay, spec.maximize, spec.carry
-        self.around.fades = False
+        self.flushes = bool(spec.low)
         for i, name in enumerate(spec.slots):
             self.around.low.f[i], self.around.low.d[i] = spec.low.get(name, (0.0, 0.0))
-            self.around.fades = self.around.fades or self.around.low.d[i] > 0
         self.slots, self.initial, self.owner = list(spec.slots), spec.initial, spec.owner
         self.keys = tuple(key for key, _, _, _ in watch)
         self.seen = [self.options[key] for key, _, _, _ in watch]
@@ -182,6 +189,8 @@ cdef class Group:
         """What the group does around the rule at this step."""
         cdef Around *a = &self.around
         cdef double wd = self.weight_decay
+        a.fades = self.flushes and (self.eps < 0 or self.x[self.eps] >= least_eps
+                                    or (self.eps_root >= 0 and self.x[self.eps_root] >= least_eps))
         a.prologue = NEGATED if self.maximize else PLAIN
         if wd != 0 and self.decay == DECAY_L2:
             a.prologue = COUPLED

@@ -211,6 +211,11 @@ cdef struct Job:
     double own_seconds
 
 
+cdef bint is_large(const Job *job) noexcept:
+    """Whether a job gives up the GIL: every one that may go to a team, and every one that takes long."""
+    return job.moved >= serial_blocks or job.blocks >= gil_blocks
+
+
 cdef void walk_all(Job *job) noexcept nogil:
     """Step all arrays, one after the other."""
     cdef Work *ahead
@@ -223,7 +228,7 @@ cdef void walk_all(Job *job) noexcept nogil:
 
 
 cdef Py_ssize_t walk_shares(Job *job, int k) noexcept nogil:
-    """Thread k steps its share, then what is left of the others': nobody waits for one that comes late."""
+    """Thread k steps its share, then what is left of the others': nobody waits for the work of one that comes late."""
     cdef Py_ssize_t begin, end, done = 0
     cdef Share *share
     cdef int i
@@ -274,6 +279,7 @@ cdef bint run_team(Job *job, int n_threads) noexcept nogil:
     cdef double start = fo_omp_time()
     cdef int k
     job.shares, job.n_shares = shares, n_threads
+    job.own_blocks, job.own_seconds = 0, 0.0
     job.chunk = max(FEWEST_BLOCKS, min(MOST_BLOCKS, job.blocks // (16 * n_threads)))
     for k in range(n_threads):
         shares[k].next = job.blocks * k // n_threads
@@ -281,5 +287,5 @@ cdef bint run_team(Job *job, int n_threads) noexcept nogil:
     with parallel(num_threads=n_threads):
         run_member(job, fo_omp_thread_num(), fo_omp_num_threads())
     if job.own_blocks == 0:           # the others did it all, beside a caller who was kept from going on
-        return not job.found
+        return True
     return (fo_omp_time() - start) * job.own_blocks > job.own_seconds * job.blocks

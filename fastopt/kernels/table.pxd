@@ -12,7 +12,7 @@ cdef enum:
     MAX_SCALARS = 12      # h[0] and at most eleven more
     MAX_HYPER = 10
     MAX_RULES = 40
-    TABLE_VERSION = 1
+    TABLE_VERSION = 2
 
 cdef struct Rule:
     const char *name
