@@ -159,6 +159,15 @@ def disagreement(ratios: list[float]) -> float:
     return notch(middle, middle - off, middle + off, len(ratios))
 
 
+def differences(old: list[dict], new: list[dict]) -> list[str]:
+    """What else changed between the runs than fastopt: then a drift is not the machine's alone."""
+    before, after = (runs[0].get("machine_info", {}).get("fastopt", {}) for runs in (old, new))
+    pairs = {key: (before.get(key), after.get(key)) for key in before.keys() | after.keys() if key != "versions"}
+    versions = [machine.get("versions", {}) for machine in (before, after)]
+    pairs |= {key: tuple(found.get(key) for found in versions) for key in versions[0] if key != "fastopt"}
+    return [f"{key}: {a} -> {b}" for key, (a, b) in sorted(pairs.items()) if a != b]
+
+
 def table(changes: list[Change]) -> str:
     rows = [("", "old µs", "new µs", "drift", "change", "noise", "case")]
     for c in changes:
@@ -183,7 +192,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     try:
-        (old, _), (new, _) = load(arguments.old), load(arguments.new)
+        (old, old_runs), (new, new_runs) = load(arguments.old), load(arguments.new)
         both = [key for key in old if key in new]
         changes = [found for key in both if (found := change(old[key], new[key]))]
         if not changes:
@@ -191,6 +200,8 @@ def main(argv: list[str] | None = None) -> int:
     except UnusableError as error:
         print(error, file=sys.stderr)
         return 2
+    for line in differences(old_runs, new_runs):
+        print(f"not the same in both runs, {line}", file=sys.stderr)
     verdicts = Counter(c.verdict for c in changes)
     changed = sorted((c for c in changes if c.verdict != "same"), key=lambda c: -c.factor)
     if changed:

@@ -285,3 +285,11 @@ def test_unusable_input_ends_in_2(write, capsys):
     for new in (other, write("c.json", "no json"), good.with_name("not there")):
         assert compare.main([str(good), "--new", str(new)]) == 2
     assert "c.json: JSONDecodeError" in capsys.readouterr().err
+
+
+def test_what_else_changed_between_the_runs_is_said():
+    old, new = ({"machine_info": {"fastopt": {"cores": n, "versions": {"fastopt": n, "torch": "2"}}}} for n in (1, 2))
+    assert compare.differences([old], [new]) == ["cores: 1 -> 2"]
+    new["machine_info"]["fastopt"]["versions"]["torch"] = "3"
+    assert compare.differences([old], [new]) == ["cores: 1 -> 2", "torch: 2 -> 3"]
+    assert compare.differences([old], [old]) == []
