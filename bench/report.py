@@ -345,7 +345,7 @@ LOOKS = {
 STYLE = {
     "svg.hashsalt": "fastopt", "font.size": 9, "lines.linewidth": 1.2, "lines.markersize": 4, "legend.frameon": False,
     "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.titlelocation": "left",
-    "axes.titlesize": 10, "axes.titlepad": 18, "grid.color": "0.9",
+    "axes.titlesize": 9, "axes.titlepad": 18, "grid.color": "0.9",
 }  # fmt: skip
 
 
