@@ -5,19 +5,19 @@ tests/peers translates. A stepper is a pair (prepare, step): what `prepare` retu
 what `step` is given; a prepare of None means that the step takes nothing.
 """
 
-import contextlib
 import functools
 import importlib.util
 import math
 import os
-import sys
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-with contextlib.suppress(ImportError):
-    import torch as _torch  # noqa: F401  (before fastopt: whoever loads libgomp first decides how all its threads wait)
+try:
+    import torch as pytorch  # before fastopt: whoever loads libgomp first decides how all its threads wait
+except ImportError:
+    pytorch = None
 
 from peers.oracles import CONSTRUCTORS, constructor, peer
 from peers.oracles import Case as Named
@@ -105,24 +105,21 @@ def roofline(case, grads, threads=None):
 
 
 def torch(case, grads, fused):
-    import torch
-
     if fused != (case.optimizer in FUSED) or case.optimizer == "Lion":
         return None
     name, more = TORCH.get(case.optimizer, (case.optimizer, {}))
-    params = [torch.from_numpy(p).requires_grad_() for p in case.arrays(0)]
+    params = [pytorch.from_numpy(p).requires_grad_() for p in case.arrays(0)]
     way = {"fused" if fused else "foreach": True}
-    optimizer = getattr(torch.optim, name)(params, **way, **case.options, **more)
+    optimizer = getattr(pytorch.optim, name)(params, **way, **case.options, **more)
     return handing_over(case, grads, params, optimizer.step)
 
 
 def handing_over(case, grads, params, step):
     """torch's way: gradients are handed over by setting .grad, outside the clock."""
-    import torch
 
     def hand_over():
         for p, g in zip(params, grads, strict=True):
-            p.grad = torch.from_numpy(g.copy() if case.fresh else g)
+            p.grad = pytorch.from_numpy(g.copy() if case.fresh else g)
 
     hand_over()
     return (hand_over, lambda _: step()) if case.fresh else (None, step)
@@ -131,11 +128,9 @@ def handing_over(case, grads, params, step):
 def deepspeed(case, grads):
     if case.optimizer not in DEEPSPEED or case.dtype != "float32":
         return None
-    import torch
-
     module, name, more = DEEPSPEED[case.optimizer]
     cls = getattr(importlib.import_module(f"deepspeed.ops.{module}"), name)
-    params = [torch.from_numpy(p).requires_grad_() for p in case.arrays(0)]
+    params = [pytorch.from_numpy(p).requires_grad_() for p in case.arrays(0)]
     return handing_over(case, grads, params, cls(params, **case.options, **more).step)
 
 
@@ -247,13 +242,13 @@ def steppers(case, names=tuple(LIBRARIES)):
         made = make(case, grads)
         if made is not None:
             found[name] = made
-    if "torch" in sys.modules and (n := sys.modules["torch"].get_num_threads()) != case.threads:
+    if pytorch and (n := pytorch.get_num_threads()) != case.threads:
         raise RuntimeError(f"torch would run on {n} threads, not {case.threads}: some other library has set that")
     return found
 
 
 def use_threads(n):
-    """Give every library so many threads; before any of them is imported."""
+    """Give every library so many threads; before those that read it at import are imported."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("KERAS_BACKEND", "jax")
     os.environ["OMP_NUM_THREADS"] = str(n)             # DeepSpeed asks nothing else
@@ -261,7 +256,5 @@ def use_threads(n):
     os.environ["NUMBA_NUM_THREADS"] = str(n)           # Numba sets OpenMP's number for all others, too
     if n == 1:
         os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
-    if importlib.util.find_spec("torch"):
-        import torch
-
-        torch.set_num_threads(n)
+    if pytorch:
+        pytorch.set_num_threads(n)

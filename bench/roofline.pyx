@@ -86,7 +86,6 @@ cdef class Roofline:
             block = np.zeros(PAGE + sum([p.nbytes + PAGE for p in params]), np.uint8)
             place = block.ctypes.data
             for i, p in enumerate(params):
-                self.size[i] = p.size
                 lead = p.ctypes.data + (k + 1) * (PAGE // 4)
                 place += (lead - lead % 64 - place) & (PAGE - 1) if p.nbytes >= PAGE else -place & 63
                 self.x[MOST * i + 2 + k] = <char *><Py_ssize_t>place

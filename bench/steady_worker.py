@@ -26,12 +26,16 @@ WARM_UP = 3          # steps of each turn that do not count
 FEWEST = 5           # steps that count, also where time is up
 
 
+def nothing():
+    """Do nothing: what comes between the steps where no loop does, and before those that need no preparing."""
+
+
 class Stepper(NamedTuple):
     """One optimizer with its parameters and gradients bound."""
 
     step: Callable[[], object]
     states: Callable[[], list[np.ndarray]]
-    prepare: Callable[[], object] = bool
+    prepare: Callable[[], object] = nothing
     """What has to come before a step, outside the clock."""
 
 
@@ -124,12 +128,12 @@ def load_torch_loop():
     return iteration
 
 
-def nothing():
-    return bool
+def load_no_loop():
+    return nothing
 
 
 LOOPS = {
-    "quiet": nothing, "busy": nothing, "numpy loop": load_numpy_loop,
+    "quiet": load_no_loop, "busy": load_no_loop, "numpy loop": load_numpy_loop,
     "torch loop": load_torch_loop, "torch loop, torch first": load_torch_loop,
 }  # fmt: skip
 CONDITIONS = tuple(LOOPS)

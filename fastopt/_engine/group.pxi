@@ -55,7 +55,7 @@ cdef class Group:
         cdef const Rule *rule = find_rule(spec.rule)
         cdef list watch = []
         places = {name: i for i, name in enumerate((<bytes>rule.hyper).decode().split())}
-        eps, eps_root = places.get("eps", -1), places.get("eps_root", -1)
+        self.eps, self.eps_root = places.get("eps", -1), places.get("eps_root", -1)
         for key, limits in spec.limits.items():
             if key == "weight_decay":
                 watch.append((key, NUMBER, -1, limits))
@@ -64,7 +64,6 @@ cdef class Group:
                 places.pop("beta2")
             else:
                 watch.append((key, NUMBER, places.pop(key, -2), limits))
-        self.eps, self.eps_root = eps, eps_root
         for name in list(places):
             self.x[places.pop(name)] = spec.forms[name]
         for key in spec.watched:

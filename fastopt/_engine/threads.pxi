@@ -6,13 +6,13 @@ cdef Py_ssize_t serial_blocks = 72_000
 # costs a reference to every gradient beside, or another thread could drop what the caller's list holds.
 cdef Py_ssize_t gil_blocks = 8192
 cdef int quota_cpus = -1
-# After so many late teams in a row, steps on one thread: at first, and at most.
+
 cdef enum:
-    LATE = 19
-    LATE_TEAMS = 8
     LONG_BLOCKS = 1_000_000   # a step that reads and writes more takes a millisecond
-    FEWEST_ALONE = 128
-cdef int most_alone = 1024
+    LATE = 19                 # what a late team counts, where one on time takes off 1: more than one in twenty add up
+    LATE_TEAMS = 8            # so many in a row, and steps go on alone
+    FEWEST_ALONE = 128        # for so many steps at first
+cdef int most_alone = 1024    # and for so many at most
 
 
 def set_serial_blocks(Py_ssize_t blocks):

@@ -5,7 +5,7 @@ cdef enum:
     SHORT = 512               # elements up to which an array goes to the narrow kernels
     PAGE = 4096
     BLOCK = 64                # bytes of parameter that are never cut
-    MOST_THREADS = 256        # on machines with fewer CPUs: OpenMP ends the process if it cannot get them
+    MOST_THREADS = 256        # OpenMP ends the process if it cannot get them
     MAX_WATCH = 32
     FEWEST_BLOCKS = 512       # of a chunk that a thread takes at a time
     MOST_BLOCKS = 4096
