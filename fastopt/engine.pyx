@@ -50,6 +50,7 @@ from fastopt.errors import (
     ParameterError,
     ReadOnlyError,
     ShapeError,
+    StateDictError,
 )
 
 cdef extern from "fastopt_arrays.h" nogil:
@@ -129,6 +130,7 @@ cdef class Plan:
     cdef object derive
     cdef list held                    # the gradients of the step at hand, if they had to be converted
     cdef list untouched               # groups whose state has not been written yet
+    cdef double grad_scale            # of the step at hand: gradients are divided by it first
     cdef dict arenas                  # memory of the states, by identity: views could be made to let go of it
     cdef bint busy
     cdef fo_fenv_t caller             # floating-point environment, while busy
@@ -318,6 +320,7 @@ cdef class Plan:
                 raise MemoryError()
             memset(&around, 0, sizeof(Around))
             around.rule = around.short_rule = FILL
+            around.bare = True
             job.work, job.n_work, job.slots, job.look, job.found = work, group.n_params, &value, False, 0
             for name in names:
                 k = group.slots.index(name)
@@ -403,13 +406,22 @@ cdef class Plan:
         elif not late:
             self.patience = max(self.patience - 1, FEWEST_ALONE)
 
-    def step(self, grads):
+    def step(self, grads, grad_scale=None):
         """One step of every parameter that has a gradient. Raises before anything was written, or not at all."""
         self.enter()
         try:
+            self.set_scale(grad_scale)
             self.take_step(grads)
         finally:
             self.leave()
+
+    cdef set_scale(self, grad_scale):
+        """Note what the gradients of this step are to be divided by."""
+        self.grad_scale = 1
+        if grad_scale is not None:
+            if not is_number(grad_scale) or not (isfinite(<double>float(grad_scale)) and float(grad_scale) > 0):
+                raise HyperparameterError(f"grad_scale={grad_scale!r} must be a finite number above 0")
+            self.grad_scale = float(grad_scale)
 
     cdef take_step(self, grads):
         cdef Job job
@@ -454,23 +466,18 @@ cdef class Plan:
 
         No Python code runs in here but on the way to an error, so that what was checked stays as it was.
         """
-        cdef Py_ssize_t n = len(self.arrays), i, n_work = 0, blocks = 0, moved = 0, slot = -1
-        cdef int64_t t                # of the parameter before, and what it carries: most share their scalars
-        cdef double carry = 0
+        cdef Py_ssize_t n = len(self.arrays), i
         cdef Group group
-        cdef Param *params = self.params
         cdef Param *q
-        cdef Work *work = self.work
-        cdef Work *w
         cdef PyObject *g
         if len(grads) != n:
             raise GradientError(f"{len(grads)} gradients for {n} parameters; give one for each, None to skip one")
-        self.n_slots = 0
+        self.begin_job(job)
         for group in self.groups:
-            group.prepare()
-            t = -1
+            group.prepare(self.grad_scale)
+            job.slot = -1
             for i in range(group.first, group.first + group.n_params):
-                q = &params[i]
+                q = &self.params[i]
                 g = PyList_GET_ITEM(<PyObject *>grads, i)
                 if not (q.p == fo_array_data(q.array) and fits(q.array, q, cnp.NPY_ARRAY_WRITEABLE)):
                     self.complain_parameter(i)
@@ -478,21 +485,28 @@ cdef class Plan:
                     continue
                 if not (cnp.PyArray_CheckExact(<object>g) and fits(g, q, 0)):
                     return False
-                w = &work[n_work]
-                w.g = fo_array_data(g)
-                if not (q.gap_low <= w.g and w.g + q.n_bytes <= q.gap_high) and q.n > 0:
-                    if not self.memory.is_free(w.g, w.g + q.n_bytes):
-                        self.complain_overlap(i, <object>g)
-                    q.gap_low, q.gap_high = self.memory.gap_low, self.memory.gap_high
-                if q.t != t or q.carry != carry:
-                    slot = self.new_slot(group, q)
-                    t, carry = q.t, q.carry
-                w.q, w.around, w.grad, w.slot, w.first_block = q, &group.around, g, slot, blocks
-                blocks += q.blocks
-                moved += q.moved
-                n_work += 1
-        job.work, job.n_work, job.slots, job.blocks, job.moved = work, n_work, self.slots, blocks, moved
+                self.add_work(job, group, q, g, fo_array_data(g))
         return True
+
+    cdef inline void begin_job(self, Job *job) noexcept:
+        job.work, job.n_work, job.blocks, job.moved = self.work, 0, 0, 0
+        self.n_slots = 0
+
+    cdef inline int add_work(self, Job *job, Group group, Param *q, PyObject *g, char *data) except -1:
+        """Note that a parameter is to be stepped by the gradient at `data`; raises if that may not be."""
+        cdef Work *w = &self.work[job.n_work]
+        if not (q.gap_low <= data and data + q.n_bytes <= q.gap_high) and q.n > 0:
+            if not self.memory.is_free(data, data + q.n_bytes):
+                self.complain_overlap(q - self.params, data)
+            q.gap_low, q.gap_high = self.memory.gap_low, self.memory.gap_high
+        if job.slot < 0 or q.t != job.t or q.carry != job.carry:       # most share their scalars with the one before
+            job.slot = self.new_slot(group, q)
+            job.t, job.carry, job.slots = q.t, q.carry, self.slots
+        w.q, w.around, w.g, w.grad, w.slot, w.first_block = q, &group.around, data, g, job.slot, job.blocks
+        job.blocks += q.blocks
+        job.moved += q.moved
+        job.n_work += 1
+        return 0
 
     cdef list convert_all(self, list grads):
         """The gradients as plain arrays, each seen as one or copied if that was asked for, or the error."""
@@ -665,10 +679,13 @@ cdef class Plan:
         raise LayoutError(f"{label} was changed after it was given to the optimizer: it has shape {array.shape}, dtype "
                           f"{array.dtype}, strides {array.strides} (it had shape {shape}), or its memory has moved")
 
-    cdef complain_overlap(self, Py_ssize_t i, g):
-        for k, array in enumerate(self.arrays):
-            if np.may_share_memory(g, array):
-                same = "is" if k == i and g.ctypes.data == array.ctypes.data else "overlaps"
+    cdef complain_overlap(self, Py_ssize_t i, char *data):
+        cdef Param *q
+        cdef Py_ssize_t k
+        for k in range(self.n_params):
+            q = &self.params[k]
+            if data < q.p + q.n_bytes and q.p < data + self.params[i].n_bytes:
+                same = "is" if k == i and data == q.p else "overlaps"
                 raise OverlapError(f"gradient of {self.label(i)} {same} {self.label(k)}; gradients need other memory")
         raise OverlapError(f"gradient of {self.label(i)} overlaps the state of the optimizer; "
                            "gradients need other memory")
@@ -720,6 +737,7 @@ cdef class Plan:
                 raise MemoryError()
             memset(&around, 0, sizeof(Around))
             around.rule = around.short_rule = LOOKAHEAD
+            around.bare = True
             job.blocks = job.moved = 0
             self.refresh_groups()
             self.check_states()
@@ -770,3 +788,6 @@ cdef class Plan:
                 (<Group>group).compute(&slot, self.params[i].t + 1, self.params[i].carry)
                 return [slot.h.d[k] for k in range((<Group>group).around.rule.n_scalars)]
         raise IndexError(i)
+
+
+include "_engine/tensors.pxi"

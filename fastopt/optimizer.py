@@ -363,7 +363,7 @@ class Optimizer:
 
     # --- Stepping
 
-    def step(self, grads: Any) -> None:
+    def step(self, grads: Any, *, grad_scale: float | None = None) -> None:
         """Step every parameter that has a gradient, in place.
 
         Parameters
@@ -372,13 +372,16 @@ class Optimizer:
             In the order of the parameters of all groups; a dict, with the same names, if the parameters were given
             as one; one array for a single parameter. Each has the shape, type and memory order of its parameter;
             None skips that parameter, and its step count stands still.
+        grad_scale : float > 0, optional
+            What the loss was multiplied by: gradients are divided by it as they are read, before anything else, and
+            stay as they are in memory.
 
         Raises
         ------
         FastoptError
             Before anything was written: parameters, state and counts are then unchanged.
         """
-        self._plan.step(grads)
+        self._plan.step(grads, grad_scale)
 
     @property
     def steps(self) -> int:

@@ -342,8 +342,10 @@ def lion(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
 # --- Around a rule
 
 
-def gradient(g: Array, p: Array, maximize: bool, weight_decay: Any) -> Array:
-    """The gradient that the rule sees; weight_decay is None where decay is decoupled or off."""
+def gradient(g: Array, p: Array, maximize: bool, weight_decay: Any, grad_scale: Any = None) -> Array:
+    """The gradient that the rule sees; weight_decay is None where decay is decoupled or off, so is grad_scale."""
+    if grad_scale is not None:
+        g = g / grad_scale
     if weight_decay is None:
         return -g if maximize else g
     sign = g.dtype.type(-1 if maximize else 1)
@@ -396,7 +398,7 @@ class Twin:
                 x[key] = float(now)
         return x
 
-    def step(self, grads: Sequence[Any]) -> None:
+    def step(self, grads: Sequence[Any], grad_scale: float | None = None) -> None:
         """One step, as `Optimizer.step`, for a list of gradients (None skips one)."""
         from fastopt.engine import LEAST_EPS
         from fastopt.optimizer import DECOUPLED, DECOUPLED_LAST, DECOUPLED_WITHOUT_LR, L2, derive
@@ -417,7 +419,8 @@ class Twin:
                         continue
                     p, state, dtype = self.params[i], self.state[i], self.params[i].dtype
                     coupled = dtype.type(wd) if spec.decay == L2 and wd != 0 else None
-                    g = gradient(np.asarray(g), p, spec.maximize, coupled)
+                    scale = None if grad_scale in (None, 1) else dtype.type(grad_scale)
+                    g = gradient(np.asarray(g), p, spec.maximize, coupled, scale)
                     scalars, self.carries[i] = SCALARS[spec.rule](x, self.counts[i] + 1, self.carries[i])
                     new, slots = rule(p, g, [state[name] for name in spec.slots], rounded([decay, *scalars], dtype))
                     if spec.decay == DECOUPLED_LAST and wd != 0:

@@ -1,10 +1,18 @@
 # Hyperparameters: from the dict that the user edits to the numbers that a rule takes.
 
 def is_number(value):
-    """Whether a value is one real number: a Python or NumPy scalar, or an array of no dimension."""
+    """Whether a value is one real number: a Python or NumPy scalar, an array of no dimension, a tensor of one element."""
     if isinstance(value, np.ndarray):
         return value.ndim == 0 and value.dtype.kind in "fiu" and not isinstance(value, np.ma.MaskedArray)
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if hasattr(value, "__dlpack__") and not isinstance(value, np.generic):
+        try:
+            value = value.item()
+        except Exception:             # whatever a foreign type raises where there is more than one element
+            return False
+    return isinstance(value, FIXED) and not isinstance(value, bool)
+
+
+FIXED = (int, float, np.integer, np.floating)     # numbers that cannot change by themselves
 
 
 LEAST_EPS = 2.0**-31                  # one that no faded average of squares reaches up to: see MOMENT in optimizer.py
@@ -138,18 +146,21 @@ cdef class Group:
 
     cdef read(self, int i, object value, int64_t steps):
         cdef bint scheduled = callable(value), fixed = True
-        cdef object now = value(steps) if scheduled else value
+        cdef object now
         key = self.keys[i]
+        if scheduled and steps == NO_SCHEDULES:
+            raise HyperparameterError(f"{self.owner}: {key}={value!r} must be a number")
+        now = value(steps) if scheduled else value
         if self.kind[i] == PAIR:
             if not isinstance(now, (tuple, list)) or len(now) != 2:
                 raise HyperparameterError(f"{self.owner}: {key}={now!r} must be a pair of numbers in [0, 1)")
             for j in range(2):
                 part = now[j]
-                if callable(part):
+                if callable(part) and steps != NO_SCHEDULES:
                     scheduled = True
                     part = part(steps)
                 self.x[self.target[i] + j] = self.number(i, f"{key}[{j}]", part)
-                fixed = fixed and not isinstance(part, np.ndarray)
+                fixed = fixed and isinstance(part, FIXED)
             fixed = fixed and not isinstance(value, list)
         else:
             number = self.number(i, key, now)
@@ -157,7 +168,7 @@ cdef class Group:
                 self.x[self.target[i]] = number
             elif self.target[i] == -1:
                 self.weight_decay = number
-            fixed = not isinstance(value, np.ndarray)
+            fixed = isinstance(value, FIXED)
         self.settled = self.settled and fixed and not scheduled
 
     cdef double number(self, int i, str name, object value) except? -1:
@@ -184,7 +195,7 @@ cdef class Group:
         rounded = f" ({r!r} in float32)" if x != r and x == x else ""
         return f"{self.owner}: {name}={x!r}{rounded} must be {accepted}"
 
-    cdef prepare(self):
+    cdef prepare(self, double grad_scale):
         """What the group does around the rule at this step."""
         cdef Around *a = &self.around
         cdef double wd = self.weight_decay
@@ -195,7 +206,12 @@ cdef class Group:
             a.prologue = COUPLED
             scale(&a.pre, 0, -1.0 if self.maximize else 1.0)
             scale(&a.pre, 1, wd)
+        a.scaled = grad_scale != 1
+        scale(&a.by, 0, grad_scale)
+        if self.has_float and not (0 < a.by.f[0] and isfinite(a.by.f[0])):
+            raise HyperparameterError(f"{self.owner}: grad_scale={grad_scale!r} is {a.by.f[0]!r} in float32")
         a.shrink = wd != 0 and self.decay == DECAY_LAST
+        a.bare = not (a.scaled or a.prologue != PLAIN or a.shrink)
         if a.shrink:
             scale(&a.post, 0, 1.0 - self.x[0] * wd)
             if not isfinite(a.post.d[0]) or (self.has_float and not isfinite(a.post.f[0])):

@@ -6,6 +6,7 @@ LEVELS = ("x86-64-v4", "x86-64-v3", "x86-64-v2", "generic")
 NARROW = {"x86-64-v4": "x86-64-v4-narrow"}
 cdef const Table *TABLE = NULL
 cdef const Table *SHORT_TABLE = NULL
+cdef const Rule *UNSCALE = NULL
 cdef const Rule *L2 = NULL
 cdef const Rule *NEGATE = NULL
 cdef const Rule *SHRINK = NULL
@@ -42,13 +43,14 @@ def use_level(str level):
 
     Meant for tests and benchmarks; users set ``FASTOPT_ISA`` before the import.
     """
-    global TABLE, SHORT_TABLE, L2, NEGATE, SHRINK, FLUSH, FILL, LOOKAHEAD, NONFINITE, isa
+    global TABLE, SHORT_TABLE, UNSCALE, L2, NEGATE, SHRINK, FLUSH, FILL, LOOKAHEAD, NONFINITE, isa
     if not is_available(level):
         raise ImportError(f"FASTOPT_ISA={level!r} is not possible here; possible: {', '.join(available_levels())}")
     TABLE = table_of(_kernels(level))
     SHORT_TABLE = table_of(_kernels(NARROW.get(level, level)) or _kernels(level))
     L2, NEGATE, SHRINK, FLUSH = find_rule("l2"), find_rule("negate"), find_rule("shrink"), find_rule("flush")
     FILL, LOOKAHEAD, NONFINITE = find_rule("fill"), find_rule("lookahead"), find_rule("nonfinite")
+    UNSCALE = find_rule("unscale")
     isa = level
 
 

@@ -7,6 +7,7 @@ cdef enum:
     BLOCK = 64                # bytes of parameter that are never cut
     MOST_THREADS = 256        # OpenMP ends the process if it cannot get them
     MAX_WATCH = 32
+    NO_SCHEDULES = -1         # in the place of the steps taken: where a schedule is an error
     FEWEST_BLOCKS = 512       # of a chunk that a thread takes at a time
     MOST_BLOCKS = 4096
     NUMBER = 0                # kinds of what is watched in a group
@@ -34,6 +35,9 @@ cdef struct Slot:             # the scalars of one step count in one group
 cdef struct Around:           # what a group does to a tile, and with which rule
     const Rule *rule
     const Rule *short_rule
+    bint bare                 # nothing
+    bint scaled               # gradients are divided by `by` first
+    Scaled by
     int prologue
     bint shrink
     Scaled pre
@@ -90,8 +94,8 @@ cdef inline void apply(const Rule *rule, real *p, const real *g, real **s, const
 
 
 cdef void walk_tiles(real *p, const real *g, char *const *state, Py_ssize_t n, const Around *a,
-                     const Slot *slot, const real *h, const real *pre, const real *post, const real *low,
-                     Py_ssize_t first) noexcept nogil:
+                     const Slot *slot, const real *h, const real *by, const real *pre, const real *post,
+                     const real *low, Py_ssize_t first) noexcept nogil:
     """Step a piece of an array from its element `first` on, with what is to be done around the rule."""
     cdef real *s[MAX_STATES]
     cdef real *w[1]
@@ -103,15 +107,18 @@ cdef void walk_tiles(real *p, const real *g, char *const *state, Py_ssize_t n, c
     p += first
     if g != NULL:
         g += first
-    if a.prologue == PLAIN and not a.shrink and not slot.flush:
+    if a.bare and not slot.flush:
         apply(a.rule if n > SHORT else a.short_rule, p, g, s, h, n)
         return
     while n > 0:
         size = min(n, TILE)
         seen = g
         w[0] = p
+        if a.scaled:
+            apply(UNSCALE, tile, seen, NULL, by, size)
+            seen = tile
         if a.prologue != PLAIN:
-            apply(L2 if a.prologue == COUPLED else NEGATE, tile, g, w, pre, size)
+            apply(L2 if a.prologue == COUPLED else NEGATE, tile, seen, w, pre, size)
             seen = tile
         apply(a.rule, p, seen, s, h, size)
         if a.shrink:
@@ -127,13 +134,13 @@ cdef void walk_tiles(real *p, const real *g, char *const *state, Py_ssize_t n, c
 
 
 cdef inline void walk_piece(real *p, const real *g, char **state, Py_ssize_t n, const Around *a,
-                            const Slot *slot, const real *h, const real *pre, const real *post, const real *low,
-                            Py_ssize_t first) noexcept nogil:
+                            const Slot *slot, const real *h, const real *by, const real *pre, const real *post,
+                            const real *low, Py_ssize_t first) noexcept nogil:
     # A whole array, or its beginning, and nothing around the rule: nothing to prepare.
-    if first == 0 and a.prologue == PLAIN and not a.shrink and not slot.flush:
+    if first == 0 and a.bare and not slot.flush:
         apply(a.rule if n > SHORT else a.short_rule, p, g, <real **>state, h, n)
     else:
-        walk_tiles(p, g, state, n, a, slot, h, pre, post, low, first)
+        walk_tiles(p, g, state, n, a, slot, h, by, pre, post, low, first)
 
 
 cdef inline void walk_array(const Work *w, const Slot *slots, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
@@ -143,11 +150,11 @@ cdef inline void walk_array(const Work *w, const Slot *slots, Py_ssize_t first, 
     if first >= last:
         return
     if w.q.type == cnp.NPY_DOUBLE:
-        walk_piece(<double *>w.q.p, <const double *>w.g, w.q.s, last - first, a, slot, slot.h.d, a.pre.d,
-                   a.post.d, a.low.d, first)
+        walk_piece(<double *>w.q.p, <const double *>w.g, w.q.s, last - first, a, slot, slot.h.d, a.by.d,
+                   a.pre.d, a.post.d, a.low.d, first)
     else:
-        walk_piece(<float *>w.q.p, <const float *>w.g, w.q.s, last - first, a, slot, slot.h.f, a.pre.f,
-                   a.post.f, a.low.f, first)
+        walk_piece(<float *>w.q.p, <const float *>w.g, w.q.s, last - first, a, slot, slot.h.f, a.by.f,
+                   a.pre.f, a.post.f, a.low.f, first)
 
 
 cdef void walk(Work *work, Py_ssize_t n_work, const Slot *slots, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
@@ -199,6 +206,9 @@ cdef struct Job:
     Work *work
     Py_ssize_t n_work
     const Slot *slots
+    Py_ssize_t slot           # of the last work that was noted, and what it is for; -1 at the start of a group
+    int64_t t
+    double carry
     Py_ssize_t blocks
     Py_ssize_t moved
     bint look                 # for NaN and infinities, before the first write

@@ -418,6 +418,14 @@ cdef void lion(real *p, const real *g, real **s, const real *h, Py_ssize_t n) no
 # --- Steps around a rule ---------------------------------------------------------------------------------------------
 # The engine calls these on a tile that sits in the L1 cache, before or after the rule; they have its shape.
 
+cdef void unscale(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
+    # p, the gradient without the factor of a scaled loss.
+    cdef real by = h[0]
+    cdef Py_ssize_t i
+    for i in range(n):
+        p[i] = g[i] / by
+
+
 cdef void l2(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
     # p, the gradient that the rule sees: sign * g + weight_decay * parameter.
     cdef const real *w = s[0]
@@ -519,6 +527,7 @@ add(b"radam", b"lr beta1 beta2 eps eps_root eps_placement rho_min rho_inclusive 
     radam[float], radam[double])
 add(b"lion", b"lr beta1 beta2", 1, 6, lion_scalars, lion[float], lion[double])
 
+add(b"unscale", b"", 0, 1, NULL, unscale[float], unscale[double])
 add(b"l2", b"", 1, 2, NULL, l2[float], l2[double])
 add(b"negate", b"", 0, 0, NULL, negate[float], negate[double])
 add(b"shrink", b"", 0, 1, NULL, shrink[float], shrink[double])

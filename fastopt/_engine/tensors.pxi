@@ -1,0 +1,422 @@
+# Stepping tensors of another library (PyTorch), whose optimizer keeps parameters and state: see fastopt/torch.py.
+#
+# Design:
+# - What a step needs is tied once: groups, parameters, state tensors and where their memory is. Every step looks at all
+#   of it again, so that whatever the user or a library exchanged in between is noticed; then `step_tensors` gives False
+#   and the caller ties anew. Looking costs 20 to 40 ns a tensor, through DLPack's exchange protocol.
+# - Arrays are taken flat, in the order of their memory: parameter, state and gradient have the same strides.
+# - First everything that may run Python code (gradients are asked for), then the looking, which cannot, then the step.
+
+cdef extern from "fastopt_tensors.h":
+    ctypedef struct fo_tensor_t:
+        void *data
+        int ndim
+        int64_t *shape
+        int64_t *strides
+    ctypedef int (*fo_look_t)(void *object, fo_tensor_t *out) except -1
+    fo_look_t fo_exchange_look(capsule) except? NULL
+    int fo_tensor_type(const fo_tensor_t *t)
+    bint fo_tensor_has(const fo_tensor_t *t, int ndim, const int64_t *shape_and_strides)
+    void fo_tensor_set(fo_tensor_t *t, void *data, int device, int code, int bits, int ndim, int64_t *shape,
+                       int64_t *strides)
+    object fo_get(descriptor, object)
+
+cdef extern from "Python.h":
+    Py_ssize_t PyDict_Size(PyObject *d)
+
+from types import GetSetDescriptorType
+
+cdef enum:
+    MOST_DIMS = 64
+    MOST_TIED = MAX_STATES + 2    # tensors beside the parameter: its state, its step count, the number it carries
+    COUNT = MAX_STATES            # their places
+    CARRY = MAX_STATES + 1
+    LAST_FLOAT_COUNT = 1 << 24    # up to here float32 counts
+cdef double LAST_COUNT = 2.0**53  # and float64 up to here
+
+cdef struct Tied:                 # a tensor, and where its memory was
+    PyObject *tensor
+    char *data
+    int type
+
+cdef struct Tie:                  # what belongs to a parameter of the plan; all borrowed from lists of the plan
+    PyObject *owner               # what has the gradient
+    PyObject *state               # its dict in the optimizer's state
+    PyObject *values              # list of what that dict holds
+    Tied own
+    Tied other[MOST_TIED]
+    int ndim
+    int64_t *form                 # sizes, then strides
+    bint wrapped                  # whether `own` is an attribute of the owner
+
+
+cdef class TensorPlan(Plan):
+    """A plan over tensors. `step_tensors` takes the place of `step`.
+
+    Parameters
+    ----------
+    derive, n_threads
+        As for `Plan`.
+    host : object
+        What the library is asked for: ``exchange``, DLPack's capsule, or None, and then ``describe(tensor)``;
+        ``grad``, the descriptor of the attribute; ``local(tensor)``, the tensor of a wrapper's memory;
+        ``fit(gradient, parameter, label)``, one that fits, or the error; ``bump(tensors)``, to note that they were
+        written to.
+    """
+    cdef object host
+    cdef object grad
+    cdef object bump
+    cdef fo_look_t look_at
+    cdef Tie *ties
+    cdef Py_ssize_t n_ties
+    cdef list owners                  # parameters that are stepped, in the order of the plan
+    cdef list kept                    # per owner: all that its tie refers to
+    cdef list spare                   # parameters without gradient so far
+    cdef list members                 # per group: its list of parameters, and a copy of that list
+    cdef list outer                   # keys and values of the optimizer's state, in turn
+    cdef object state                 # the optimizer's, some kind of dict
+    cdef list fresh                   # (owner, dict, entries): state to be put in place with the first step
+    cdef int64_t room[2 * MOST_DIMS]  # of a description in Python
+
+    def __cinit__(self):
+        self.owners, self.kept, self.spare, self.members, self.outer, self.fresh = [], [], [], [], [], []
+
+    def __init__(self, derive, host, *, n_threads=None):
+        Plan.__init__(self, derive, n_threads=n_threads)
+        self.host, self.bump = host, host.bump
+        self.grad = host.grad if isinstance(host.grad, GetSetDescriptorType) else None
+        self.look_at = fo_exchange_look(host.exchange) if host.exchange is not None else NULL
+
+    def __dealloc__(self):
+        cdef Py_ssize_t i
+        for i in range(self.n_ties):
+            PyMem_Free(self.ties[i].form)
+        PyMem_Free(self.ties)
+
+    # --- Tying
+
+    def tie(self, dict options, list records, list names, list spare):
+        """Add a group: for each parameter that is stepped a record, and the parameters that have no gradient yet.
+
+        A record is (owner, its dict of state, entries to put there, local tensors: of the owner, of its state slots by
+        name, of the count or None, of the carried number or None; steps so far, where there is no count).
+        """
+        cdef list arrays = [], states = []
+        cdef fo_tensor_t t
+        cdef Py_ssize_t i, first = len(self.arrays)
+        for owner, inner, entries, own, slots, count, carry, steps in records:
+            arrays.append(self.flat(own, &t))
+            states.append({name: self.flat(slot, &t) for name, slot in slots.items()})
+        self.add_group(options, arrays, names, states)
+        self.ties = <Tie *>renewed(self.ties, (first + len(records)) * <Py_ssize_t>sizeof(Tie))
+        for i, record in enumerate(records):
+            self.tie_one(first + i, self.groups[len(self.groups) - 1], record)
+        self.spare += spare
+        self.members.append((options["params"], list(options["params"])))
+
+    cdef tie_one(self, Py_ssize_t i, Group group, record):
+        owner, inner, entries, own, slots, count, carry, steps = record
+        cdef Tie *tie = &self.ties[i]
+        cdef fo_tensor_t t
+        cdef int k
+        memset(tie, 0, sizeof(Tie))
+        self.look(<PyObject *>own, &t)
+        tie.form = <int64_t *>renewed(NULL, 2 * t.ndim * <Py_ssize_t>sizeof(int64_t))
+        self.n_ties = i + 1
+        tie.ndim = t.ndim
+        for k in range(t.ndim):
+            tie.form[k], tie.form[t.ndim + k] = t.shape[k], t.strides[k]
+        values = list({**inner, **entries}.values())
+        self.owners.append(owner)
+        self.kept.append((owner, inner, values, own, slots, count, carry))
+        tie.owner, tie.state, tie.values = <PyObject *>owner, <PyObject *>inner, <PyObject *>values
+        tie.wrapped = own is not owner
+        self.note(&tie.own, own)
+        for k, name in enumerate(group.slots):
+            self.note(&tie.other[k], slots[name])
+        self.note(&tie.other[COUNT], count)
+        self.note(&tie.other[CARRY], carry)
+        self.params[i].t = steps
+        self.params[i].carry = group.carry
+        if carry is None and steps:       # a state without a count says itself whether it has begun
+            self.params[i].carry = 1
+        if entries:
+            self.fresh.append((owner, inner, entries))
+
+    cdef note(self, Tied *tied, tensor):
+        cdef fo_tensor_t t
+        if tensor is not None:
+            self.look(<PyObject *>tensor, &t)
+            tied.tensor, tied.data, tied.type = <PyObject *>tensor, <char *>t.data, fo_tensor_type(&t)
+
+    cdef flat(self, tensor, fo_tensor_t *t):
+        """The memory of a dense tensor as an array of one dimension."""
+        cdef cnp.npy_intp n = 1
+        cdef int k
+        self.look(<PyObject *>tensor, t)
+        for k in range(t.ndim):
+            n *= t.shape[k]
+        if n == 0:
+            return np.empty(0, np.float32 if fo_tensor_type(t) == cnp.NPY_FLOAT else np.float64)
+        array = cnp.PyArray_SimpleNewFromData(1, &n, fo_tensor_type(t), t.data)
+        cnp.set_array_base(array, tensor)
+        return array
+
+    def watch(self, state):
+        """Note the optimizer's state as it is: the plan holds as long as it stays so."""
+        self.state = state
+        self.outer = [x for pair in state.items() for x in pair]
+
+    # --- Stepping
+
+    def step_tensors(self, list groups, state, grad_scale=None):
+        """One step; False, with nothing written, if something is no longer as it was tied."""
+        self.enter()
+        try:
+            self.set_scale(grad_scale)
+            return self.is_tied(groups, state) and self.step_tied()
+        finally:
+            self.leave()
+
+    cdef bint is_tied(self, list groups, state) except -1:
+        """Whether groups, their parameters and options, and the state are those that were tied."""
+        cdef Group group
+        cdef Py_ssize_t k
+        if PyList_GET_SIZE(<PyObject *>groups) != len(self.groups) or state is not self.state:
+            return False
+        for k in range(len(self.groups)):
+            group = self.groups[k]
+            now, then = self.members[k]
+            if groups[k] is not group.options or group.options.get("params") is not now or not same_items(now, then):
+                return False
+            if group.refresh(NO_SCHEDULES) and not self.take_options(k, group):
+                return False
+        return same_entries(state, self.outer)
+
+    cdef bint take_options(self, Py_ssize_t k, Group group) except -1:
+        """Take over edited options, if the rule stays the same."""
+        cdef Group fresh = self.new_group(group.options, group.has_float, NO_SCHEDULES)
+        if fresh.around.rule != group.around.rule:
+            return False
+        fresh.first, fresh.n_params = group.first, group.n_params
+        self.take_up([(k, fresh, [])])
+        return True
+
+    cdef bint step_tied(self) except -1:
+        cdef Job job
+        cdef list grads
+        cdef int fits
+        for owner in self.spare:
+            if self.grad_of(owner) is not None:
+                return False
+        grads = [self.grad_of(owner) for owner in self.owners]
+        if not self.unwrap(grads):
+            return False
+        fits = self.gather(&job, grads)
+        if fits < 0:
+            self.fit(grads)
+            fits = self.gather(&job, grads)
+            if fits < 0:
+                raise GradientError("gradients changed while the step looked at them")
+        if fits == 0:
+            return False
+        self.settle()
+        job.look, job.found = False, 0
+        self.launch(&job)
+        self.write_back(&job, grads)
+        return True
+
+    cdef grad_of(self, owner):
+        return fo_get(self.grad, owner) if self.grad is not None else owner.grad
+
+    cdef bint unwrap(self, list grads) except -1:
+        """Local tensors in the place of wrapped gradients; False if a parameter wraps another tensor than it did.
+
+        And a gradient whose sign is only a flag is written out: only one of one element can have the strides of its
+        parameter then.
+        """
+        cdef Py_ssize_t i
+        for i in range(self.n_ties):
+            if self.ties[i].wrapped:
+                own = self.host.local(self.owners[i], None)
+                if <PyObject *>own != self.ties[i].own.tensor:
+                    return False
+                if grads[i] is not None:
+                    grads[i] = self.host.local(grads[i], self.owners[i])
+            if self.params[i].n == 1 and grads[i] is not None and grads[i].is_neg():
+                grads[i] = grads[i].resolve_neg()
+        return True
+
+    cdef fit(self, list grads):
+        """Gradients that fit in the place of those that do not, or the error."""
+        cdef Py_ssize_t i
+        cdef fo_tensor_t t
+        for i in range(self.n_ties):
+            g = grads[i]
+            if g is not None and not self.is_fit(<PyObject *>g, i, &t):
+                grads[i] = self.host.fit(g, <object>self.ties[i].own.tensor, f"gradient of {self.label(i)}")
+
+    cdef inline bint is_fit(self, PyObject *g, Py_ssize_t i, fo_tensor_t *t):
+        """Whether a gradient has the type, sizes and strides of parameter i. An error is none here: `fit` says more."""
+        cdef Tie *tie = &self.ties[i]
+        try:
+            self.look(g, t)
+        except Exception:
+            return False
+        return (fo_tensor_type(t) == tie.own.type and fo_tensor_has(t, tie.ndim, tie.form)
+                and (t.data != NULL or self.params[i].n == 0))
+
+    cdef inline int look(self, PyObject *tensor, fo_tensor_t *t) except -1:
+        if self.look_at != NULL:
+            return self.look_at(tensor, t)
+        return self.look_slowly(<object>tensor, t)
+
+    cdef int look_slowly(self, tensor, fo_tensor_t *t) except -1:
+        """As `look`, for versions of the library that lack the protocol. Valid until the next call."""
+        cdef int k
+        memset(t, 0, sizeof(fo_tensor_t))
+        data, device, code, bits, sizes, strides = self.host.describe(tensor)
+        if len(sizes) > MOST_DIMS:
+            raise ShapeError(f"a tensor of {len(sizes)} dimensions; {MOST_DIMS} are supported")
+        for k in range(len(sizes)):
+            self.room[k], self.room[MOST_DIMS + k] = sizes[k], strides[k]
+        fo_tensor_set(t, <void *><uintptr_t>data, device, code, bits, <int>len(sizes), self.room, self.room + MOST_DIMS)
+        return 0
+
+    cdef inline bint is_same(self, const Tied *tied, const Tie *tie) except -1:
+        """Whether a tied tensor has its memory, type and form (but for a count's) still."""
+        cdef fo_tensor_t t
+        self.look(tied.tensor, &t)
+        return (t.data == tied.data and fo_tensor_type(&t) == tied.type
+                and (t.ndim == 0 if tie == NULL else fo_tensor_has(&t, tie.ndim, tie.form)))
+
+    cdef int gather(self, Job *job, list grads) except -2:
+        """Check tensors and note what to step: 1; 0 if one is not as it was tied; -1 if a gradient does not fit.
+
+        No Python code runs in here but on the way to an error, so that what was checked stays as it was.
+        """
+        cdef Group group
+        cdef Param *q
+        cdef Tie *tie
+        cdef PyObject *g
+        cdef fo_tensor_t t
+        cdef Py_ssize_t i, k
+        self.begin_job(job)
+        for group in self.groups:
+            group.prepare(self.grad_scale)
+            job.slot = -1
+            for i in range(group.first, group.first + group.n_params):
+                q, tie = &self.params[i], &self.ties[i]
+                g = PyList_GET_ITEM(<PyObject *>grads, i)
+                if g == <PyObject *>None:
+                    continue
+                if not same_values(tie.state, tie.values) and not self.fresh:
+                    return 0
+                if not self.is_same(&tie.own, tie):
+                    return 0
+                for k in range(group.around.rule.n_states):
+                    if not self.is_same(&tie.other[k], tie):
+                        return 0
+                if tie.other[COUNT].tensor != NULL:
+                    if not self.is_same(&tie.other[COUNT], NULL) or not self.read_count(q, &tie.other[COUNT], i):
+                        return 0
+                if tie.other[CARRY].tensor != NULL:
+                    if not self.is_same(&tie.other[CARRY], NULL):
+                        return 0
+                    q.carry = number_at(&tie.other[CARRY])
+                if not self.is_fit(g, i, &t):
+                    return -1
+                self.add_work(job, group, q, g, <char *>t.data)
+        return 1
+
+    cdef bint read_count(self, Param *q, const Tied *count, Py_ssize_t i) except -1:
+        """Take the steps so far from their tensor; False if they are more than it can count on from."""
+        cdef double x = number_at(count)
+        if not (0 <= x < LAST_COUNT) or x != <double><int64_t>x:
+            raise StateDictError(f"state 'step' of {self.label(i)} is {x!r}; a whole number from 0 on is needed")
+        q.t = <int64_t>x
+        return count.type == cnp.NPY_DOUBLE or q.t < LAST_FLOAT_COUNT
+
+    cdef settle(self):
+        """Put the state that was made for this step in its place: from here on nothing can fail."""
+        if self.fresh:
+            for owner, inner, entries in self.fresh:
+                inner.update(entries)
+                if owner not in self.state:
+                    self.state[owner] = inner
+            self.fresh = []
+            self.watch(self.state)
+
+    cdef write_back(self, Job *job, list grads):
+        """Counts and carried numbers into their tensors, and a note for the library of what was written."""
+        cdef Work *w
+        cdef Tie *tie
+        cdef Py_ssize_t i
+        for i in range(job.n_work):
+            w = &job.work[i]
+            tie = &self.ties[w.q - self.params]
+            w.q.t += 1
+            w.q.carry = job.slots[w.slot].carry
+            set_number(&tie.other[COUNT], <double>w.q.t)
+            set_number(&tie.other[CARRY], w.q.carry)
+        self.bump(self.owners if job.n_work == self.n_ties
+                  else [owner for owner, g in zip(self.owners, grads) if g is not None])
+        self.steps += 1
+
+
+cdef double number_at(const Tied *tied) noexcept:
+    return (<double *>tied.data)[0] if tied.type == cnp.NPY_DOUBLE else (<float *>tied.data)[0]
+
+
+cdef void set_number(const Tied *tied, double value) noexcept:
+    if tied.tensor == NULL:
+        return
+    if tied.type == cnp.NPY_DOUBLE:
+        (<double *>tied.data)[0] = value
+    else:
+        (<float *>tied.data)[0] = <float>value
+
+
+cdef bint same_items(list now, list then):
+    """Whether two lists hold the very same objects."""
+    cdef Py_ssize_t i, n = PyList_GET_SIZE(<PyObject *>then)
+    if PyList_GET_SIZE(<PyObject *>now) != n:
+        return False
+    for i in range(n):
+        if PyList_GET_ITEM(<PyObject *>now, i) != PyList_GET_ITEM(<PyObject *>then, i):
+            return False
+    return True
+
+
+cdef bint same_entries(now, list then):
+    """Whether a dict holds the very keys and values that a list gives in turn."""
+    cdef Py_ssize_t place = 0, i = 0
+    cdef PyObject *key
+    cdef PyObject *value
+    if 2 * PyDict_Size(<PyObject *>now) != PyList_GET_SIZE(<PyObject *>then):
+        return False
+    while PyDict_Next(now, &place, &key, &value):
+        if key != PyList_GET_ITEM(<PyObject *>then, i) or value != PyList_GET_ITEM(<PyObject *>then, i + 1):
+            return False
+        i += 2
+    return True
+
+
+cdef bint same_values(PyObject *now, PyObject *then):
+    """Whether a dict holds the very values of a list."""
+    cdef Py_ssize_t place = 0, i = 0
+    cdef PyObject *value
+    if PyDict_Size(now) != PyList_GET_SIZE(then):
+        return False
+    while PyDict_Next(<object>now, &place, NULL, &value):
+        if value != PyList_GET_ITEM(then, i):
+            return False
+        i += 1
+    return True
+
+
+cdef void *renewed(void *block, Py_ssize_t size) except NULL:
+    block = PyMem_Realloc(block, max(1, size))
+    if block == NULL:
+        raise MemoryError()
+    return block

@@ -1,0 +1,553 @@
+"""Drop-in for ``torch.optim`` on the CPU: the same classes, stepped in compiled code.
+
+Change one import, ``from torch.optim import AdamW`` to ``from fastopt.torch import AdamW``; checkpoints, schedulers,
+scalers and distributed engines stay as they are.
+
+Every class here derives from its twin in ``torch.optim``: constructor, parameter groups, hooks and ``state_dict`` are
+PyTorch's own, ``state`` holds tensors under PyTorch's names, and only `step` is fastopt's. It works in the tensors'
+own memory, in one call and at most one parallel region for all of them.
+
+What is stepped
+    float32 and float64 tensors on the CPU, dense in any order of dimensions (contiguous, channels_last, transposed), and
+    `DTensor` whose local tensors are such. A gradient in another order, or of another floating type, is copied into
+    shape. Anything else raises a typed error that names the parameter, before anything was written.
+
+Two arguments more, both by name
+    n_threads : int >= 1, optional
+        See `fastopt.Optimizer`; by default as many as ``torch.set_num_threads`` and the machine allow.
+    flush_subnormal : bool, default True
+        See `fastopt.Optimizer`.
+
+What differs from ``torch.optim``
+    - ``foreach``, ``fused`` and ``capturable`` are accepted and change nothing: they choose between PyTorch's own
+      implementations, the last for CUDA graphs. ``differentiable=True`` is an error: the step is no operation of autograd.
+    - A `GradScaler`'s factor is taken out as gradients are read, for every optimizer; ``p.grad`` stays as it is.
+    - ``step`` counts on beyond 2**24, where a float32 stands still: the tensor becomes float64 there.
+    - With ``eps=0`` an element whose accumulator is zero does not move (PyTorch: NaN). RMSprop's variance that rounding
+      took below zero counts as zero (PyTorch: NaN). Hyperparameters are checked at every step, also those from a
+      checkpoint, and ``momentum`` has to be in [0, 1].
+    - A step either happens or does not: PyTorch steps the first tensors, then raises at the one that is wrong.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch.optim import optimizer as torch_optimizer
+
+import fastopt
+from fastopt.engine import TensorPlan
+from fastopt.errors import (
+    DTypeError,
+    FastoptError,
+    GradientError,
+    HyperparameterError,
+    LayoutError,
+    ParameterError,
+    ShapeError,
+    StateDictError,
+    UnknownOptionError,
+)
+from fastopt.optimizer import Spec, derive, with_defaults
+
+__all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "NAdam", "RAdam", "RMSprop"]
+
+# What PyTorch's constructors take that is none of the rule's business.
+ENGINE_OPTIONS = frozenset({"params", "foreach", "fused", "capturable", "differentiable"})
+LAST_FLOAT_COUNT = 2**24
+PAGE = 4096
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+# --- Tensors
+
+
+class Host:
+    """What the engine asks of PyTorch."""
+
+    exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    grad = torch._C.TensorBase.grad
+    bump = staticmethod(torch.autograd.graph.increment_version)
+
+    @staticmethod
+    def describe(tensor: torch.Tensor) -> tuple[int, int, int, int, tuple[int, ...], tuple[int, ...]]:
+        """A tensor in DLPack's terms, for versions of PyTorch without its exchange protocol."""
+        device = 1 if tensor.device.type == "cpu" and tensor.layout == torch.strided else 0
+        code = 2 if tensor.dtype in (torch.float32, torch.float64) else 0
+        return tensor.data_ptr(), device, code, 8 * tensor.element_size(), tuple(tensor.shape), tensor.stride()
+
+    @staticmethod
+    def local(tensor: torch.Tensor, like: torch.Tensor | None) -> torch.Tensor:
+        """The tensor that a `DTensor` has on this rank; if it is a gradient, laid over the ranks as its parameter is."""
+        if like is not None:
+            if not is_dtensor(tensor):
+                raise GradientError(f"a gradient is a {type(tensor).__name__}; its parameter is a DTensor")
+            if tensor._spec != like._spec and (
+                tensor.device_mesh != like.device_mesh or tensor.placements != like.placements
+            ):
+                tensor = tensor.redistribute(like.device_mesh, like.placements)
+        inner = tensor._local_tensor
+        return inner.wait() if hasattr(inner, "wait") else inner
+
+    @staticmethod
+    @torch.no_grad()
+    def fit(grad: torch.Tensor, param: torch.Tensor, label: str) -> torch.Tensor:
+        """A gradient that lies as its parameter does: a copy, or the error."""
+        if grad.layout != torch.strided:
+            raise LayoutError(f"{label} has layout {grad.layout}; torch.strided is needed: call .to_dense()")
+        if grad.device.type != "cpu" or has_dispatch(grad):
+            raise GradientError(f"{label} is a {type(grad).__name__} on {grad.device}; a tensor on the CPU is needed")
+        if grad.shape != param.shape:
+            raise ShapeError(f"{label} has shape {tuple(grad.shape)}; the parameter has {tuple(param.shape)}")
+        if not grad.is_floating_point():
+            raise DTypeError(f"{label} has dtype {grad.dtype}; {param.dtype} is needed")
+        return torch.empty_strided(param.shape, param.stride(), dtype=param.dtype).copy_(grad)
+
+
+def is_dtensor(tensor: Any) -> bool:
+    """Whether a tensor is one of many ranks."""
+    return type(tensor) not in PLAIN and hasattr(tensor, "_local_tensor") and hasattr(tensor, "placements")
+
+
+def has_dispatch(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is of a class that answers for operations itself, so that its memory says nothing."""
+    return type(tensor) not in PLAIN and type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+
+
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Whether the elements fill one piece of memory, each once, in some order of the dimensions."""
+    step = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride != step:
+            return tensor.numel() == 0
+        step *= size
+    return True
+
+
+def steppable(tensor: Any, label: str) -> torch.Tensor:
+    """The tensor whose memory is stepped: this one, or its part on this rank; or the error that says why not."""
+    own = Host.local(tensor, None) if is_dtensor(tensor) else tensor
+    if own.layout != torch.strided:
+        raise LayoutError(f"{label} has layout {own.layout}; torch.strided is needed")
+    if own.device.type != "cpu" or has_dispatch(own):
+        raise ParameterError(f"{label} is a {type(own).__name__} on {own.device}; a tensor on the CPU is needed")
+    if own.dtype not in (torch.float32, torch.float64):
+        raise DTypeError(f"{label} has dtype {own.dtype}; torch.float32 or torch.float64 is needed")
+    room = own.untyped_storage().nbytes() // own.element_size() - own.storage_offset()
+    if not is_dense(own) or own.is_neg() or room < own.numel():
+        raise LayoutError(
+            f"{label} has shape {tuple(own.shape)} and strides {own.stride()}; it must fill one piece of memory of its "
+            "own, in any order of dimensions, not be expanded, sliced or without storage"
+        )
+    return own
+
+
+def new_state(param: torch.Tensor, own: torch.Tensor, place: int, value: float) -> torch.Tensor:
+    """A state tensor like its parameter.
+
+    Slots of large tensors lie a quarter page apart, from the parameter and from each other: where loads and stores
+    have the same offset in their pages, one waits for the other.
+    """
+    if param is not own or own.nbytes < PAGE:
+        return torch.full_like(param, value, memory_format=torch.preserve_format, requires_grad=False)
+    dtype = np.dtype(np.float32 if own.dtype == torch.float32 else np.float64)
+    arena = np.zeros(own.nbytes + 2 * PAGE, np.uint8)
+    lead = (own.data_ptr() // 64 * 64 + (place + 1) * (PAGE // 4) - arena.ctypes.data) % PAGE
+    flat = arena[lead + -(arena.ctypes.data + lead) % 64 :][: own.nbytes].view(dtype)
+    if value:
+        flat[:] = value
+    strides = [own.element_size() * stride for stride in own.stride()]
+    return torch.from_numpy(np.lib.stride_tricks.as_strided(flat, tuple(own.shape), strides))
+
+
+def count_tensor(steps: int | float) -> torch.Tensor:
+    """A step count as PyTorch stores it, and as float64 where float32 would stand still."""
+    dtype = torch.float64 if steps >= LAST_FLOAT_COUNT else torch_optimizer._get_scalar_dtype()
+    return torch.tensor(float(steps), dtype=dtype, device="cpu")
+
+
+# --- The optimizers
+
+
+class _Compiled(torch.optim.Optimizer):
+    """What the classes below add to their twins: the step."""
+
+    core: ClassVar[type[fastopt.Optimizer]]
+    """The class that says which rule and which state; its first convention is followed."""
+    _step_supports_amp_scaling = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "core" in vars(cls):
+            taken = list(inspect.signature(super(_Compiled, cls).__init__).parameters.values())
+            more = [inspect.Parameter("n_threads", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="int | None"),
+                    inspect.Parameter("flush_subnormal", inspect.Parameter.KEYWORD_ONLY, default=True)]  # fmt: skip
+            cls.__signature__ = inspect.Signature(taken + more)  # type: ignore[attr-defined]
+            known = {*cls.core.group_keys(), *ENGINE_OPTIONS}
+            cls._unknown = {p.name: p.default for p in taken if p.name not in known}
+
+    _unknown: ClassVar[dict[str, Any]] = {}
+    """Options of a PyTorch newer than this module, which it would not follow, and their defaults."""
+
+    def __init__(self, *args: Any, n_threads: int | None = None, flush_subnormal: bool = True, **kwargs: Any) -> None:
+        for name, default in self._unknown.items():
+            if kwargs.get(name, default) != default:
+                raise UnknownOptionError(f"fastopt.torch.{type(self).__name__} does not know the option {name!r} yet")
+        self._settings: dict[str, Any] = {"n_threads": n_threads, "flush_subnormal": flush_subnormal}
+        self._plan: TensorPlan | None = None
+        TensorPlan(self._derive, Host, n_threads=n_threads)  # raises for n_threads out of range
+        super().__init__(*args, **kwargs)
+        for group in self.param_groups:
+            self._derive(group)
+
+    # --- Stepping
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Step every parameter that has a gradient, in place.
+
+        Parameters
+        ----------
+        closure : callable, optional
+            Evaluates the model again and returns the loss, which is returned.
+
+        Raises
+        ------
+        FastoptError
+            Or the builtin that fits (ValueError, TypeError, RuntimeError), naming the parameter; before anything was
+            written.
+        """
+        if (
+            self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
+            or torch_optimizer._global_optimizer_pre_hooks or torch_optimizer._global_optimizer_post_hooks
+            or torch.autograd.profiler._is_profiler_enabled
+        ):  # fmt: skip
+            return self._hooked_step() if closure is None else self._hooked_step(closure)
+        return self._bare_step(closure)
+
+    step.hooked = True  # type: ignore[attr-defined]  # PyTorch would wrap it in what _hooked_step has, at every call
+
+    def _bare_step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        found, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        if found is not None and float(found) != 0:
+            return loss
+        try:
+            if self._plan is None or not self._plan.step_tensors(self.param_groups, self.state, scale):
+                self._plan = self._tied()
+                if not self._plan.step_tensors(self.param_groups, self.state, scale):
+                    raise ParameterError("parameters, groups or state changed while the step looked at them")
+        except BaseException:
+            self._plan = None  # what was made for this step is not in place
+            raise
+        return loss
+
+    _hooked_step = torch.optim.Optimizer.profile_hook_step(_bare_step)
+
+    def _derive(self, group: Mapping[str, Any]) -> Spec:
+        """What the engine needs to know of a parameter group; raises if it asks for what there is not."""
+        core = self.core
+        convention = next(iter(core.conventions))
+        options = with_defaults(core, convention, {"flush_subnormal": self._settings["flush_subnormal"]})
+        for key in core.group_keys():
+            if key in group:
+                options[key] = plain(group[key])
+                if callable(options[key]):
+                    raise HyperparameterError(f"{key}={group[key]!r} must be a number: use torch.optim.lr_scheduler")
+        if group.get("differentiable"):
+            raise HyperparameterError("differentiable=True is not supported: the step is no operation of autograd")
+        spec = derive(core, convention, options)
+        forms = dict(spec.forms)
+        if forms.get("product") == 1 and torch_optimizer._get_scalar_dtype() == torch.float64:
+            forms["product"] = 0.0  # PyTorch then keeps the product in float64
+        return spec._replace(
+            forms=forms,
+            limits={key: limits for key, limits in spec.limits.items() if key in group},
+            watched=tuple(key for key in (*spec.watched, "differentiable") if key in group),
+            owner=f"fastopt.torch.{type(self).__name__}",
+        )
+
+    def _tied(self) -> TensorPlan:
+        """A plan over groups, parameters and state as they are now."""
+        plan = TensorPlan(self._derive, Host, n_threads=self._settings["n_threads"])
+        place = 0
+        for group in self.param_groups:
+            spec, records, names, spare = self._derive(group), [], [], []
+            for k, param in enumerate(group["params"]):
+                name = group["param_names"][k] if "param_names" in group else place + k
+                if param.grad is None:
+                    spare.append(param)
+                else:
+                    records.append(self._record(param, spec, f"parameter {name!r}"))
+                    names.append(name)
+            plan.tie(group, records, names, spare)
+            place += len(group["params"])
+        plan.watch(self.state)
+        return plan
+
+    def _record(self, param: torch.Tensor, spec: Spec, label: str) -> tuple[Any, ...]:
+        """What `TensorPlan.tie` takes of a parameter; state that it lacks is made, to be put in place with the step."""
+        own = steppable(param, label)
+        inner = self.state[param] if param in self.state else {}
+        entries: dict[str, Any] = {}
+        slots = {}
+        for place, name in enumerate(spec.slots):
+            given = inner.get(name)
+            if given is None:
+                entries[name] = given = new_state(param, own, place, spec.initial.get(name, 0.0))
+            local = state_tensor(given, param, own, f"state {name!r} of {label}")
+            if local.stride() != own.stride():
+                entries[name] = new_state(param, own, place, 0.0)
+                local = state_tensor(entries[name], param, own, label).copy_(local)
+            slots[name] = local
+        begun = all(inner.get(name) is not None for name in spec.slots)
+        if not self.core.counts_in_state:
+            return param, inner, entries, own, slots, None, None, int(begun and bool(slots))
+        count = number_tensor(inner.get("step", 0.0), f"state 'step' of {label}")
+        if count is not inner.get("step") or (count.dtype == torch.float32 and count >= LAST_FLOAT_COUNT):
+            entries["step"] = count = count_tensor(count.item())
+        carry = None
+        if self.core.carried:
+            carry = number_tensor(inner.get(self.core.carried, self.core.carry), f"state {self.core.carried!r} of {label}")
+            if carry is not inner.get(self.core.carried):
+                entries[self.core.carried] = carry
+        # As PyTorch orders them: the numbers first.
+        entries = {key: entries[key] for key in sorted(entries, key=lambda key: key in slots)}
+        return param, inner, entries, own, slots, count, carry, 0
+
+    # --- State
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`: of this class, of its twin in ``torch.optim``, or of fastopt's for NumPy arrays.
+
+        As in PyTorch, tensors that fit are taken over, not copied.
+
+        Raises
+        ------
+        StateDictError, HyperparameterError
+            For state of another shape or kind, or that lacks something, and for options out of range; the optimizer is
+            then as it was.
+        """
+        hook = self.register_load_state_dict_pre_hook(lambda _, given: with_tensors(given))
+        try:
+            super().load_state_dict(dict(state_dict))
+        finally:
+            hook.remove()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.setdefault("_settings", {"n_threads": None, "flush_subnormal": True})
+        if "state" in state and "param_groups" in state:
+            self._check(state["state"], state["param_groups"])
+        self._plan = None
+        super().__setstate__(state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_settings": self._settings}
+
+    def _check(self, state: defaultdict[torch.Tensor, Any], groups: list[dict[str, Any]]) -> None:
+        """Raise unless every parameter's state can be stepped; make tensors of numbers."""
+        place = 0
+        for group in groups:
+            spec = self._derive(group)
+            for k, param in enumerate(group["params"], place):
+                entry = state[param] if param in state else None
+                if not entry:
+                    continue
+                label = f"parameter {k}"
+                if self.core.counts_in_state:
+                    for name in ("step", self.core.carried):
+                        if name:
+                            if name not in entry:
+                                raise StateDictError(f"state of {label} lacks {name!r}")
+                            number = number_tensor(entry[name], f"state {name!r} of {label}")
+                            if not isinstance(entry[name], torch.Tensor):
+                                entry[name] = count_tensor(entry[name]) if name == "step" else number
+                for name in spec.slots:
+                    if entry.get(name) is not None:
+                        own = Host.local(param, None) if is_dtensor(param) else param
+                        state_tensor(entry[name], param, own, f"state {name!r} of {label}")
+                    elif self.core.counts_in_state and name not in self.core.optional_slots:
+                        raise StateDictError(f"state of {label} lacks {name!r}")
+            place += len(group["params"])
+
+
+def plain(value: Any) -> Any:
+    """A hyperparameter without tensors."""
+    if isinstance(value, torch.Tensor):
+        if value.numel() != 1:
+            raise HyperparameterError(f"{value!r} must be a number, or a tensor of one element")
+        return value.item()
+    return tuple(map(plain, value)) if isinstance(value, (tuple, list)) else value
+
+
+def number_tensor(value: Any, label: str) -> torch.Tensor:
+    """A number of the state as a tensor on the CPU, the very one if it is one already."""
+    if isinstance(value, torch.Tensor) and type(value) in PLAIN:
+        if value.dim() == 0 and value.dtype in (torch.float32, torch.float64) and value.device.type == "cpu":
+            return value
+        if value.numel() == 1:
+            value = value.item()
+    if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
+        return torch.tensor(float(value), dtype=torch_optimizer._get_scalar_dtype(), device="cpu")
+    raise StateDictError(f"{label} is {value!r:.80}; a number is needed")
+
+
+def state_tensor(value: Any, param: torch.Tensor, own: torch.Tensor, label: str) -> torch.Tensor:
+    """The local tensor of a state slot, or the error that says why it is none."""
+    if not isinstance(value, torch.Tensor) or is_dtensor(value) != is_dtensor(param):
+        raise StateDictError(f"{label} is a {type(value).__name__}; a {type(param).__name__} like its parameter is needed")
+    local = Host.local(value, None) if is_dtensor(value) else value
+    if value.shape != param.shape or local.shape != own.shape:
+        raise StateDictError(f"{label} has shape {tuple(local.shape)}; the parameter has {tuple(own.shape)}")
+    if local.dtype != own.dtype:
+        raise StateDictError(f"{label} has dtype {local.dtype}; the parameter has {own.dtype}")
+    try:
+        return steppable(value, label)
+    except FastoptError as error:
+        raise StateDictError(str(error)) from error
+
+
+def with_tensors(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict with tensors in the place of arrays, and with counts that PyTorch would round as plain numbers."""
+
+    def convert(key: str, value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(np.array(value, order="K"))
+        if key == "step" and isinstance(value, torch.Tensor) and value.numel() == 1 and value >= LAST_FLOAT_COUNT:
+            value = int(value.item()) if float(value).is_integer() else value
+        return value
+
+    state = {
+        k: {key: convert(key, value) for key, value in entry.items()} if isinstance(entry, Mapping) else entry
+        for k, entry in state_dict["state"].items()
+    }
+    return {**state_dict, "state": state}
+
+
+# --- One for each of PyTorch's
+
+
+class SGD(_Compiled, torch.optim.SGD):
+    """``torch.optim.SGD``, compiled: momentum with the learning rate outside, dampening, Nesterov.
+
+    The rule is `fastopt.SGD`'s under ``convention="torch"``; arguments and state (``momentum_buffer``) are PyTorch's.
+    See `fastopt.torch` for the two arguments more, what is stepped, and what differs.
+    """
+
+    core = fastopt.SGD
+
+
+class Adagrad(_Compiled, torch.optim.Adagrad):
+    """``torch.optim.Adagrad``, compiled: steps divided by the root of the sum of all squares.
+
+    The rule is `fastopt.Adagrad`'s under ``convention="torch"``; arguments and state (``step``, ``sum``) are PyTorch's.
+    See `fastopt.torch` for the two arguments more, what is stepped, and what differs.
+    """
+
+    core = fastopt.Adagrad
+
+
+class Adadelta(_Compiled, torch.optim.Adadelta):
+    """``torch.optim.Adadelta``, compiled: steps in the units of the parameter.
+
+    The rule is `fastopt.Adadelta`'s under ``convention="torch"``; arguments and state (``step``, ``square_avg``,
+    ``acc_delta``) are PyTorch's. See `fastopt.torch` for the two arguments more, what is stepped, and what differs.
+    """
+
+    core = fastopt.Adadelta
+
+
+class RMSprop(_Compiled, torch.optim.RMSprop):
+    """``torch.optim.RMSprop``, compiled: steps divided by the root of an average of squares.
+
+    The rule is `fastopt.RMSprop`'s under ``convention="torch"``; arguments and state (``step``, ``square_avg``, and
+    ``momentum_buffer``, ``grad_avg`` where asked for) are PyTorch's. See `fastopt.torch` for the two arguments more,
+    what is stepped, and what differs.
+    """
+
+    core = fastopt.RMSprop
+
+
+class Adam(_Compiled, torch.optim.Adam):
+    """``torch.optim.Adam``, compiled: averages of the gradient and of its square, both corrected for their start.
+
+    The rule is `fastopt.Adam`'s under ``convention="torch"``; arguments and state (``step``, ``exp_avg``,
+    ``exp_avg_sq``, with amsgrad ``max_exp_avg_sq``) are PyTorch's. See `fastopt.torch` for the two arguments more, what
+    is stepped, and what differs.
+    """
+
+    core = fastopt.Adam
+
+
+class AdamW(_Compiled, torch.optim.AdamW):
+    """``torch.optim.AdamW``, compiled: `Adam`, with weight decay that shrinks the parameter itself.
+
+    The rule is `fastopt.AdamW`'s under ``convention="torch"``; arguments and state (``step``, ``exp_avg``,
+    ``exp_avg_sq``, with amsgrad ``max_exp_avg_sq``) are PyTorch's. See `fastopt.torch` for the two arguments more, what
+    is stepped, and what differs.
+    """
+
+    core = fastopt.AdamW
+
+
+class Adamax(_Compiled, torch.optim.Adamax):
+    """``torch.optim.Adamax``, compiled: Adam with the infinity norm.
+
+    The rule is `fastopt.Adamax`'s under ``convention="torch"``; arguments and state (``step``, ``exp_avg``,
+    ``exp_inf``) are PyTorch's. See `fastopt.torch` for the two arguments more, what is stepped, and what differs.
+    """
+
+    core = fastopt.Adamax
+
+
+class NAdam(_Compiled, torch.optim.NAdam):
+    """``torch.optim.NAdam``, compiled: Adam with Nesterov's momentum, on a schedule of its own.
+
+    The rule is `fastopt.NAdam`'s under ``convention="torch"``; arguments and state (``step``, ``mu_product``,
+    ``exp_avg``, ``exp_avg_sq``) are PyTorch's. See `fastopt.torch` for the two arguments more, what is stepped, and
+    what differs.
+    """
+
+    core = fastopt.NAdam
+
+
+class RAdam(_Compiled, torch.optim.RAdam):
+    """``torch.optim.RAdam``, compiled: Adam whose step is rectified while the average of squares is young.
+
+    The rule is `fastopt.RAdam`'s under ``convention="torch"``; arguments and state (``step``, ``exp_avg``,
+    ``exp_avg_sq``) are PyTorch's. See `fastopt.torch` for the two arguments more, what is stepped, and what differs.
+    """
+
+    core = fastopt.RAdam
+
+
+class _Lion(torch.optim.Optimizer):
+    """The constructor that PyTorch would have."""
+
+    def __init__(
+        self, params: Any, lr: Any = 1e-4, betas: Any = (0.9, 0.99), weight_decay: float = 0.0, *,
+        foreach: bool | None = None, maximize: bool = False, capturable: bool = False, differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:  # fmt: skip
+        defaults = {
+            "lr": lr, "betas": betas, "weight_decay": weight_decay, "foreach": foreach, "maximize": maximize,
+            "capturable": capturable, "differentiable": differentiable, "fused": fused,
+        }  # fmt: skip
+        super().__init__(params, defaults)
+
+
+class Lion(_Compiled, _Lion):
+    """Lion, which ``torch.optim`` does not have: steps of lr, by the sign of an interpolated momentum.
+
+    The rule is `fastopt.Lion`'s under ``convention="paper"``: lr 1e-4, betas (0.9, 0.99), weight decay 0, decoupled.
+    State: ``step``, ``exp_avg``. See `fastopt.torch` for the two arguments more, what is stepped, and what differs.
+    """
+
+    core = fastopt.Lion
