@@ -31,7 +31,10 @@ What differs from ``torch.optim``
 
 from __future__ import annotations
 
+import ctypes
 import inspect
+import os
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -41,7 +44,7 @@ import torch
 from torch.optim import optimizer as torch_optimizer
 
 import fastopt
-from fastopt.engine import TensorPlan
+from fastopt.engine import SHIM, TensorPlan
 from fastopt.errors import (
     DTypeError,
     FastoptError,
@@ -67,19 +70,26 @@ PLAIN = (torch.Tensor, torch.nn.Parameter)
 # --- Tensors
 
 
+def stable_functions() -> tuple[list[int], torch.Tensor, Any] | None:
+    """PyTorch's C functions for looking at tensors, by address, and a tensor with its handle; None if it has them not."""
+    name = {"win32": "torch_cpu.dll", "darwin": "libtorch_cpu.dylib"}.get(sys.platform, "libtorch_cpu.so")
+    try:
+        library = ctypes.CDLL(os.path.join(torch.__path__[0], "lib", name))
+        addresses = [ctypes.cast(library[f"aoti_torch_{name}"], ctypes.c_void_p).value or 0 for name in SHIM.split()]
+        tensor = torch.zeros(2, 3)
+        return addresses, tensor, torch._C._aoti.unsafe_alloc_void_ptr_from_tensor(tensor)
+    except (AttributeError, OSError):
+        return None
+
+
 class Host:
     """What the engine asks of PyTorch."""
 
     exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    shim = stable_functions()
     grad = torch._C.TensorBase.grad
+    modes = staticmethod(torch._C._len_torch_function_stack)
     bump = staticmethod(torch.autograd.graph.increment_version)
-
-    @staticmethod
-    def describe(tensor: torch.Tensor) -> tuple[int, int, int, int, tuple[int, ...], tuple[int, ...]]:
-        """A tensor in DLPack's terms, for versions of PyTorch without its exchange protocol."""
-        device = 1 if tensor.device.type == "cpu" and tensor.layout == torch.strided else 0
-        code = 2 if tensor.dtype in (torch.float32, torch.float64) else 0
-        return tensor.data_ptr(), device, code, 8 * tensor.element_size(), tuple(tensor.shape), tensor.stride()
 
     @staticmethod
     def local(tensor: torch.Tensor, like: torch.Tensor | None) -> torch.Tensor:

@@ -1,5 +1,10 @@
-/* What a step asks of tensors, through the C side of DLPack's exchange protocol (its ABI, version 1): where the memory
- * of a tensor is and how it is laid out, without a new object and without linking to the library it comes from. */
+/* What a step asks of tensors: where their memory is and how it is laid out, without a new object and without linking to
+ * the library they come from. In two ways:
+ *
+ * - DLPack's exchange protocol, which libraries offer in C (its ABI, version 1);
+ * - PyTorch's stable C functions, three times as fast, on the at::Tensor inside the Python object. Its place is the first
+ *   thing after the object's header (torch/csrc/autograd/python_variable.h), a word later in old versions: found by
+ *   fo_shim_find, which compares with a handle that PyTorch gave out. */
 #ifndef FASTOPT_TENSORS_H
 #define FASTOPT_TENSORS_H
 
@@ -39,29 +44,115 @@ static inline fo_look_t fo_exchange_look(PyObject *capsule)
     return api != NULL && api->major == 1 ? api->look : NULL;
 }
 
-static inline void fo_tensor_set(fo_tensor_t *t, void *data, int device, int code, int bits, int ndim, int64_t *shape,
-                                 int64_t *strides)
-{
-    t->data = data;
-    t->device_type = device;
-    t->device_id = 0;
-    t->code = (uint8_t)code;
-    t->bits = (uint8_t)bits;
-    t->lanes = 1;
-    t->ndim = ndim;
-    t->shape = shape;
-    t->strides = strides;
-    t->byte_offset = 0;
-}
-
-enum { FO_UNFIT = -1 };
+enum { FO_UNFIT = -1, FO_FLOAT = 11, FO_DOUBLE = 12 };
 
 /* NumPy's type number for what a rule can walk: float32 and float64 in the CPU's memory (pinned, too), else FO_UNFIT. */
 static inline int fo_tensor_type(const fo_tensor_t *t)
 {
     if ((t->device_type != 1 && t->device_type != 3) || t->code != 2 || t->lanes != 1 || t->byte_offset != 0)
         return FO_UNFIT;
-    return t->bits == 32 ? 11 : t->bits == 64 ? 12 : FO_UNFIT;
+    return t->bits == 32 ? FO_FLOAT : t->bits == 64 ? FO_DOUBLE : FO_UNFIT;
+}
+
+typedef int32_t (*fo_shim_pointer_t)(void *handle, void **out);
+typedef int32_t (*fo_shim_sizes_t)(void *handle, int64_t **out);
+typedef int32_t (*fo_shim_long_t)(void *handle, int64_t *out);
+typedef int32_t (*fo_shim_int_t)(void *handle, int32_t *out);
+
+typedef struct {
+    ptrdiff_t place; /* of the at::Tensor in a Python object; 0: not in use */
+    int32_t f32, f64, cpu, strided;
+    fo_shim_pointer_t data;
+    fo_shim_sizes_t sizes, strides;
+    fo_shim_long_t dim;
+    fo_shim_int_t type, device, layout;
+} fo_shim_t;
+
+/* Take up the functions at these addresses, in the order of FO_SHIM's names. */
+static inline void fo_shim_fill(fo_shim_t *s, const uintptr_t *at)
+{
+    s->f32 = ((int32_t (*)(void))at[0])();
+    s->f64 = ((int32_t (*)(void))at[1])();
+    s->cpu = ((int32_t (*)(void))at[2])();
+    s->strided = ((int32_t (*)(void))at[3])();
+    s->data = (fo_shim_pointer_t)at[4];
+    s->sizes = (fo_shim_sizes_t)at[5];
+    s->strides = (fo_shim_sizes_t)at[6];
+    s->dim = (fo_shim_long_t)at[7];
+    s->type = (fo_shim_int_t)at[8];
+    s->device = (fo_shim_int_t)at[9];
+    s->layout = (fo_shim_int_t)at[10];
+}
+
+#define FO_SHIM                                                                                                        \
+    "dtype_float32 dtype_float64 device_type_cpu layout_strided get_data_ptr get_sizes get_strides get_dim get_dtype "  \
+    "get_device_type get_layout"
+
+/* The place of the at::Tensor in Python's object for it, if it is one of the two that are known; else 0. */
+static inline ptrdiff_t fo_shim_find(PyObject *object, void *handle)
+{
+    ptrdiff_t place = sizeof(PyObject), i;
+    for (i = 0; i < 2; i++, place += sizeof(void *))
+        if (*(void **)((char *)object + place) == *(void **)handle)
+            return place;
+    return 0;
+}
+
+/* The memory of a tensor that has this type, these sizes and strides, on the CPU; else NULL. */
+static inline void *fo_shim_fits(const fo_shim_t *s, PyObject *object, int type, int ndim, const int64_t *form)
+{
+    void *handle = (char *)object + s->place, *data;
+    int64_t dim, *shape, *strides;
+    int32_t code, device, layout;
+    int i;
+    if (s->layout(handle, &layout) || layout != s->strided || s->device(handle, &device) || device != s->cpu
+        || s->type(handle, &code) || code != (type == FO_FLOAT ? s->f32 : s->f64) || s->dim(handle, &dim) || dim != ndim
+        || s->sizes(handle, &shape) || s->strides(handle, &strides))
+        return NULL;
+    for (i = 0; i < ndim; i++)
+        if (shape[i] != form[i] || strides[i] != form[ndim + i])
+            return NULL;
+    return s->data(handle, &data) ? NULL : data;
+}
+
+/* 1 if a tensor has this memory and type still, and these sizes and strides unless ndim is -1. */
+static inline int fo_shim_same(const fo_shim_t *s, PyObject *object, const void *data, int type, int ndim,
+                               const int64_t *form)
+{
+    void *handle = (char *)object + s->place, *now;
+    int64_t dim, *shape, *strides;
+    int32_t code;
+    int i;
+    if (s->data(handle, &now) || now != data || s->type(handle, &code) || code != (type == FO_FLOAT ? s->f32 : s->f64))
+        return 0;
+    if (ndim < 0)
+        return 1;
+    if (s->dim(handle, &dim) || dim != ndim || s->sizes(handle, &shape) || s->strides(handle, &strides))
+        return 0;
+    for (i = 0; i < ndim; i++)
+        if (shape[i] != form[i] || strides[i] != form[ndim + i])
+            return 0;
+    return 1;
+}
+
+/* Describe a tensor as fo_look_t does; -1, without a Python error, if it has no memory to speak of. */
+static inline int fo_shim_look(const fo_shim_t *s, PyObject *object, fo_tensor_t *t)
+{
+    void *handle = (char *)object + s->place;
+    int32_t type, device, layout;
+    int64_t dim;
+    if (s->layout(handle, &layout) || layout != s->strided || s->device(handle, &device) || device != s->cpu)
+        return -1;
+    if (s->type(handle, &type) || s->dim(handle, &dim) || s->sizes(handle, &t->shape)
+        || s->strides(handle, &t->strides) || s->data(handle, &t->data))
+        return -1;
+    t->device_type = 1;
+    t->code = 2;
+    t->lanes = 1;
+    t->byte_offset = 0;
+    t->ndim = (int32_t)dim;
+    t->bits = type == s->f32 ? 32 : type == s->f64 ? 64 : 0;
+    return 0;
 }
 
 /* 1 if a tensor has these sizes and strides. */
@@ -74,6 +165,17 @@ static inline int fo_tensor_has(const fo_tensor_t *t, int ndim, const int64_t *s
         if (t->shape[i] != shape_and_strides[i] || t->strides[i] != shape_and_strides[ndim + i])
             return 0;
     return 1;
+}
+
+/* A number that changes with every change of a dict; 0 where Python has none (from 3.12 on). */
+static inline uint64_t fo_dict_version(PyObject *dict)
+{
+#if PY_VERSION_HEX < 0x030C0000 && !defined(PYPY_VERSION)
+    return ((PyDictObject *)dict)->ma_version_tag;
+#else
+    (void)dict;
+    return 0;
+#endif
 }
 
 /* The attribute that a getset descriptor of a type gives: a new reference, or NULL with a Python error. */

@@ -3,7 +3,7 @@
 # Design:
 # - What a step needs is tied once: groups, parameters, state tensors and where their memory is. Every step looks at all
 #   of it again, so that whatever the user or a library exchanged in between is noticed; then `step_tensors` gives False
-#   and the caller ties anew. Looking costs 20 to 40 ns a tensor, through DLPack's exchange protocol.
+#   and the caller ties anew. Looking costs some 10 ns a tensor, or 36 through DLPack's exchange protocol.
 # - Arrays are taken flat, in the order of their memory: parameter, state and gradient have the same strides.
 # - First everything that may run Python code (gradients are asked for), then the looking, which cannot, then the step.
 
@@ -17,8 +17,16 @@ cdef extern from "fastopt_tensors.h":
     fo_look_t fo_exchange_look(capsule) except? NULL
     int fo_tensor_type(const fo_tensor_t *t)
     bint fo_tensor_has(const fo_tensor_t *t, int ndim, const int64_t *shape_and_strides)
-    void fo_tensor_set(fo_tensor_t *t, void *data, int device, int code, int bits, int ndim, int64_t *shape,
-                       int64_t *strides)
+    const char *FO_SHIM
+    ctypedef struct fo_shim_t:
+        Py_ssize_t place
+    void fo_shim_fill(fo_shim_t *s, const uintptr_t *addresses)
+    void *fo_shim_fits(const fo_shim_t *s, PyObject *object, int type, int ndim, const int64_t *form) noexcept
+    bint fo_shim_same(const fo_shim_t *s, PyObject *object, const void *data, int type, int ndim,
+                      const int64_t *form) noexcept
+    Py_ssize_t fo_shim_find(object, void *handle)
+    int fo_shim_look(const fo_shim_t *s, PyObject *object, fo_tensor_t *out) noexcept
+    uint64_t fo_dict_version(PyObject *d) noexcept
     object fo_get(descriptor, object)
 
 cdef extern from "Python.h":
@@ -26,8 +34,9 @@ cdef extern from "Python.h":
 
 from types import GetSetDescriptorType
 
+SHIM = (<bytes>FO_SHIM).decode()    # names of the C functions
+
 cdef enum:
-    MOST_DIMS = 64
     MOST_TIED = MAX_STATES + 2    # tensors beside the parameter: its state, its step count, the number it carries
     COUNT = MAX_STATES            # their places
     CARRY = MAX_STATES + 1
@@ -43,6 +52,7 @@ cdef struct Tie:                  # what belongs to a parameter of the plan; all
     PyObject *owner               # what has the gradient
     PyObject *state               # its dict in the optimizer's state
     PyObject *values              # list of what that dict holds
+    uint64_t version              # of that dict, when it was last compared
     Tied own
     Tied other[MOST_TIED]
     int ndim
@@ -58,25 +68,28 @@ cdef class TensorPlan(Plan):
     derive, n_threads
         As for `Plan`.
     host : object
-        What the library is asked for: ``exchange``, DLPack's capsule, or None, and then ``describe(tensor)``;
-        ``grad``, the descriptor of the attribute; ``local(tensor)``, the tensor of a wrapper's memory;
+        What the library is asked for: ``exchange``, DLPack's capsule, or None; ``shim(names)``, the addresses of its C
+        functions, a tensor, and a capsule with a handle for it, or None (one of the two there has to be); ``grad``,
+        the descriptor of the attribute; ``modes()``, whether asking for it may run Python code; ``local(tensor)``, the tensor of a wrapper's memory;
         ``fit(gradient, parameter, label)``, one that fits, or the error; ``bump(tensors)``, to note that they were
         written to.
     """
     cdef object host
     cdef object grad
     cdef object bump
-    cdef fo_look_t look_at
+    cdef fo_look_t exchange           # or NULL
+    cdef fo_shim_t shim               # or with place 0
     cdef Tie *ties
     cdef Py_ssize_t n_ties
+    cdef bint special                 # whether gradients are wrapped, or may have their sign as a flag
     cdef list owners                  # parameters that are stepped, in the order of the plan
     cdef list kept                    # per owner: all that its tie refers to
     cdef list spare                   # parameters without gradient so far
     cdef list members                 # per group: its list of parameters, and a copy of that list
     cdef list outer                   # keys and values of the optimizer's state, in turn
     cdef object state                 # the optimizer's, some kind of dict
+    cdef uint64_t version             # of the optimizer's state, when it was last compared
     cdef list fresh                   # (owner, dict, entries): state to be put in place with the first step
-    cdef int64_t room[2 * MOST_DIMS]  # of a description in Python
 
     def __cinit__(self):
         self.owners, self.kept, self.spare, self.members, self.outer, self.fresh = [], [], [], [], [], []
@@ -85,13 +98,26 @@ cdef class TensorPlan(Plan):
         Plan.__init__(self, derive, n_threads=n_threads)
         self.host, self.bump = host, host.bump
         self.grad = host.grad if isinstance(host.grad, GetSetDescriptorType) else None
-        self.look_at = fo_exchange_look(host.exchange) if host.exchange is not None else NULL
+        self.exchange = fo_exchange_look(host.exchange) if host.exchange is not None else NULL
+        self.take_shim(host.shim)
+        if self.exchange == NULL and not self.shim.place:
+            raise ImportError("this version of PyTorch offers no way to look at its tensors from C; 2.10 does")
 
     def __dealloc__(self):
         cdef Py_ssize_t i
         for i in range(self.n_ties):
             PyMem_Free(self.ties[i].form)
         PyMem_Free(self.ties)
+
+    cdef take_shim(self, shim):
+        cdef uintptr_t addresses[16]
+        memset(&self.shim, 0, sizeof(fo_shim_t))
+        if shim is None:
+            return
+        for k, address in enumerate(shim[0]):
+            addresses[k] = address
+        fo_shim_fill(&self.shim, addresses)
+        self.shim.place = fo_shim_find(shim[1], PyCapsule_GetPointer(shim[2], PyCapsule_GetName(shim[2])))
 
     # --- Tying
 
@@ -138,16 +164,23 @@ cdef class TensorPlan(Plan):
         self.note(&tie.other[CARRY], carry)
         self.params[i].t = steps
         self.params[i].carry = group.carry
+        self.special = self.special or tie.wrapped or self.params[i].n == 1
         if carry is None and steps:       # a state without a count says itself whether it has begun
             self.params[i].carry = 1
         if entries:
             self.fresh.append((owner, inner, entries))
 
     cdef note(self, Tied *tied, tensor):
-        cdef fo_tensor_t t
-        if tensor is not None:
-            self.look(<PyObject *>tensor, &t)
-            tied.tensor, tied.data, tied.type = <PyObject *>tensor, <char *>t.data, fo_tensor_type(&t)
+        """Tie a tensor; the two ways to look at it, where there are two, have to agree."""
+        cdef fo_tensor_t t, u
+        if tensor is None:
+            return
+        self.look(<PyObject *>tensor, &t)
+        tied.tensor, tied.data, tied.type = <PyObject *>tensor, <char *>t.data, fo_tensor_type(&t)
+        if self.shim.place and self.exchange != NULL:
+            self.exchange(<PyObject *>tensor, &u)
+            if u.data != t.data or fo_tensor_type(&u) != tied.type or u.ndim != t.ndim:
+                raise RuntimeError("this version of PyTorch has another layout of its tensors than was found at first")
 
     cdef flat(self, tensor, fo_tensor_t *t):
         """The memory of a dense tensor as an array of one dimension."""
@@ -164,7 +197,7 @@ cdef class TensorPlan(Plan):
 
     def watch(self, state):
         """Note the optimizer's state as it is: the plan holds as long as it stays so."""
-        self.state = state
+        self.state, self.version = state, 0
         self.outer = [x for pair in state.items() for x in pair]
 
     # --- Stepping
@@ -191,7 +224,11 @@ cdef class TensorPlan(Plan):
                 return False
             if group.refresh(NO_SCHEDULES) and not self.take_options(k, group):
                 return False
-        return same_entries(state, self.outer)
+        if self.version == 0 or self.version != fo_dict_version(<PyObject *>state):
+            if not same_entries(state, self.outer):
+                return False
+            self.version = fo_dict_version(<PyObject *>state)
+        return True
 
     cdef bint take_options(self, Py_ssize_t k, Group group) except -1:
         """Take over edited options, if the rule stays the same."""
@@ -209,11 +246,16 @@ cdef class TensorPlan(Plan):
         for owner in self.spare:
             if self.grad_of(owner) is not None:
                 return False
-        grads = [self.grad_of(owner) for owner in self.owners]
-        if not self.unwrap(grads):
-            return False
-        fits = self.gather(&job, grads)
+        if self.special or self.grad is None or self.host.modes():
+            fits = -1
+        else:
+            fits = self.gather(&job, None)
+            if fits > 0 and is_large(&job):
+                fits = -1             # the GIL will be given up: gradients have to be held
         if fits < 0:
+            grads = [self.grad_of(owner) for owner in self.owners]
+            if not self.unwrap(grads):
+                return False
             self.fit(grads)
             fits = self.gather(&job, grads)
             if fits < 0:
@@ -223,7 +265,7 @@ cdef class TensorPlan(Plan):
         self.settle()
         job.look, job.found = False, 0
         self.launch(&job)
-        self.write_back(&job, grads)
+        self.write_back(&job)
         return True
 
     cdef grad_of(self, owner):
@@ -250,56 +292,56 @@ cdef class TensorPlan(Plan):
     cdef fit(self, list grads):
         """Gradients that fit in the place of those that do not, or the error."""
         cdef Py_ssize_t i
-        cdef fo_tensor_t t
         for i in range(self.n_ties):
             g = grads[i]
-            if g is not None and not self.is_fit(<PyObject *>g, i, &t):
+            if g is not None and self.params[i].n and self.fitting(<PyObject *>g, &self.ties[i]) == NULL:
                 grads[i] = self.host.fit(g, <object>self.ties[i].own.tensor, f"gradient of {self.label(i)}")
 
-    cdef inline bint is_fit(self, PyObject *g, Py_ssize_t i, fo_tensor_t *t):
-        """Whether a gradient has the type, sizes and strides of parameter i. An error is none here: `fit` says more."""
-        cdef Tie *tie = &self.ties[i]
+    cdef inline char *fitting(self, PyObject *g, const Tie *tie):
+        """The memory of a gradient that has the type, sizes and strides of its parameter; else NULL."""
+        cdef fo_tensor_t t
+        if self.shim.place:
+            return <char *>fo_shim_fits(&self.shim, g, tie.own.type, tie.ndim, tie.form)
+        if self.can_look(g, &t) and fo_tensor_type(&t) == tie.own.type and fo_tensor_has(&t, tie.ndim, tie.form):
+            return <char *>t.data
+        return NULL
+
+    cdef inline bint can_look(self, PyObject *tensor, fo_tensor_t *t):
+        """`look`, where it is no error that there is nothing to see."""
+        if self.shim.place:
+            return fo_shim_look(&self.shim, tensor, t) == 0
         try:
-            self.look(g, t)
+            return self.exchange(tensor, t) == 0
         except Exception:
             return False
-        return (fo_tensor_type(t) == tie.own.type and fo_tensor_has(t, tie.ndim, tie.form)
-                and (t.data != NULL or self.params[i].n == 0))
 
     cdef inline int look(self, PyObject *tensor, fo_tensor_t *t) except -1:
-        if self.look_at != NULL:
-            return self.look_at(tensor, t)
-        return self.look_slowly(<object>tensor, t)
+        if self.shim.place:
+            if fo_shim_look(&self.shim, tensor, t) == 0:
+                return 0
+            raise BufferError("a tensor without memory on the CPU")
+        return self.exchange(tensor, t)
 
-    cdef int look_slowly(self, tensor, fo_tensor_t *t) except -1:
-        """As `look`, for versions of the library that lack the protocol. Valid until the next call."""
-        cdef int k
-        memset(t, 0, sizeof(fo_tensor_t))
-        data, device, code, bits, sizes, strides = self.host.describe(tensor)
-        if len(sizes) > MOST_DIMS:
-            raise ShapeError(f"a tensor of {len(sizes)} dimensions; {MOST_DIMS} are supported")
-        for k in range(len(sizes)):
-            self.room[k], self.room[MOST_DIMS + k] = sizes[k], strides[k]
-        fo_tensor_set(t, <void *><uintptr_t>data, device, code, bits, <int>len(sizes), self.room, self.room + MOST_DIMS)
-        return 0
-
-    cdef inline bint is_same(self, const Tied *tied, const Tie *tie) except -1:
+    cdef inline bint is_same(self, const Tied *tied, const Tie *tie):
         """Whether a tied tensor has its memory, type and form (but for a count's) still."""
         cdef fo_tensor_t t
-        self.look(tied.tensor, &t)
-        return (t.data == tied.data and fo_tensor_type(&t) == tied.type
-                and (t.ndim == 0 if tie == NULL else fo_tensor_has(&t, tie.ndim, tie.form)))
+        if self.shim.place:
+            return fo_shim_same(&self.shim, tied.tensor, tied.data, tied.type, -1 if tie == NULL else tie.ndim,
+                                NULL if tie == NULL else tie.form)
+        return (self.can_look(tied.tensor, &t) and t.data == tied.data and fo_tensor_type(&t) == tied.type
+                and (tie == NULL or fo_tensor_has(&t, tie.ndim, tie.form)))
 
     cdef int gather(self, Job *job, list grads) except -2:
         """Check tensors and note what to step: 1; 0 if one is not as it was tied; -1 if a gradient does not fit.
 
+        Without a list, gradients are asked for on the way, and not held: that is for steps that keep the GIL.
         No Python code runs in here but on the way to an error, so that what was checked stays as it was.
         """
         cdef Group group
         cdef Param *q
         cdef Tie *tie
         cdef PyObject *g
-        cdef fo_tensor_t t
+        cdef char *data
         cdef Py_ssize_t i, k
         self.begin_job(job)
         for group in self.groups:
@@ -307,15 +349,21 @@ cdef class TensorPlan(Plan):
             job.slot = -1
             for i in range(group.first, group.first + group.n_params):
                 q, tie = &self.params[i], &self.ties[i]
-                g = PyList_GET_ITEM(<PyObject *>grads, i)
+                if grads is None:
+                    mine = fo_get(self.grad, <object>tie.owner)     # from now on kept alive by its parameter
+                    g = <PyObject *>mine
+                else:
+                    g = PyList_GET_ITEM(<PyObject *>grads, i)
                 if g == <PyObject *>None:
                     continue
-                if not same_values(tie.state, tie.values) and not self.fresh:
-                    return 0
+                if tie.version == 0 or tie.version != fo_dict_version(tie.state):
+                    if not same_values(tie.state, tie.values) and not self.fresh:
+                        return 0
+                    tie.version = fo_dict_version(tie.state)
                 if not self.is_same(&tie.own, tie):
                     return 0
                 for k in range(group.around.rule.n_states):
-                    if not self.is_same(&tie.other[k], tie):
+                    if not self.is_same(&tie.other[k], NULL):   # its form was compared when it was tied
                         return 0
                 if tie.other[COUNT].tensor != NULL:
                     if not self.is_same(&tie.other[COUNT], NULL) or not self.read_count(q, &tie.other[COUNT], i):
@@ -324,9 +372,10 @@ cdef class TensorPlan(Plan):
                     if not self.is_same(&tie.other[CARRY], NULL):
                         return 0
                     q.carry = number_at(&tie.other[CARRY])
-                if not self.is_fit(g, i, &t):
+                data = self.fitting(g, tie)
+                if data == NULL and q.n:
                     return -1
-                self.add_work(job, group, q, g, <char *>t.data)
+                self.add_work(job, group, q, g, data)
         return 1
 
     cdef bint read_count(self, Param *q, const Tied *count, Py_ssize_t i) except -1:
@@ -347,7 +396,7 @@ cdef class TensorPlan(Plan):
             self.fresh = []
             self.watch(self.state)
 
-    cdef write_back(self, Job *job, list grads):
+    cdef write_back(self, Job *job):
         """Counts and carried numbers into their tensors, and a note for the library of what was written."""
         cdef Work *w
         cdef Tie *tie
@@ -360,7 +409,7 @@ cdef class TensorPlan(Plan):
             set_number(&tie.other[COUNT], <double>w.q.t)
             set_number(&tie.other[CARRY], w.q.carry)
         self.bump(self.owners if job.n_work == self.n_ties
-                  else [owner for owner, g in zip(self.owners, grads) if g is not None])
+                  else [self.owners[job.work[i].q - self.params] for i in range(job.n_work)])
         self.steps += 1
 
 
@@ -408,10 +457,9 @@ cdef bint same_values(PyObject *now, PyObject *then):
     cdef PyObject *value
     if PyDict_Size(now) != PyList_GET_SIZE(then):
         return False
-    while PyDict_Next(<object>now, &place, NULL, &value):
-        if value != PyList_GET_ITEM(then, i):
+    for i in range(PyList_GET_SIZE(then)):
+        if not PyDict_Next(<object>now, &place, NULL, &value) or value != PyList_GET_ITEM(then, i):
             return False
-        i += 1
     return True
 
 
