@@ -114,6 +114,16 @@ def torch(case, grads, fused):
     return handing_over(case, grads, params, optimizer.step)
 
 
+def drop_in(case, grads):
+    """fastopt through the interface of torch's optimizers."""
+    import fastopt.torch
+
+    name, more = TORCH.get(case.optimizer, (case.optimizer, {}))
+    params = [pytorch.from_numpy(p).requires_grad_() for p in case.arrays(0)]
+    optimizer = getattr(fastopt.torch, name)(params, n_threads=case.threads, **case.options, **more)
+    return handing_over(case, grads, params, optimizer.step)
+
+
 def handing_over(case, grads, params, step):
     """torch's way: gradients are handed over by setting .grad, outside the clock."""
 
@@ -212,6 +222,7 @@ def sklearn(case, grads):
 LIBRARIES = {
     "fastopt": ("fastopt", ours),
     "roofline": ("roofline", roofline),
+    "fastopt.torch": ("torch", drop_in),
     "torch fused": ("torch", functools.partial(torch, fused=True)),
     "torch foreach": ("torch", functools.partial(torch, fused=False)),
     "Numba, tuned": ("numba", functools.partial(numba, tuned=True)),

@@ -28,6 +28,7 @@ DOCS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 NOT_MEASURED = "Not measured."
 WIDE = 9  # columns of a table that can still be read
 GRADIENTS = ("same", "fresh")
+DROP_IN = "fastopt.torch"
 
 
 class PageError(Exception):
@@ -84,6 +85,16 @@ def over_best(case: Case) -> float | None:
     return case.ratio(name) if name else None
 
 
+def drop_in(case: Case) -> float | None:
+    """How many times as long torch takes as fastopt through torch's interface."""
+    name = torch_way(case)
+    return case.ratio(name, DROP_IN) if name and DROP_IN in case.seconds else None
+
+
+def torch_way(case: Case) -> str | None:
+    return next((name for name in ("torch fused", "torch foreach") if name in case.seconds), None)
+
+
 def speed_up(case: Case, name: str = "fastopt") -> float | None:
     one = f"{name}, one thread"
     return case.ratio(one, name) if one in case.seconds else None
@@ -107,6 +118,7 @@ MEASURES: dict[str, Callable[[Case], float | None]] = {
     "× torch fused": partial(over, "torch fused"),
     "× torch foreach": partial(over, "torch foreach"),
     "of the roofline": partial(over, "roofline"),
+    "× torch, through its interface": drop_in,
     "× one thread": speed_up,
     "× one thread, upper quartile over lower": speed_up_at_best,
     "of the roofline's speed-up": speed_up_over_roofline,
@@ -180,6 +192,11 @@ AIMS = (
     Aim(("ResNet-50", "GPT-2-small"), "of the roofline", least=0.93),
     Aim(BETWEEN, "× torch foreach", least=4, optimizers=("RMSprop", "Adadelta", "NAdam", "RAdam", "Adamax")),
     Aim((), "× best peer", least=1, dtype="float64"),
+    Aim(("1,000×100",), "× torch, through its interface", least=15),
+    Aim(("1×1,000",), "× torch, through its interface", least=5),
+    Aim(("1,000×10,000",), "× torch, through its interface", least=1.6),
+    Aim(("1×50,000,000",), "× torch, through its interface", least=1),
+    Aim(("1,000×10,000",), "× torch, through its interface", least=4, optimizers=("RMSprop", "Adadelta", "NAdam")),
     Aim((), "× one thread, upper quartile over lower", least=1, optimizers=(), dtype=None, threads="all"),
     Aim(("1×1,000,000",), "× one thread", least=1.7, threads="all"),
     Aim(("1×50,000,000", "GPT-2-small"), "of the roofline's speed-up", least=0.95, threads="all"),
@@ -225,7 +242,7 @@ def adamw_block(results: Results, dtype: str, threads: str) -> str:
 
 def lines(cases: list[Case]) -> list[str]:
     """Who took part in any of these cases, in the order of LOOKS; the one-thread lines are for comparing threads."""
-    there = {name for case in cases for name in case.seconds if not name.endswith(", one thread")}
+    there = {name for case in cases for name in case.seconds if not name.endswith(", one thread")} - {DROP_IN}
     return [name for name in LOOKS if name in there] + sorted(there - LOOKS.keys())
 
 
@@ -257,13 +274,27 @@ def optimizers_block(results: Results) -> str:
 def optimizers_table(cases: list[Case]) -> str:
     rows = []
     for case in cases:
-        torch = next((name for name in ("torch fused", "torch foreach") if name in case.seconds), None)
+        torch = torch_way(case)
         rows.append([
             case.optimizer, microseconds(case), three_figures(case.bytes / case.seconds["fastopt"].median / 1e9),
             percent(case.ratio("roofline")) if "roofline" in case.seconds else "–", times(case, torch),
             times(case, best_peer(case)),
         ])  # fmt: skip
     return table(["optimizer", "fastopt µs", "GB/s", "of the roofline", "torch", "best peer"], rows)
+
+
+def drop_in_block(results: Results) -> str:
+    """fastopt through torch's interface, and torch."""
+    chosen = [*results.select(suite="step", optimizer="AdamW", dtype="float32", threads="1"),
+              *(case for case in results.select(suite="step", shape=BETWEEN[1], dtype="float32", threads="1")
+                if case.optimizer != "AdamW")]  # fmt: skip
+    rows = [
+        [case.optimizer, case.shape, case.gradients, microseconds(case, DROP_IN), microseconds(case),
+         f"{three_figures(ratio)}× ({torch_way(case)})"]
+        for case in chosen if (ratio := drop_in(case))
+    ]  # fmt: skip
+    header = ["optimizer", "shape", "gradients", "fastopt.torch µs", "fastopt µs", "torch"]
+    return table(header, rows) if rows else NOT_MEASURED
 
 
 def times(case: Case, name: str | None) -> str:
@@ -296,6 +327,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     **{f"adamw-{dtype}-{threads}": partial(adamw_block, dtype=dtype, threads=threads)
        for dtype in ("float32", "float64") for threads in ("1", "all")},
     "optimizers": optimizers_block,
+    "drop-in": drop_in_block,
     "threads": threads_block,
 }  # fmt: skip
 

@@ -35,6 +35,7 @@ import ctypes
 import inspect
 import os
 import sys
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -44,8 +45,9 @@ import torch
 from torch.optim import optimizer as torch_optimizer
 
 import fastopt
-from fastopt.engine import SHIM, TensorPlan
+from fastopt.engine import NO_SCHEDULES, SHIM, TensorPlan
 from fastopt.errors import (
+    ConcurrentStepError,
     DTypeError,
     FastoptError,
     GradientError,
@@ -210,10 +212,11 @@ class _Compiled(torch.optim.Optimizer):
                 raise UnknownOptionError(f"fastopt.torch.{type(self).__name__} does not know the option {name!r} yet")
         self._settings: dict[str, Any] = {"n_threads": n_threads, "flush_subnormal": flush_subnormal}
         self._plan: TensorPlan | None = None
-        TensorPlan(self._derive, Host, n_threads=n_threads)  # raises for n_threads out of range
+        self._stepping = threading.Lock()
+        self._empty_plan()  # raises for n_threads out of range
         super().__init__(*args, **kwargs)
         for group in self.param_groups:
-            self._derive(group)
+            self._check_options(group)
 
     # --- Stepping
 
@@ -249,6 +252,8 @@ class _Compiled(torch.optim.Optimizer):
         found, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if found is not None and float(found) != 0:
             return loss
+        if not self._stepping.acquire(blocking=False):
+            raise ConcurrentStepError("this optimizer is in the middle of a step in another thread; one at a time")
         try:
             if self._plan is None or not self._plan.step_tensors(self.param_groups, self.state, scale):
                 self._plan = self._tied()
@@ -257,6 +262,8 @@ class _Compiled(torch.optim.Optimizer):
         except BaseException:
             self._plan = None  # what was made for this step is not in place
             raise
+        finally:
+            self._stepping.release()
         return loss
 
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_bare_step)
@@ -284,11 +291,20 @@ class _Compiled(torch.optim.Optimizer):
             owner=f"fastopt.torch.{type(self).__name__}",
         )
 
+    def _empty_plan(self) -> TensorPlan:
+        return TensorPlan(self._derive, Host, n_threads=self._settings["n_threads"])
+
+    def _check_options(self, group: dict[str, Any]) -> None:
+        """Raise what a step with these options would raise."""
+        self._empty_plan().check_options(group, any(p.dtype != torch.float64 for p in group["params"]), NO_SCHEDULES)
+
     def _tied(self) -> TensorPlan:
         """A plan over groups, parameters and state as they are now."""
-        plan = TensorPlan(self._derive, Host, n_threads=self._settings["n_threads"])
-        place = 0
+        plan, place = self._empty_plan(), 0
         for group in self.param_groups:
+            lost = [key for key in self.defaults if key in self.core.group_keys() and key not in group]
+            if lost:
+                raise HyperparameterError(f"fastopt.torch.{type(self).__name__}: a parameter group has lost its {lost[0]!r}")
             spec, records, names, spare = self._derive(group), [], [], []
             for k, param in enumerate(group["params"]):
                 name = group["param_names"][k] if "param_names" in group else place + k
@@ -352,7 +368,8 @@ class _Compiled(torch.optim.Optimizer):
             hook.remove()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.setdefault("_settings", {"n_threads": None, "flush_subnormal": True})
+        self.__dict__.setdefault("_settings", state.get("_settings", {"n_threads": None, "flush_subnormal": True}))
+        self.__dict__.setdefault("_stepping", threading.Lock())
         if "state" in state and "param_groups" in state:
             self._check(state["state"], state["param_groups"])
         self._plan = None
@@ -365,6 +382,7 @@ class _Compiled(torch.optim.Optimizer):
         """Raise unless every parameter's state can be stepped; make tensors of numbers."""
         place = 0
         for group in groups:
+            self._check_options(group)
             spec = self._derive(group)
             for k, param in enumerate(group["params"], place):
                 entry = state[param] if param in state else None
@@ -377,6 +395,8 @@ class _Compiled(torch.optim.Optimizer):
                             if name not in entry:
                                 raise StateDictError(f"state of {label} lacks {name!r}")
                             number = number_tensor(entry[name], f"state {name!r} of {label}")
+                            if name == "step" and not (number >= 0 and float(number).is_integer()):
+                                raise StateDictError(f"state 'step' of {label} is {entry[name]!r}; a count is needed")
                             if not isinstance(entry[name], torch.Tensor):
                                 entry[name] = count_tensor(entry[name]) if name == "step" else number
                 for name in spec.slots:

@@ -1161,3 +1161,64 @@ def test_repr_shows_the_groups():
         text = repr(build(cls, values(), convention))
         assert cls.__name__ in text and convention in text
         assert all(f"{key}:" in text for key in cls.hyperparameters)
+
+
+# --- Scaled losses
+
+
+@pytest.mark.parametrize(("cls", "convention"), ALL, ids=ALL_IDS)
+@pytest.mark.parametrize("scale", [65536.0, 3.0, 0.1])
+def test_gradients_are_divided_by_grad_scale_as_they_are_read(cls, convention, scale):
+    more = {"maximize": True} if scale == 3.0 else {}
+    if "weight_decay" in cls.conventions[convention].defaults:
+        more["weight_decay"] = 0.1
+    params = [values((3000,)), values((700,), np.float64), values((5,))]  # beyond a tile, and below
+    opt = build(cls, params, convention, **more)
+    twin = fastopt.reference.twin(opt)
+    for step in range(3):
+        grads = [values(p.shape, p.dtype, 10 + step) for p in params]
+        before = frozen(grads)
+        opt.step(grads, grad_scale=scale)
+        assert frozen(grads) == before
+        twin.step(grads, grad_scale=scale)
+    same_bits("parameters", opt.params, twin.params)
+    for mine, other in zip(opt.state, twin.state, strict=True):
+        same_bits("state", [mine[name] for name in other], list(other.values()))
+
+
+def test_a_grad_scale_of_a_power_of_two_is_exact():
+    plain, scaled = values((40,)), values((40,))
+    a, b = Adam(plain), Adam(scaled)
+    for step in range(5):
+        g = values((40,), seed=step)
+        a.step(g)
+        b.step(g * np.float32(2.0**16), grad_scale=2.0**16)
+    same_bits("parameters", [plain], [scaled])
+
+
+@pytest.mark.parametrize("scale", [0, -1.0, math.nan, math.inf, "2", True, 1e-60, 1e60, [2.0], np.ones(2)])
+def test_a_grad_scale_out_of_range_is_refused(scale):
+    opt = Adam(values((4,)))
+    with unchanged(opt, HyperparameterError, "grad_scale"):
+        opt.step(values((4,), seed=1), grad_scale=scale)
+
+
+def test_a_hyperparameter_may_be_a_tensor_of_one_element_and_is_read_anew():
+    class Tensor:  # as much of one as is asked for
+        value = 0.5
+        __dlpack__ = None
+
+        def item(self):
+            return self.value
+
+        def __float__(self):
+            return self.value
+
+    lr = Tensor()
+    p, q = values((4,)), values((4,))
+    opt, other = SGD(p, lr=lr), SGD(q, lr=0.5)
+    for value in (0.5, 0.25):
+        lr.value = other.param_groups[0]["lr"] = value
+        opt.step(values((4,), seed=1))
+        other.step(values((4,), seed=1))
+    same_bits("parameters", [p], [q])

@@ -15,6 +15,8 @@ def is_number(value):
 FIXED = (int, float, np.integer, np.floating)     # numbers that cannot change by themselves
 
 
+NO_SCHEDULES = -1                     # in the place of the steps taken: where a schedule is an error
+cdef int no_schedules = NO_SCHEDULES
 LEAST_EPS = 2.0**-31                  # one that no faded average of squares reaches up to: see MOMENT in optimizer.py
 cdef double least_eps = LEAST_EPS
 
@@ -148,7 +150,7 @@ cdef class Group:
         cdef bint scheduled = callable(value), fixed = True
         cdef object now
         key = self.keys[i]
-        if scheduled and steps == NO_SCHEDULES:
+        if scheduled and steps == no_schedules:
             raise HyperparameterError(f"{self.owner}: {key}={value!r} must be a number")
         now = value(steps) if scheduled else value
         if self.kind[i] == PAIR:
@@ -156,7 +158,7 @@ cdef class Group:
                 raise HyperparameterError(f"{self.owner}: {key}={now!r} must be a pair of numbers in [0, 1)")
             for j in range(2):
                 part = now[j]
-                if callable(part) and steps != NO_SCHEDULES:
+                if callable(part) and steps != no_schedules:
                     scheduled = True
                     part = part(steps)
                 self.x[self.target[i] + j] = self.number(i, f"{key}[{j}]", part)

@@ -81,6 +81,7 @@ cdef class TensorPlan(Plan):
     cdef fo_shim_t shim               # or with place 0
     cdef Tie *ties
     cdef Py_ssize_t n_ties
+    cdef bint hold                    # whether steps are large, so that gradients have to be held
     cdef bint special                 # whether gradients are wrapped, or may have their sign as a flag
     cdef list owners                  # parameters that are stepped, in the order of the plan
     cdef list kept                    # per owner: all that its tie refers to
@@ -222,7 +223,7 @@ cdef class TensorPlan(Plan):
             now, then = self.members[k]
             if groups[k] is not group.options or group.options.get("params") is not now or not same_items(now, then):
                 return False
-            if group.refresh(NO_SCHEDULES) and not self.take_options(k, group):
+            if group.refresh(no_schedules) and not self.take_options(k, group):
                 return False
         if self.version == 0 or self.version != fo_dict_version(<PyObject *>state):
             if not same_entries(state, self.outer):
@@ -232,7 +233,7 @@ cdef class TensorPlan(Plan):
 
     cdef bint take_options(self, Py_ssize_t k, Group group) except -1:
         """Take over edited options, if the rule stays the same."""
-        cdef Group fresh = self.new_group(group.options, group.has_float, NO_SCHEDULES)
+        cdef Group fresh = self.new_group(group.options, group.has_float, no_schedules)
         if fresh.around.rule != group.around.rule:
             return False
         fresh.first, fresh.n_params = group.first, group.n_params
@@ -246,12 +247,13 @@ cdef class TensorPlan(Plan):
         for owner in self.spare:
             if self.grad_of(owner) is not None:
                 return False
-        if self.special or self.grad is None or self.host.modes():
+        if self.hold or self.special or self.grad is None or self.host.modes():
             fits = -1
         else:
             fits = self.gather(&job, None)
-            if fits > 0 and is_large(&job):
-                fits = -1             # the GIL will be given up: gradients have to be held
+            self.hold = fits > 0 and is_large(&job)
+            if self.hold:             # the GIL will be given up
+                fits = -1
         if fits < 0:
             grads = [self.grad_of(owner) for owner in self.owners]
             if not self.unwrap(grads):

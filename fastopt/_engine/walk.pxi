@@ -7,7 +7,6 @@ cdef enum:
     BLOCK = 64                # bytes of parameter that are never cut
     MOST_THREADS = 256        # OpenMP ends the process if it cannot get them
     MAX_WATCH = 32
-    NO_SCHEDULES = -1         # in the place of the steps taken: where a schedule is an error
     FEWEST_BLOCKS = 512       # of a chunk that a thread takes at a time
     MOST_BLOCKS = 4096
     NUMBER = 0                # kinds of what is watched in a group

@@ -1,0 +1,601 @@
+"""What fastopt.torch does with tensors: which it steps, which it refuses, and what it notices between steps."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+import subprocess
+import sys
+import threading
+import weakref
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import fastopt  # noqa: E402
+import fastopt.torch as ft  # noqa: E402
+from fastopt import FastoptError, engine, errors  # noqa: E402
+
+CLASSES = [getattr(ft, name) for name in ft.__all__]
+STATED = [cls for cls in CLASSES if cls is not ft.SGD]
+
+
+@pytest.fixture(params=["shim", "exchange"], autouse=True)
+def way(request, monkeypatch):
+    """Both ways to look at tensors."""
+    if request.param == "exchange":
+        monkeypatch.setattr(ft.Host, "shim", None)
+    elif ft.Host.shim is None:
+        pytest.skip("this PyTorch has no stable C functions")
+    return request.param
+
+
+def tensor(shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def parameter(shape=(3, 4), dtype=torch.float32, seed=0):
+    p = torch.nn.Parameter(tensor(shape, dtype, seed))
+    p.grad = tensor(shape, dtype, seed + 100)
+    return p
+
+
+def frozen(opt):
+    """All that can be seen of an optimizer, to the bit."""
+
+    def bits(x):
+        if not torch.is_tensor(x) or x.layout != torch.strided or x.device.type != "cpu":
+            return repr(x)
+        return x.dtype, tuple(x.shape), bytes(x.detach().clone().contiguous().untyped_storage())
+
+    params = [p for group in opt.param_groups for p in group["params"]]
+    return (
+        [bits(p) for p in params], [bits(p.grad) for p in params],
+        [{k: bits(v) for k, v in opt.state[p].items()} for p in params if p in opt.state],
+        [{k: v for k, v in g.items() if k != "params"} for g in opt.param_groups],
+    )  # fmt: skip
+
+
+def refuses(opt, error, match):
+    """A step raises this error, and has changed nothing."""
+    before = frozen(opt)
+    with pytest.raises(error, match=match) as caught:
+        opt.step()
+    assert isinstance(caught.value, FastoptError)
+    assert frozen(opt) == before
+
+
+def stepped_alike(params, twins, opt, other, steps=3, tol=1e-12):
+    for k in range(steps):
+        for p, q in zip(params, twins, strict=True):
+            g = tensor(p.shape, p.dtype, 1000 + k)
+            p.grad, q.grad = torch.empty_like(p).copy_(g), torch.empty_like(q).copy_(g)
+        opt.step()
+        other.step()
+    for p, q in zip(params, twins, strict=True):
+        assert p.shape == q.shape
+        torch.testing.assert_close(p, q, rtol=tol, atol=tol * 1e-3)
+
+
+# --- Which tensors are stepped
+
+
+def layouts(dtype=torch.float64):
+    image = tensor((2, 3, 4, 5), dtype)
+    return {
+        "contiguous": tensor((3, 4), dtype), "transposed": tensor((4, 3), dtype).t(), "scalar": tensor((), dtype),
+        "one element": tensor((1, 1), dtype), "empty": tensor((0, 3), dtype),
+        "channels_last": image.contiguous(memory_format=torch.channels_last), "permuted": image.permute(3, 1, 0, 2),
+        "channels_last_3d": tensor((1, 2, 3, 2, 2), dtype).contiguous(memory_format=torch.channels_last_3d),
+        "a slice of rows": tensor((6, 4), dtype)[2:5], "odd offset": tensor((33,), dtype)[1:],
+        "page and more": tensor((1500,), dtype), "a large transposed": tensor((40, 60), dtype).t(),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", layouts())
+@pytest.mark.parametrize("cls", [ft.AdamW, ft.SGD, ft.NAdam, ft.Adagrad], ids=lambda cls: cls.__name__)
+def test_every_dense_layout_is_stepped_as_torch_does(cls, layout):
+    def make():
+        return torch.nn.Parameter(layouts()[layout].clone(memory_format=torch.preserve_format))
+
+    options = {"momentum": 0.9} if cls is ft.SGD else {}
+    p, q = make(), make()
+    assert p.stride() == q.stride()
+    where = p.data_ptr()
+    opt, other = cls([p], **options), getattr(torch.optim, cls.__name__)([q], **options)
+    stepped_alike([p], [q], opt, other)
+    assert p.data_ptr() == where
+    for name, slot in opt.state[p].items():
+        assert slot.shape == other.state[q][name].shape and slot.stride() == other.state[q][name].stride()
+        torch.testing.assert_close(slot, other.state[q][name], rtol=1e-12, atol=1e-15, check_dtype=True)
+
+
+@pytest.mark.parametrize("strides", ["transposed", "expanded", "sliced", "half", "negative view"])
+def test_a_gradient_that_lies_otherwise_is_stepped_right(strides):
+    p, q = parameter((4, 4)), parameter((4, 4))
+    g = tensor((4, 4), seed=7)
+    wide = torch.zeros(4, 8)
+    wide[:, ::2] = g
+    given = {
+        "transposed": g.t().contiguous().t(), "expanded": g[:1].expand(4, 4), "sliced": wide[:, ::2],
+        "half": g.bfloat16() if hasattr(p, "grad_dtype") else g, "negative view": torch.complex(g, -g).conj().imag,
+    }[strides]  # fmt: skip
+    if given.dtype != torch.float32:
+        p.grad = None
+        p.grad_dtype = given.dtype
+    p.grad = given
+    q.grad = given.to(torch.float32).contiguous().resolve_neg()
+    opt, other = ft.SGD([p], lr=0.5, weight_decay=0.1), torch.optim.SGD([q], lr=0.5, weight_decay=0.1)
+    opt.step()
+    other.step()
+    torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+    assert p.grad.dtype == given.dtype and torch.equal(p.grad, given)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_the_sign_of_a_gradient_of_one_element_may_be_a_flag(shape):
+    p = torch.nn.Parameter(torch.zeros(shape))
+    p.grad = torch.full(shape, 1 + 2j).conj().imag
+    assert p.grad.is_neg()
+    ft.SGD([p], lr=1.0).step()
+    assert p.item() == 2.0
+
+
+def expanded():
+    return torch.zeros(1).expand(5)
+
+
+def overlapping():
+    return torch.zeros(9).as_strided((4, 3), (2, 1))
+
+
+REFUSED = {
+    "expanded": (expanded, errors.LayoutError), "a slice of columns": (lambda: torch.zeros(4, 8)[:, :2], errors.LayoutError),
+    "every other": (lambda: torch.zeros(8)[::2], errors.LayoutError), "overlapping itself": (overlapping, errors.LayoutError),
+    "float16": (lambda: torch.zeros(3, dtype=torch.float16), errors.DTypeError),
+    "bfloat16": (lambda: torch.zeros(3, dtype=torch.bfloat16), errors.DTypeError),
+    "complex": (lambda: torch.zeros(3, dtype=torch.complex64), errors.DTypeError),
+    "sparse": (lambda: torch.eye(3).to_sparse(), errors.LayoutError),
+    "meta": (lambda: torch.zeros(3, device="meta"), errors.ParameterError),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.parametrize("cls", [ft.AdamW, ft.SGD], ids=lambda cls: cls.__name__)
+def test_what_cannot_be_stepped_is_refused_before_any_write(cls, kind):
+    make, error = REFUSED[kind]
+    first, odd = parameter(), torch.nn.Parameter(make())
+    odd.grad = torch.ones(3, 3).to_sparse() if kind == "sparse" else torch.ones_like(odd)
+    opt = cls([first, odd])
+    for _ in range(2):
+        refuses(opt, error, "parameter 1")
+    assert not opt.state
+    odd.grad = None
+    opt.step()  # without a gradient it does not matter
+    assert first in opt.state or cls is ft.SGD
+
+
+def test_a_slice_of_columns_leaves_its_neighbours_alone():
+    big = torch.zeros(100, 4)
+    p = torch.nn.Parameter(big[:, :2])
+    p.grad = torch.ones(100, 2)
+    refuses(ft.Adam([p]), errors.LayoutError, "strides")
+    assert not big.any()
+
+
+def test_a_sparse_gradient_is_refused():
+    p = parameter((5, 2))
+    p.grad = torch.eye(5)[:, :2].to_sparse()
+    refuses(ft.SGD([p, parameter()]), errors.LayoutError, "gradient of parameter 0.*to_dense")
+
+
+def test_the_first_that_is_wrong_is_named_by_its_name():
+    p = parameter((4,))
+    p.grad = torch.ones(2, 2).to_sparse() if False else torch.eye(4)[0].to_sparse()
+    refuses(ft.SGD([("weight", parameter()), ("bias", p)]), errors.LayoutError, "'bias'")
+
+
+def test_gradients_may_not_lie_in_parameters_or_state():
+    p, q = parameter((6,)), parameter((6,))
+    p.grad = q.data
+    refuses(ft.SGD([p, q]), errors.OverlapError, "gradient of parameter 0 overlaps parameter 1")
+    p.grad = p.data
+    refuses(ft.SGD([p, q]), errors.OverlapError, "gradient of parameter 0 is parameter 0")
+    p.grad = q.grad  # two may share one
+    ft.SGD([p, q]).step()
+
+
+def test_parameters_may_not_overlap():
+    flat = torch.zeros(10)
+    a, b = torch.nn.Parameter(flat[:6]), torch.nn.Parameter(flat[5:])
+    a.grad, b.grad = torch.ones(6), torch.ones(5)
+    refuses(ft.SGD([a, b]), errors.OverlapError, "overlaps")
+
+
+def test_views_that_do_not_overlap_are_stepped():
+    flat = torch.zeros(10)
+    a, b = torch.nn.Parameter(flat[:5]), torch.nn.Parameter(flat[5:])
+    a.grad, b.grad = torch.ones(5), torch.full((5,), 2.0)
+    ft.SGD([a, b], lr=1.0).step()
+    assert flat.tolist() == 5 * [-1.0] + 5 * [-2.0]
+
+
+def test_types_may_be_mixed():
+    params = [parameter((7,), torch.float64), parameter((5,)), parameter((300,), torch.float64)]
+    twins = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    opt, other = ft.AdamW(params), torch.optim.AdamW(twins)
+    stepped_alike(params, twins, opt, other, steps=1, tol=1e-6)
+    assert [opt.state[p]["exp_avg"].dtype for p in params] == [p.dtype for p in params]
+
+
+# --- Same bits as the arrays of NumPy
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_tensors_and_arrays_take_the_same_path_to_the_bit(cls, dtype):
+    params = [parameter(shape, dtype, k) for k, shape in enumerate([(3, 4), (700,), (1,), (2000,)])]
+    arrays = [p.detach().numpy().copy() for p in params]
+    options = {"weight_decay": 0.1} | ({"momentum": 0.9} if cls is ft.SGD else {})
+    opt, core = cls(params, **options), cls.core(arrays, **options)
+    assert core.convention == ("paper" if cls is ft.Lion else "torch")
+    for k in range(70):  # past a flush
+        for p in params:
+            p.grad = tensor(p.shape, p.dtype, 1000 + k)
+        opt.step()
+        core.step([p.grad.numpy() for p in params])
+    for p, array, state in zip(params, arrays, core.state, strict=True):
+        assert p.detach().numpy().tobytes() == array.tobytes()
+        for name, slot in opt.state[p].items():
+            assert np.asarray(slot).tobytes() == np.asarray(state[name], slot.numpy().dtype).tobytes(), name
+
+
+def test_any_number_of_threads_gives_the_same_bits():
+    old, most = engine.set_serial_blocks(0), engine.set_most_alone(0)
+    try:
+        results = []
+        for n in (1, 2, 3):
+            params = [parameter((2000,), seed=k) for k in range(5)]
+            opt = ft.AdamW(params, n_threads=n)
+            for k in range(4):
+                for p in params:
+                    p.grad = tensor((2000,), seed=k)
+                opt.step()
+            results.append([p.detach().numpy().tobytes() for p in params])
+        assert results[0] == results[1] == results[2]
+    finally:
+        engine.set_serial_blocks(old)
+        engine.set_most_alone(most)
+
+
+# --- What changes between steps is noticed
+
+
+def change(p, opt):
+    return opt.state[p]
+
+
+CHANGES = {
+    "data exchanged": lambda p, s: setattr(p, "data", p.data.clone()),
+    "data set": lambda p, s: p.data.set_(p.data.clone()),
+    "storage shared": lambda p, s: p.data.share_memory_(),
+    "state exchanged": lambda p, s: s.update(exp_avg=s["exp_avg"].clone()),
+    "state's data exchanged": lambda p, s: setattr(s["exp_avg"], "data", s["exp_avg"].clone()),
+    "state shared": lambda p, s: [t.share_memory_() for t in s.values()],
+    "state's dict in another order": lambda p, s: s.update({k: s.pop(k) for k in list(s)[::-1]}),
+    "something more in the state": lambda p, s: s.update(mine=torch.zeros(3)),
+    "count exchanged": lambda p, s: s.update(step=s["step"].clone()),
+    "count as a number": lambda p, s: s.update(step=int(s["step"])),
+    "count as float64": lambda p, s: s.update(step=s["step"].double()),
+    "count set in place": lambda p, s: s["step"].fill_(float(s["step"])),
+    "state in another layout": lambda p, s: s.update(exp_avg=s["exp_avg"].t().contiguous().t()),
+    "gradient exchanged": lambda p, s: setattr(p, "grad", p.grad.clone()),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_whatever_is_exchanged_between_steps_the_path_stays(what):
+    p, q = parameter((30, 50)), parameter((30, 50))
+    opt, other = ft.Adam([p]), ft.Adam([q])
+    for k in range(6):
+        if k in (2, 4):
+            CHANGES[what](p, opt.state[p])
+        for x in (p, q):
+            x.grad.copy_(tensor((30, 50), seed=k))
+        opt.step()
+        other.step()
+        assert torch.equal(p, q), k
+        assert torch.equal(opt.state[p]["exp_avg"], other.state[q]["exp_avg"])
+        assert float(opt.state[p]["step"]) == k + 1
+
+
+def test_a_parameter_may_change_its_type_its_layout_and_its_place():
+    model = torch.nn.Conv2d(3, 4, 2)
+    twin = copy.deepcopy(model)
+    opt, other = ft.SGD(model.parameters(), lr=0.1), torch.optim.SGD(twin.parameters(), lr=0.1)
+    x = tensor((2, 3, 5, 5))
+    for step in range(4):
+        for m in (model, twin):
+            if step == 1:
+                m.to(memory_format=torch.channels_last)
+            if step == 2:
+                m.double()
+            m.zero_grad()
+            m(x.to(m.weight.dtype)).square().sum().backward()
+        opt.step()
+        other.step()
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)  # the convolutions themselves differ from run to run
+
+
+@pytest.mark.parametrize(("name", "value", "error"), [
+    ("exp_avg", torch.zeros(2), "shape"), ("exp_avg", torch.zeros(3, 4, dtype=torch.float64), "dtype"),
+    ("exp_avg", 3.0, "float"), ("step", torch.tensor(-1.0), "step"), ("step", torch.tensor(0.5), "step"),
+    ("step", torch.tensor(math.nan), "step"), ("step", "three", "step"), ("exp_avg", torch.zeros(1, 4).expand(3, 4), "strides"),
+    ("exp_avg", torch.zeros(3, 4).to_sparse(), "layout"),
+])  # fmt: skip
+def test_state_that_does_not_fit_is_refused(name, value, error):
+    p = parameter()
+    opt = ft.Adam([parameter(seed=5), p])
+    opt.step()
+    held, opt.state[p][name] = opt.state[p][name], value
+    before = p.detach().clone()
+    with pytest.raises(errors.StateDictError, match=error):
+        opt.step()
+    assert torch.equal(p, before)
+    opt.state[p][name] = held
+    opt.step()
+
+
+def test_a_state_that_shrank_is_refused_not_overrun():
+    p = parameter((1000,))
+    opt = ft.Adam([p])
+    opt.step()
+    opt.state[p]["exp_avg"].data = torch.zeros(10)
+    refuses(opt, errors.StateDictError, "shape")
+    opt.state[p]["exp_avg"].data = torch.zeros(1000)
+    p.data.untyped_storage().resize_(0)
+    with pytest.raises(errors.LayoutError, match="storage"):
+        opt.step()
+
+
+def test_state_cleared_or_replaced_starts_anew():
+    p, q = parameter(), parameter()
+    opt, other = ft.Adam([p]), ft.Adam([q])
+    opt.step()
+    p.data.copy_(q.data)
+    opt.state.clear()
+    opt.step()
+    other.step()
+    assert torch.equal(p, q)
+    opt.state[p] = {key: value.clone() for key, value in other.state[q].items()}
+    opt.step()
+    other.step()
+    assert torch.equal(p, q) and float(opt.state[p]["step"]) == 2
+
+
+def test_counts_go_on_beyond_what_float32_can_count():
+    p = parameter()
+    opt = ft.Adam([p])
+    opt.step()
+    opt.state[p]["step"].fill_(2.0**24 - 1)
+    opt.step()
+    assert opt.state[p]["step"].dtype == torch.float32
+    for k in range(3):
+        opt.step()
+        assert opt.state[p]["step"].dtype == torch.float64 and int(opt.state[p]["step"]) == 2**24 + k + 1
+    saved = copy.deepcopy(opt.state_dict())
+    for fused in (None, True):
+        other = ft.Adam([p], fused=fused)
+        saved["param_groups"][0]["fused"] = fused
+        other.load_state_dict(saved)
+        assert int(other.state[p]["step"]) == 2**24 + 3
+        other.step()
+        assert int(other.state[p]["step"]) == 2**24 + 4
+        assert int(saved["state"][0]["step"]) in (2**24 + 3, 2**24 + 4)
+
+
+def test_the_count_may_be_set_in_place():
+    p, q = parameter(), parameter()
+    opt, other = ft.Adam([p]), torch.optim.Adam([q])
+    for o, x in ((opt, p), (other, q)):
+        o.step()
+        o.state[x]["step"].fill_(100)
+        o.step()
+    torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+
+
+# --- All or nothing
+
+
+def test_state_is_made_only_by_a_step_that_happens():
+    p, bad = parameter(), parameter((4,))
+    bad.grad = torch.ones(4).to_sparse()
+    for cls in STATED:
+        opt = cls([p, bad])
+        if cls is ft.Adagrad:
+            continue  # PyTorch makes its state in the constructor
+        with pytest.raises(errors.LayoutError):
+            opt.step()
+        assert not opt.state
+
+
+@pytest.mark.parametrize(("option", "value"), [
+    ("lr", -1.0), ("lr", math.nan), ("lr", "fast"), ("lr", lambda step: 0.1), ("betas", (0.9, 1.0)), ("betas", 0.9),
+    ("eps", math.inf), ("weight_decay", -0.1), ("amsgrad", "yes"), ("maximize", 1.5), ("differentiable", True),
+    ("lr", torch.tensor([0.1, 0.2])), ("lr", torch.tensor(math.nan)),
+])  # fmt: skip
+def test_options_out_of_range_are_refused_at_every_step(option, value):
+    p = parameter()
+    opt = ft.AdamW([p])
+    opt.step()
+    held, opt.param_groups[0][option] = opt.param_groups[0][option], value
+    before = p.detach().clone()
+    with pytest.raises(errors.HyperparameterError, match=option):
+        opt.step()
+    assert torch.equal(p, before)
+    del opt.param_groups[0][option]
+    with pytest.raises(errors.HyperparameterError if option != "differentiable" else ZeroDivisionError, match=option):
+        opt.step()
+        raise ZeroDivisionError(option)  # that one may be missing
+    opt.param_groups[0][option] = held
+    opt.step()
+
+
+def test_differentiable_and_unknown_threads_are_refused_by_the_constructor():
+    with pytest.raises(errors.HyperparameterError, match="differentiable"):
+        ft.Adam([parameter()], differentiable=True)
+    for n in (0, -1, 1.5, "2", True):
+        with pytest.raises(errors.HyperparameterError, match="n_threads"):
+            ft.Adam([parameter()], n_threads=n)
+
+
+def test_an_option_of_a_newer_torch_is_refused(monkeypatch):
+    monkeypatch.setattr(ft.Adam, "_unknown", {"novelty": False})
+    ft.Adam([parameter()])
+    with pytest.raises(errors.UnknownOptionError, match="novelty"):
+        ft.Adam([parameter()], novelty=True)
+
+
+# --- Loading
+
+
+@pytest.mark.parametrize("change", [
+    lambda d: d["state"][0].update(exp_avg=torch.zeros(2)), lambda d: d["state"][0].pop("exp_avg_sq"),
+    lambda d: d["state"][0].pop("step"), lambda d: d["state"][0].update(step=math.nan),
+    lambda d: d["param_groups"][0].update(lr=math.nan), lambda d: d["param_groups"][0].update(betas=(2.0, 0.9)),
+    lambda d: d["param_groups"][0].update(differentiable=True), lambda d: d["state"][0].update(step="x"),
+    lambda d: d["state"][0].update(exp_avg="x"), lambda d: d["param_groups"][0].update(params=[0]),
+])  # fmt: skip
+def test_a_state_dict_that_does_not_fit_changes_nothing(change):
+    params = [parameter(), parameter((5,))]
+    opt = ft.AdamW(params)
+    opt.step()
+    saved = copy.deepcopy(opt.state_dict())
+    change(saved)
+    opt.step()
+    before = frozen(opt)
+    with pytest.raises((ValueError, TypeError)):
+        opt.load_state_dict(saved)
+    assert frozen(opt) == before
+    opt.step()
+
+
+def test_the_state_dict_of_arrays_loads_and_back():
+    p = parameter((6,), torch.float64)
+    array = p.detach().numpy().copy()
+    core, opt = fastopt.NAdam([array]), ft.NAdam([p])
+    core.step([p.grad.numpy()])
+    core.step([p.grad.numpy()])
+    opt.load_state_dict(core.state_dict())
+    p.data.copy_(torch.from_numpy(array))
+    opt.step()
+    back = fastopt.NAdam([p.detach().numpy().copy()])
+    back.load_state_dict({k: v for k, v in opt.state_dict().items()})
+    core.step([p.grad.numpy()])
+    assert p.detach().numpy().tobytes() == array.tobytes()
+    assert back.state[0]["exp_avg"].tobytes() == core.state[0]["exp_avg"].tobytes() and back.state[0]["step"] == 3
+
+
+def test_settings_survive_copies():
+    opt = ft.Adam([parameter()], n_threads=3, flush_subnormal=False)
+    assert copy.deepcopy(opt)._settings == {"n_threads": 3, "flush_subnormal": False}
+
+
+# --- Beside autograd
+
+
+def test_autograd_notices_what_a_step_wrote():
+    p = parameter((3,))
+    loss = (p * p).sum()
+    ft.SGD([p]).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_versions_count_only_what_was_written():
+    p, q = parameter(), parameter()
+    q.grad = None
+    opt = ft.SGD([p, q])
+    versions = p._version, q._version
+    opt.step()
+    assert p._version > versions[0] and q._version == versions[1]
+
+
+def test_a_function_mode_does_not_come_between():
+    p = parameter()
+    opt = ft.Adam([p])
+    with torch.device("cpu"):
+        opt.step()
+        opt.step()
+    assert float(opt.state[p]["step"]) == 2
+
+
+def test_an_optimizer_and_what_it_held_go_when_nobody_needs_them():
+    p = parameter((2000,))
+    opt = ft.Adam([p])
+    opt.step()
+    gone = [weakref.ref(x) for x in (opt, p, opt.state[p]["exp_avg"])]
+    del opt, p
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None, None]
+
+
+def test_gradients_are_not_kept():
+    for size in (10, 300_000):  # with the GIL, and without
+        p = parameter((size,))
+        opt = ft.Adam([p])
+        opt.step()
+        opt.step()
+        gone = weakref.ref(p.grad)
+        p.grad = None
+        gc.collect()
+        assert gone() is None
+
+
+def test_two_threads_in_one_optimizer_never_corrupt_it():
+    p = parameter((400_000,))
+    opt = ft.Adam([p])
+    opt.step()
+    refused = []
+
+    def run():
+        for _ in range(50):
+            try:
+                opt.step()
+            except errors.ConcurrentStepError:
+                refused.append(1)
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert float(opt.state[p]["step"]) + len(refused) == 151
+
+
+def test_default_dtype_float64_is_followed_as_in_torch():
+    program = """
+import torch, fastopt.torch as ft
+torch.set_default_dtype(torch.float64)
+results = []
+for module in (torch.optim, ft):
+    torch.manual_seed(0)
+    p = torch.nn.Parameter(torch.randn(5))
+    opt = module.NAdam([p])
+    for k in range(50):
+        p.grad = torch.randn(5)
+        opt.step()
+    assert opt.state[p]["step"].dtype == opt.state[p]["mu_product"].dtype == torch.float64
+    results.append(p.detach())
+assert torch.allclose(*results, rtol=1e-13, atol=1e-16), results
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_importing_fastopt_does_not_import_torch_nor_the_other_way_round():
+    program = "import sys, fastopt; assert 'torch' not in sys.modules; import fastopt.torch; assert 'torch' in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
