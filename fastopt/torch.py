@@ -8,8 +8,8 @@ PyTorch's own, ``state`` holds tensors under PyTorch's names, and only `step` is
 own memory, in one call and at most one parallel region for all of them.
 
 What is stepped
-    float32 and float64 tensors on the CPU, dense in any order of dimensions (contiguous, channels_last, transposed), and
-    `DTensor` whose local tensors are such. A gradient in another order, or of another floating type, is copied into
+    float32 and float64 tensors on the CPU, dense in any order of dimensions (contiguous, channels_last, transposed),
+    and `DTensor` whose local tensors are such. A gradient in another order, or of another floating type, is copied into
     shape. Anything else raises a typed error that names the parameter, before anything was written.
 
 Two arguments more, both by name
@@ -20,7 +20,8 @@ Two arguments more, both by name
 
 What differs from ``torch.optim``
     - ``foreach``, ``fused`` and ``capturable`` are accepted and change nothing: they choose between PyTorch's own
-      implementations, the last for CUDA graphs. ``differentiable=True`` is an error: the step is no operation of autograd.
+      implementations, the last for CUDA graphs. ``differentiable=True`` is an error: the step is no operation of
+      autograd.
     - A `GradScaler`'s factor is taken out as gradients are read, for every optimizer; ``p.grad`` stays as it is.
     - ``step`` counts on beyond 2**24, where a float32 stands still: the tensor becomes float64 there.
     - With ``eps=0`` an element whose accumulator is zero does not move (PyTorch: NaN). RMSprop's variance that rounding
@@ -31,10 +32,7 @@ What differs from ``torch.optim``
 
 from __future__ import annotations
 
-import ctypes
 import inspect
-import os
-import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -45,16 +43,21 @@ import torch
 from torch.optim import optimizer as torch_optimizer
 
 import fastopt
-from fastopt.engine import NO_SCHEDULES, SHIM, TensorPlan
+from fastopt._tensors import (
+    LAST_FLOAT_COUNT,
+    Host,
+    count_tensor,
+    is_dtensor,
+    new_state,
+    number_tensor,
+    state_tensor,
+    steppable,
+)
+from fastopt.engine import NO_SCHEDULES, TensorPlan
 from fastopt.errors import (
     ConcurrentStepError,
-    DTypeError,
-    FastoptError,
-    GradientError,
     HyperparameterError,
-    LayoutError,
     ParameterError,
-    ShapeError,
     StateDictError,
     UnknownOptionError,
 )
@@ -64,126 +67,6 @@ __all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "NAd
 
 # What PyTorch's constructors take that is none of the rule's business.
 ENGINE_OPTIONS = frozenset({"params", "foreach", "fused", "capturable", "differentiable"})
-LAST_FLOAT_COUNT = 2**24
-PAGE = 4096
-PLAIN = (torch.Tensor, torch.nn.Parameter)
-
-
-# --- Tensors
-
-
-def stable_functions() -> tuple[list[int], torch.Tensor, Any] | None:
-    """PyTorch's C functions for looking at tensors, by address, and a tensor with its handle; None if it has them not."""
-    name = {"win32": "torch_cpu.dll", "darwin": "libtorch_cpu.dylib"}.get(sys.platform, "libtorch_cpu.so")
-    try:
-        library = ctypes.CDLL(os.path.join(torch.__path__[0], "lib", name))
-        addresses = [ctypes.cast(library[f"aoti_torch_{name}"], ctypes.c_void_p).value or 0 for name in SHIM.split()]
-        tensor = torch.zeros(2, 3)
-        return addresses, tensor, torch._C._aoti.unsafe_alloc_void_ptr_from_tensor(tensor)
-    except (AttributeError, OSError):
-        return None
-
-
-class Host:
-    """What the engine asks of PyTorch."""
-
-    exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
-    shim = stable_functions()
-    grad = torch._C.TensorBase.grad
-    modes = staticmethod(torch._C._len_torch_function_stack)
-    bump = staticmethod(torch.autograd.graph.increment_version)
-
-    @staticmethod
-    def local(tensor: torch.Tensor, like: torch.Tensor | None) -> torch.Tensor:
-        """The tensor that a `DTensor` has on this rank; if it is a gradient, laid over the ranks as its parameter is."""
-        if like is not None:
-            if not is_dtensor(tensor):
-                raise GradientError(f"a gradient is a {type(tensor).__name__}; its parameter is a DTensor")
-            if tensor._spec != like._spec and (
-                tensor.device_mesh != like.device_mesh or tensor.placements != like.placements
-            ):
-                tensor = tensor.redistribute(like.device_mesh, like.placements)
-        inner = tensor._local_tensor
-        return inner.wait() if hasattr(inner, "wait") else inner
-
-    @staticmethod
-    @torch.no_grad()
-    def fit(grad: torch.Tensor, param: torch.Tensor, label: str) -> torch.Tensor:
-        """A gradient that lies as its parameter does: a copy, or the error."""
-        if grad.layout != torch.strided:
-            raise LayoutError(f"{label} has layout {grad.layout}; torch.strided is needed: call .to_dense()")
-        if grad.device.type != "cpu" or has_dispatch(grad):
-            raise GradientError(f"{label} is a {type(grad).__name__} on {grad.device}; a tensor on the CPU is needed")
-        if grad.shape != param.shape:
-            raise ShapeError(f"{label} has shape {tuple(grad.shape)}; the parameter has {tuple(param.shape)}")
-        if not grad.is_floating_point():
-            raise DTypeError(f"{label} has dtype {grad.dtype}; {param.dtype} is needed")
-        return torch.empty_strided(param.shape, param.stride(), dtype=param.dtype).copy_(grad)
-
-
-def is_dtensor(tensor: Any) -> bool:
-    """Whether a tensor is one of many ranks."""
-    return type(tensor) not in PLAIN and hasattr(tensor, "_local_tensor") and hasattr(tensor, "placements")
-
-
-def has_dispatch(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is of a class that answers for operations itself, so that its memory says nothing."""
-    return type(tensor) not in PLAIN and type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
-
-
-def is_dense(tensor: torch.Tensor) -> bool:
-    """Whether the elements fill one piece of memory, each once, in some order of the dimensions."""
-    step = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1 and stride != step:
-            return tensor.numel() == 0
-        step *= size
-    return True
-
-
-def steppable(tensor: Any, label: str) -> torch.Tensor:
-    """The tensor whose memory is stepped: this one, or its part on this rank; or the error that says why not."""
-    own = Host.local(tensor, None) if is_dtensor(tensor) else tensor
-    if own.layout != torch.strided:
-        raise LayoutError(f"{label} has layout {own.layout}; torch.strided is needed")
-    if own.device.type != "cpu" or has_dispatch(own):
-        raise ParameterError(f"{label} is a {type(own).__name__} on {own.device}; a tensor on the CPU is needed")
-    if own.dtype not in (torch.float32, torch.float64):
-        raise DTypeError(f"{label} has dtype {own.dtype}; torch.float32 or torch.float64 is needed")
-    room = own.untyped_storage().nbytes() // own.element_size() - own.storage_offset()
-    if not is_dense(own) or own.is_neg() or room < own.numel():
-        raise LayoutError(
-            f"{label} has shape {tuple(own.shape)} and strides {own.stride()}; it must fill one piece of memory of its "
-            "own, in any order of dimensions, not be expanded, sliced or without storage"
-        )
-    return own
-
-
-def new_state(param: torch.Tensor, own: torch.Tensor, place: int, value: float) -> torch.Tensor:
-    """A state tensor like its parameter.
-
-    Slots of large tensors lie a quarter page apart, from the parameter and from each other: where loads and stores
-    have the same offset in their pages, one waits for the other.
-    """
-    if param is not own or own.nbytes < PAGE:
-        return torch.full_like(param, value, memory_format=torch.preserve_format, requires_grad=False)
-    dtype = np.dtype(np.float32 if own.dtype == torch.float32 else np.float64)
-    arena = np.zeros(own.nbytes + 2 * PAGE, np.uint8)
-    lead = (own.data_ptr() // 64 * 64 + (place + 1) * (PAGE // 4) - arena.ctypes.data) % PAGE
-    flat = arena[lead + -(arena.ctypes.data + lead) % 64 :][: own.nbytes].view(dtype)
-    if value:
-        flat[:] = value
-    strides = [own.element_size() * stride for stride in own.stride()]
-    return torch.from_numpy(np.lib.stride_tricks.as_strided(flat, tuple(own.shape), strides))
-
-
-def count_tensor(steps: int | float) -> torch.Tensor:
-    """A step count as PyTorch stores it, and as float64 where float32 would stand still."""
-    dtype = torch.float64 if steps >= LAST_FLOAT_COUNT else torch_optimizer._get_scalar_dtype()
-    return torch.tensor(float(steps), dtype=dtype, device="cpu")
-
-
-# --- The optimizers
 
 
 class _Compiled(torch.optim.Optimizer):
@@ -196,12 +79,16 @@ class _Compiled(torch.optim.Optimizer):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "core" in vars(cls):
-            taken = list(inspect.signature(super(_Compiled, cls).__init__).parameters.values())
-            more = [inspect.Parameter("n_threads", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="int | None"),
-                    inspect.Parameter("flush_subnormal", inspect.Parameter.KEYWORD_ONLY, default=True)]  # fmt: skip
+            taken = [p for p in inspect.signature(super().__init__).parameters.values() if p.name != "self"]
+            more = [
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+                for name, default in (("n_threads", None), ("flush_subnormal", True))
+            ]
             cls.__signature__ = inspect.Signature(taken + more)  # type: ignore[attr-defined]
             known = {*cls.core.group_keys(), *ENGINE_OPTIONS}
             cls._unknown = {p.name: p.default for p in taken if p.name not in known}
+        elif "__init__" in vars(cls):  # of a user
+            cls.__signature__ = None  # type: ignore[attr-defined]
 
     _unknown: ClassVar[dict[str, Any]] = {}
     """Options of a PyTorch newer than this module, which it would not follow, and their defaults."""
@@ -304,7 +191,9 @@ class _Compiled(torch.optim.Optimizer):
         for group in self.param_groups:
             lost = [key for key in self.defaults if key in self.core.group_keys() and key not in group]
             if lost:
-                raise HyperparameterError(f"fastopt.torch.{type(self).__name__}: a parameter group has lost its {lost[0]!r}")
+                raise HyperparameterError(
+                    f"fastopt.torch.{type(self).__name__}: a parameter group has lost its {lost[0]!r}"
+                )
             spec, records, names, spare = self._derive(group), [], [], []
             for k, param in enumerate(group["params"]):
                 name = group["param_names"][k] if "param_names" in group else place + k
@@ -341,8 +230,9 @@ class _Compiled(torch.optim.Optimizer):
             entries["step"] = count = count_tensor(count.item())
         carry = None
         if self.core.carried:
-            carry = number_tensor(inner.get(self.core.carried, self.core.carry), f"state {self.core.carried!r} of {label}")
-            if carry is not inner.get(self.core.carried):
+            given = inner.get(self.core.carried, self.core.carry)
+            carry = number_tensor(given, f"state {self.core.carried!r} of {label}")
+            if carry is not given:
                 entries[self.core.carried] = carry
         # As PyTorch orders them: the numbers first.
         entries = {key: entries[key] for key in sorted(entries, key=lambda key: key in slots)}
@@ -351,7 +241,7 @@ class _Compiled(torch.optim.Optimizer):
     # --- State
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue from a `state_dict`: of this class, of its twin in ``torch.optim``, or of fastopt's for NumPy arrays.
+        """Continue from a `state_dict`: of this class, of its twin in ``torch.optim``, or of fastopt's for arrays.
 
         As in PyTorch, tensors that fit are taken over, not copied.
 
@@ -415,33 +305,6 @@ def plain(value: Any) -> Any:
             raise HyperparameterError(f"{value!r} must be a number, or a tensor of one element")
         return value.item()
     return tuple(map(plain, value)) if isinstance(value, (tuple, list)) else value
-
-
-def number_tensor(value: Any, label: str) -> torch.Tensor:
-    """A number of the state as a tensor on the CPU, the very one if it is one already."""
-    if isinstance(value, torch.Tensor) and type(value) in PLAIN:
-        if value.dim() == 0 and value.dtype in (torch.float32, torch.float64) and value.device.type == "cpu":
-            return value
-        if value.numel() == 1:
-            value = value.item()
-    if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
-        return torch.tensor(float(value), dtype=torch_optimizer._get_scalar_dtype(), device="cpu")
-    raise StateDictError(f"{label} is {value!r:.80}; a number is needed")
-
-
-def state_tensor(value: Any, param: torch.Tensor, own: torch.Tensor, label: str) -> torch.Tensor:
-    """The local tensor of a state slot, or the error that says why it is none."""
-    if not isinstance(value, torch.Tensor) or is_dtensor(value) != is_dtensor(param):
-        raise StateDictError(f"{label} is a {type(value).__name__}; a {type(param).__name__} like its parameter is needed")
-    local = Host.local(value, None) if is_dtensor(value) else value
-    if value.shape != param.shape or local.shape != own.shape:
-        raise StateDictError(f"{label} has shape {tuple(local.shape)}; the parameter has {tuple(own.shape)}")
-    if local.dtype != own.dtype:
-        raise StateDictError(f"{label} has dtype {local.dtype}; the parameter has {own.dtype}")
-    try:
-        return steppable(value, label)
-    except FastoptError as error:
-        raise StateDictError(str(error)) from error
 
 
 def with_tensors(state_dict: Mapping[str, Any]) -> dict[str, Any]:

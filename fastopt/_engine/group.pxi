@@ -1,7 +1,7 @@
 # Hyperparameters: from the dict that the user edits to the numbers that a rule takes.
 
 def is_number(value):
-    """Whether a value is one real number: a Python or NumPy scalar, an array of no dimension, a tensor of one element."""
+    """Whether a value is one real number: a Python or NumPy scalar, a 0-d array, a tensor of one element."""
     if isinstance(value, np.ndarray):
         return value.ndim == 0 and value.dtype.kind in "fiu" and not isinstance(value, np.ma.MaskedArray)
     if hasattr(value, "__dlpack__") and not isinstance(value, np.generic):

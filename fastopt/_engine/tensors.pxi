@@ -68,11 +68,11 @@ cdef class TensorPlan(Plan):
     derive, n_threads
         As for `Plan`.
     host : object
-        What the library is asked for: ``exchange``, DLPack's capsule, or None; ``shim(names)``, the addresses of its C
-        functions, a tensor, and a capsule with a handle for it, or None (one of the two there has to be); ``grad``,
-        the descriptor of the attribute; ``modes()``, whether asking for it may run Python code; ``local(tensor)``, the tensor of a wrapper's memory;
-        ``fit(gradient, parameter, label)``, one that fits, or the error; ``bump(tensors)``, to note that they were
-        written to.
+        What the library is asked for: ``exchange``, DLPack's capsule, or None; ``shim``, the addresses of its C
+        functions (`SHIM`), a tensor, and a capsule with a handle for it, or None (one of the two there has to be);
+        ``grad``, the descriptor of the attribute; ``modes()``, whether asking for it may run Python code;
+        ``local(tensor)``, the tensor of a wrapper's memory; ``fit(gradient, parameter, label)``, one that fits, or the
+        error; ``bump(tensors)``, to note that they were written to.
     """
     cdef object host
     cdef object grad

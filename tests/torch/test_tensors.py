@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch")
 import fastopt  # noqa: E402
 import fastopt.torch as ft  # noqa: E402
 from fastopt import FastoptError, engine, errors  # noqa: E402
+from fastopt._tensors import Host  # noqa: E402
 
 CLASSES = [getattr(ft, name) for name in ft.__all__]
 STATED = [cls for cls in CLASSES if cls is not ft.SGD]
@@ -27,8 +28,8 @@ STATED = [cls for cls in CLASSES if cls is not ft.SGD]
 def way(request, monkeypatch):
     """Both ways to look at tensors."""
     if request.param == "exchange":
-        monkeypatch.setattr(ft.Host, "shim", None)
-    elif ft.Host.shim is None:
+        monkeypatch.setattr(Host, "shim", None)
+    elif Host.shim is None:
         pytest.skip("this PyTorch has no stable C functions")
     return request.param
 
@@ -153,8 +154,10 @@ def overlapping():
 
 
 REFUSED = {
-    "expanded": (expanded, errors.LayoutError), "a slice of columns": (lambda: torch.zeros(4, 8)[:, :2], errors.LayoutError),
-    "every other": (lambda: torch.zeros(8)[::2], errors.LayoutError), "overlapping itself": (overlapping, errors.LayoutError),
+    "expanded": (expanded, errors.LayoutError),
+    "a slice of columns": (lambda: torch.zeros(4, 8)[:, :2], errors.LayoutError),
+    "every other": (lambda: torch.zeros(8)[::2], errors.LayoutError),
+    "overlapping itself": (overlapping, errors.LayoutError),
     "float16": (lambda: torch.zeros(3, dtype=torch.float16), errors.DTypeError),
     "bfloat16": (lambda: torch.zeros(3, dtype=torch.bfloat16), errors.DTypeError),
     "complex": (lambda: torch.zeros(3, dtype=torch.complex64), errors.DTypeError),
@@ -194,7 +197,7 @@ def test_a_sparse_gradient_is_refused():
 
 def test_the_first_that_is_wrong_is_named_by_its_name():
     p = parameter((4,))
-    p.grad = torch.ones(2, 2).to_sparse() if False else torch.eye(4)[0].to_sparse()
+    p.grad = torch.eye(4)[0].to_sparse()
     refuses(ft.SGD([("weight", parameter()), ("bias", p)]), errors.LayoutError, "'bias'")
 
 
@@ -274,10 +277,6 @@ def test_any_number_of_threads_gives_the_same_bits():
 # --- What changes between steps is noticed
 
 
-def change(p, opt):
-    return opt.state[p]
-
-
 CHANGES = {
     "data exchanged": lambda p, s: setattr(p, "data", p.data.clone()),
     "data set": lambda p, s: p.data.set_(p.data.clone()),
@@ -334,8 +333,8 @@ def test_a_parameter_may_change_its_type_its_layout_and_its_place():
 @pytest.mark.parametrize(("name", "value", "error"), [
     ("exp_avg", torch.zeros(2), "shape"), ("exp_avg", torch.zeros(3, 4, dtype=torch.float64), "dtype"),
     ("exp_avg", 3.0, "float"), ("step", torch.tensor(-1.0), "step"), ("step", torch.tensor(0.5), "step"),
-    ("step", torch.tensor(math.nan), "step"), ("step", "three", "step"), ("exp_avg", torch.zeros(1, 4).expand(3, 4), "strides"),
-    ("exp_avg", torch.zeros(3, 4).to_sparse(), "layout"),
+    ("step", torch.tensor(math.nan), "step"), ("step", "three", "step"),
+    ("exp_avg", torch.zeros(1, 4).expand(3, 4), "strides"), ("exp_avg", torch.zeros(3, 4).to_sparse(), "layout"),
 ])  # fmt: skip
 def test_state_that_does_not_fit_is_refused(name, value, error):
     p = parameter()
@@ -597,5 +596,5 @@ assert torch.allclose(*results, rtol=1e-13, atol=1e-16), results
 
 
 def test_importing_fastopt_does_not_import_torch_nor_the_other_way_round():
-    program = "import sys, fastopt; assert 'torch' not in sys.modules; import fastopt.torch; assert 'torch' in sys.modules"
+    program = "import sys, fastopt; assert 'torch' not in sys.modules; import fastopt.torch; sys.modules['torch']"
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,165 @@
+"""Tensors of PyTorch as `fastopt.torch` needs them: where their memory is, and which of them can be stepped."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from torch.optim.optimizer import _get_scalar_dtype
+
+from fastopt.engine import SHIM
+from fastopt.errors import (
+    DTypeError,
+    FastoptError,
+    GradientError,
+    LayoutError,
+    ParameterError,
+    ShapeError,
+    StateDictError,
+)
+
+LAST_FLOAT_COUNT = 2**24  # up to here float32 counts
+PAGE = 4096
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def stable_functions() -> tuple[list[int], torch.Tensor, Any] | None:
+    """PyTorch's C functions for looking at tensors, by address, and a tensor with its handle; None if it lacks them."""
+    name = {"win32": "torch_cpu.dll", "darwin": "libtorch_cpu.dylib"}.get(sys.platform, "libtorch_cpu.so")
+    try:
+        library = ctypes.CDLL(os.path.join(torch.__path__[0], "lib", name))
+        addresses = [ctypes.cast(library[f"aoti_torch_{name}"], ctypes.c_void_p).value or 0 for name in SHIM.split()]
+        tensor = torch.zeros(2, 3)
+        return addresses, tensor, torch._C._aoti.unsafe_alloc_void_ptr_from_tensor(tensor)
+    except (AttributeError, OSError):
+        return None
+
+
+class Host:
+    """What the engine asks of PyTorch."""
+
+    exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    shim = stable_functions()
+    grad = torch._C.TensorBase.grad
+    modes = staticmethod(torch._C._len_torch_function_stack)
+    bump = staticmethod(torch.autograd.graph.increment_version)
+
+    @staticmethod
+    def local(tensor: Any, like: Any) -> torch.Tensor:
+        """The tensor that a `DTensor` has on this rank; a gradient's is laid over the ranks as its parameter is."""
+        if like is not None:
+            if not is_dtensor(tensor):
+                raise GradientError(f"a gradient is a {type(tensor).__name__}; its parameter is a DTensor")
+            if tensor._spec != like._spec and (
+                tensor.device_mesh != like.device_mesh or tensor.placements != like.placements
+            ):
+                tensor = tensor.redistribute(like.device_mesh, like.placements)
+        inner = tensor._local_tensor
+        return inner.wait() if hasattr(inner, "wait") else inner
+
+    @staticmethod
+    @torch.no_grad()
+    def fit(grad: torch.Tensor, param: torch.Tensor, label: str) -> torch.Tensor:
+        """A gradient that lies as its parameter does: a copy, or the error."""
+        if grad.layout != torch.strided:
+            raise LayoutError(f"{label} has layout {grad.layout}; torch.strided is needed: call .to_dense()")
+        if grad.device.type != "cpu" or has_dispatch(grad):
+            raise GradientError(f"{label} is a {type(grad).__name__} on {grad.device}; a tensor on the CPU is needed")
+        if grad.shape != param.shape:
+            raise ShapeError(f"{label} has shape {tuple(grad.shape)}; the parameter has {tuple(param.shape)}")
+        if not grad.is_floating_point():
+            raise DTypeError(f"{label} has dtype {grad.dtype}; {param.dtype} is needed")
+        return torch.empty_strided(param.shape, param.stride(), dtype=param.dtype).copy_(grad)
+
+
+def is_dtensor(tensor: Any) -> bool:
+    """Whether a tensor is one of many ranks."""
+    return type(tensor) not in PLAIN and hasattr(tensor, "_local_tensor") and hasattr(tensor, "placements")
+
+
+def has_dispatch(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is of a class that answers for operations itself, so that its memory says nothing."""
+    return type(tensor) not in PLAIN and type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+
+
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Whether the elements fill one piece of memory, each once, in some order of the dimensions."""
+    step = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride != step:
+            return tensor.numel() == 0
+        step *= size
+    return True
+
+
+def steppable(tensor: Any, label: str) -> torch.Tensor:
+    """The tensor whose memory is stepped: this one, or its part on this rank; or the error that says why not."""
+    own = Host.local(tensor, None) if is_dtensor(tensor) else tensor
+    if own.layout != torch.strided:
+        raise LayoutError(f"{label} has layout {own.layout}; torch.strided is needed")
+    if own.device.type != "cpu" or has_dispatch(own):
+        raise ParameterError(f"{label} is a {type(own).__name__} on {own.device}; a tensor on the CPU is needed")
+    if own.dtype not in (torch.float32, torch.float64):
+        raise DTypeError(f"{label} has dtype {own.dtype}; torch.float32 or torch.float64 is needed")
+    room = own.untyped_storage().nbytes() // own.element_size() - own.storage_offset()
+    if not is_dense(own) or own.is_neg() or room < own.numel():
+        raise LayoutError(
+            f"{label} has shape {tuple(own.shape)} and strides {own.stride()}; it must fill one piece of memory of its "
+            "own, in any order of dimensions, not be expanded, sliced or without storage"
+        )
+    return own
+
+
+def new_state(param: torch.Tensor, own: torch.Tensor, place: int, value: float) -> torch.Tensor:
+    """A state tensor like its parameter.
+
+    Slots of large tensors lie a quarter page apart, from the parameter and from each other: where loads and stores
+    have the same offset in their pages, one waits for the other.
+    """
+    if param is not own or own.nbytes < PAGE:
+        return torch.full_like(param, value, memory_format=torch.preserve_format, requires_grad=False)
+    dtype = np.dtype(np.float32 if own.dtype == torch.float32 else np.float64)
+    arena = np.zeros(own.nbytes + 2 * PAGE, np.uint8)
+    lead = (own.data_ptr() // 64 * 64 + (place + 1) * (PAGE // 4) - arena.ctypes.data) % PAGE
+    flat = arena[lead + -(arena.ctypes.data + lead) % 64 :][: own.nbytes].view(dtype)
+    if value:
+        flat[:] = value
+    strides = [own.element_size() * stride for stride in own.stride()]
+    return torch.from_numpy(np.lib.stride_tricks.as_strided(flat, tuple(own.shape), strides))
+
+
+def count_tensor(steps: int | float) -> torch.Tensor:
+    """A step count as PyTorch stores it, and as float64 where float32 would stand still."""
+    dtype = torch.float64 if steps >= LAST_FLOAT_COUNT else _get_scalar_dtype()
+    return torch.tensor(float(steps), dtype=dtype, device="cpu")
+
+
+def number_tensor(value: Any, label: str) -> torch.Tensor:
+    """A number of the state as a tensor on the CPU, the very one if it is one already."""
+    if isinstance(value, torch.Tensor) and type(value) in PLAIN:
+        if value.dim() == 0 and value.dtype in (torch.float32, torch.float64) and value.device.type == "cpu":
+            return value
+        if value.numel() == 1:
+            value = value.item()
+    if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
+        return torch.tensor(float(value), dtype=_get_scalar_dtype(), device="cpu")
+    raise StateDictError(f"{label} is {value!r:.80}; a number is needed")
+
+
+def state_tensor(value: Any, param: torch.Tensor, own: torch.Tensor, label: str) -> torch.Tensor:
+    """The local tensor of a state slot, or the error that says why it is none."""
+    if not isinstance(value, torch.Tensor) or is_dtensor(value) != is_dtensor(param):
+        raise StateDictError(f"{label} is a {type(value).__name__}; a {type(param).__name__} is needed")
+    local = Host.local(value, None) if is_dtensor(value) else value
+    if value.shape != param.shape or local.shape != own.shape:
+        raise StateDictError(f"{label} has shape {tuple(local.shape)}; the parameter has {tuple(own.shape)}")
+    if local.dtype != own.dtype:
+        raise StateDictError(f"{label} has dtype {local.dtype}; the parameter has {own.dtype}")
+    try:
+        return steppable(value, label)
+    except FastoptError as error:
+        raise StateDictError(str(error)) from error
