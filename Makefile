@@ -15,7 +15,7 @@ HEADERS = $(shell .venv/test/bin/python -c "import numpy, sysconfig; \
 SOURCES := setup.py pyproject.toml MANIFEST.in LICENSE README.md \
     $(shell find fastopt src_c -type f -not -name '*.so' -not -path '*/__pycache__/*')
 
-.PHONY: help demo test test-peers bench steady report lint wheel clean
+.PHONY: help demo test test-peers test-torch bench steady report lint wheel clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -25,10 +25,13 @@ demo: .venv/demo/ready  ## train on the handwritten digits with every optimizer 
 	.venv/demo/bin/fastopt demo $(ARGS)
 
 test: .venv/test/ready  ## the test suite, without the comparison with other libraries
-	cd tests && ../.venv/test/bin/pytest -q . --ignore=peers $(ARGS)
+	cd tests && ../.venv/test/bin/pytest -q . --ignore=peers --ignore=torch $(ARGS)
 
 test-peers: .venv/peers/ready  ## compare with torch, keras, optax and the other peers (a large download)
 	cd tests && ../.venv/peers/bin/pytest -q peers test_arrays.py test_state_dict.py $(ARGS)
+
+test-torch: .venv/peers/ready  ## fastopt.torch: parity, tensors, distributed engines, the examples (the same download)
+	cd tests && ../.venv/peers/bin/pytest -q torch $(ARGS)
 
 bench: .venv/bench/roofline  ## time fastopt beside every other library, with one thread and with all (half an hour)
 	mkdir -p bench/results
