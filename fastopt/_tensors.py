@@ -24,6 +24,7 @@ from fastopt.errors import (
 
 LAST_FLOAT_COUNT = 2**24  # up to here float32 counts
 PAGE = 4096
+LARGE = 2**20  # bytes from which memory comes in whole pages of its own
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
@@ -117,10 +118,10 @@ def steppable(tensor: Any, label: str) -> torch.Tensor:
 def new_state(param: torch.Tensor, own: torch.Tensor, place: int, value: float) -> torch.Tensor:
     """A state tensor like its parameter.
 
-    Slots of large tensors lie a quarter page apart, from the parameter and from each other: where loads and stores
-    have the same offset in their pages, one waits for the other.
+    Slots of large tensors lie a quarter page apart, from the parameter and from each other: large pieces of memory all
+    begin at the same offset in their pages, and there a load waits for stores to the others.
     """
-    if param is not own or own.nbytes < PAGE:
+    if param is not own or own.nbytes < LARGE:
         return torch.full_like(param, value, memory_format=torch.preserve_format, requires_grad=False)
     dtype = np.dtype(np.float32 if own.dtype == torch.float32 else np.float64)
     arena = np.zeros(own.nbytes + 2 * PAGE, np.uint8)

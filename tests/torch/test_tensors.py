@@ -92,7 +92,7 @@ def layouts(dtype=torch.float64):
         "channels_last": image.contiguous(memory_format=torch.channels_last), "permuted": image.permute(3, 1, 0, 2),
         "channels_last_3d": tensor((1, 2, 3, 2, 2), dtype).contiguous(memory_format=torch.channels_last_3d),
         "a slice of rows": tensor((6, 4), dtype)[2:5], "odd offset": tensor((33,), dtype)[1:],
-        "page and more": tensor((1500,), dtype), "a large transposed": tensor((40, 60), dtype).t(),
+        "page and more": tensor((1500,), dtype), "a large transposed": tensor((400, 600), dtype).t(),
     }  # fmt: skip
 
 
