@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from fastopt.errors import (
     FastoptError,
     GradientError,
     LayoutError,
+    OverlapError,
     ParameterError,
     ShapeError,
     StateDictError,
@@ -41,26 +43,44 @@ def stable_functions() -> tuple[list[int], torch.Tensor, Any] | None:
 
 
 class Host:
-    """What the engine asks of PyTorch."""
+    """What the engine asks of PyTorch, for one plan."""
 
     exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
     shim = stable_functions()
-    grad = torch._C.TensorBase.grad
     modes = staticmethod(torch._C._len_torch_function_stack)
     bump = staticmethod(torch.autograd.graph.increment_version)
 
-    @staticmethod
-    def local(tensor: Any, like: Any) -> torch.Tensor:
-        """The tensor that a `DTensor` has on this rank; a gradient's is laid over the ranks as its parameter is."""
-        if like is not None:
-            if not is_dtensor(tensor):
-                raise GradientError(f"a gradient is a {type(tensor).__name__}; its parameter is a DTensor")
-            if tensor._spec != like._spec and (
-                tensor.device_mesh != like.device_mesh or tensor.placements != like.placements
-            ):
-                tensor = tensor.redistribute(like.device_mesh, like.placements)
-        inner = tensor._local_tensor
-        return inner.wait() if hasattr(inner, "wait") else inner
+    def __init__(self) -> None:
+        self.grad = torch._C.TensorBase.grad  # of a class it would ask the class
+        self.copies: dict[torch.Tensor, torch.Tensor] = {}
+        """Parameters with gaps between their elements -> the dense copies that are stepped in their place."""
+
+    def local(self, tensor: Any, like: Any) -> torch.Tensor | None:
+        """What is stepped in the place of a parameter, or, given that, the gradient's part that belongs to it.
+
+        Of a `DTensor` it is the tensor on this rank, the gradient's laid over the ranks as the parameter's; of a
+        parameter with gaps its copy, brought up to date. None if it cannot be any more.
+        """
+        if like is None and tensor in self.copies:
+            copy = self.copies[tensor]
+            fits = (tensor.shape, tensor.dtype, tensor.device) == (copy.shape, copy.dtype, copy.device)
+            return copy.copy_(tensor.detach()) if fits and extent(tensor) else None
+        if like is not None and like in self.copies:
+            return tensor
+        if like is not None and not is_dtensor(tensor):
+            raise GradientError(f"a gradient is a {type(tensor).__name__}; its parameter is a {type(like).__name__}")
+        if like is not None and tensor._spec != like._spec and (
+            tensor.device_mesh != like.device_mesh or tensor.placements != like.placements
+        ):  # fmt: skip
+            tensor = tensor.redistribute(like.device_mesh, like.placements)
+        return local_of(tensor)
+
+    @torch.no_grad()
+    def finish(self, stepped: list[torch.Tensor]) -> None:
+        """Write the copies back."""
+        for param in stepped:
+            if param in self.copies:
+                param.copy_(self.copies[param])
 
     @staticmethod
     @torch.no_grad()
@@ -87,19 +107,28 @@ def has_dispatch(tensor: torch.Tensor) -> bool:
     return type(tensor) not in PLAIN and type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
 
 
-def is_dense(tensor: torch.Tensor) -> bool:
-    """Whether the elements fill one piece of memory, each once, in some order of the dimensions."""
-    step = 1
+def local_of(tensor: Any) -> torch.Tensor:
+    """The tensor that a `DTensor` has on this rank; a plain tensor itself."""
+    if not is_dtensor(tensor):
+        return tensor
+    inner = tensor._local_tensor
+    return inner.wait() if hasattr(inner, "wait") else inner
+
+
+def extent(tensor: torch.Tensor) -> int:
+    """How many elements lie between the first and the last, both included; 0 if two of them may share memory."""
+    reach = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1 and stride != step:
-            return tensor.numel() == 0
-        step *= size
-    return True
+        if size > 1:
+            if stride < reach:
+                return 0
+            reach += stride * (size - 1)
+    return reach
 
 
 def steppable(tensor: Any, label: str) -> torch.Tensor:
-    """The tensor whose memory is stepped: this one, or its part on this rank; or the error that says why not."""
-    own = Host.local(tensor, None) if is_dtensor(tensor) else tensor
+    """The tensor whose memory could be stepped, this one or its part on this rank, or the error that says why not."""
+    own = local_of(tensor)
     if own.layout != torch.strided:
         raise LayoutError(f"{label} has layout {own.layout}; torch.strided is needed")
     if own.device.type != "cpu" or has_dispatch(own):
@@ -107,12 +136,35 @@ def steppable(tensor: Any, label: str) -> torch.Tensor:
     if own.dtype not in (torch.float32, torch.float64):
         raise DTypeError(f"{label} has dtype {own.dtype}; torch.float32 or torch.float64 is needed")
     room = own.untyped_storage().nbytes() // own.element_size() - own.storage_offset()
-    if not is_dense(own) or own.is_neg() or room < own.numel():
+    if own.numel() and (not 0 < extent(own) <= room or own.is_neg()):
         raise LayoutError(
-            f"{label} has shape {tuple(own.shape)} and strides {own.stride()}; it must fill one piece of memory of its "
-            "own, in any order of dimensions, not be expanded, sliced or without storage"
+            f"{label} has shape {tuple(own.shape)} and strides {own.stride()}; every element needs memory of its own, "
+            "which expanded tensors, and those without storage, have not"
         )
     return own
+
+
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Whether the elements of a steppable tensor fill one piece of memory, in some order of the dimensions."""
+    return extent(tensor) == tensor.numel() and tensor.data_ptr() % tensor.element_size() == 0 or tensor.numel() == 0
+
+
+def check_disjoint(
+    copied: Iterable[torch.Tensor], params: Mapping[torch.Tensor, str]
+) -> None:
+    """Raise if a parameter that is stepped by way of a copy shares an element with another one."""
+    for param in copied:
+        for other in params:
+            if other is not param and may_share(param, other):
+                raise OverlapError(f"{params[param]} overlaps {params[other]}; every parameter needs memory of its own")
+
+
+def may_share(a: torch.Tensor, b: torch.Tensor) -> bool:
+    most: Any = 100_000  # steps of an exact test
+    try:
+        return np.shares_memory(local_of(a).detach().numpy(), local_of(b).detach().numpy(), max_work=most)
+    except np.exceptions.TooHardError:
+        return True
 
 
 def new_state(param: torch.Tensor, own: torch.Tensor, place: int, value: float) -> torch.Tensor:
@@ -155,7 +207,7 @@ def state_tensor(value: Any, param: torch.Tensor, own: torch.Tensor, label: str)
     """The local tensor of a state slot, or the error that says why it is none."""
     if not isinstance(value, torch.Tensor) or is_dtensor(value) != is_dtensor(param):
         raise StateDictError(f"{label} is a {type(value).__name__}; a {type(param).__name__} is needed")
-    local = Host.local(value, None) if is_dtensor(value) else value
+    local = local_of(value)
     if value.shape != param.shape or local.shape != own.shape:
         raise StateDictError(f"{label} has shape {tuple(local.shape)}; the parameter has {tuple(own.shape)}")
     if local.dtype != own.dtype:

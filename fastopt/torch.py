@@ -10,7 +10,8 @@ own memory, in one call and at most one parallel region for all of them.
 What is stepped
     float32 and float64 tensors on the CPU, dense in any order of dimensions (contiguous, channels_last, transposed),
     and `DTensor` whose local tensors are such. A gradient in another order, or of another floating type, is copied into
-    shape. Anything else raises a typed error that names the parameter, before anything was written.
+    shape; a parameter with gaps between its elements (``big[:, :2]``) is stepped by way of a copy. Anything else raises
+    a typed error that names the parameter, before anything was written.
 
 Two arguments more, both by name
     n_threads : int >= 1, optional
@@ -34,8 +35,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -46,8 +46,10 @@ import fastopt
 from fastopt._tensors import (
     LAST_FLOAT_COUNT,
     Host,
+    check_disjoint,
     count_tensor,
-    is_dtensor,
+    is_dense,
+    local_of,
     new_state,
     number_tensor,
     state_tensor,
@@ -107,7 +109,7 @@ class _Compiled(torch.optim.Optimizer):
 
     # --- Stepping
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, *args: Any, **kwargs: Any) -> Any:
         """Step every parameter that has a gradient, in place.
 
         Parameters
@@ -126,8 +128,8 @@ class _Compiled(torch.optim.Optimizer):
             or torch_optimizer._global_optimizer_pre_hooks or torch_optimizer._global_optimizer_post_hooks
             or torch.autograd.profiler._is_profiler_enabled
         ):  # fmt: skip
-            return self._hooked_step() if closure is None else self._hooked_step(closure)
-        return self._bare_step(closure)
+            return self._hooked_step(*args, **kwargs)
+        return self._bare_step(*args, **kwargs)
 
     step.hooked = True  # type: ignore[attr-defined]  # PyTorch would wrap it in what _hooked_step has, at every call
 
@@ -154,6 +156,7 @@ class _Compiled(torch.optim.Optimizer):
         return loss
 
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_bare_step)
+    step.__signature__ = inspect.signature(_bare_step)  # type: ignore[attr-defined]
 
     def _derive(self, group: Mapping[str, Any]) -> Spec:
         """What the engine needs to know of a parameter group; raises if it asks for what there is not."""
@@ -169,8 +172,8 @@ class _Compiled(torch.optim.Optimizer):
             raise HyperparameterError("differentiable=True is not supported: the step is no operation of autograd")
         spec = derive(core, convention, options)
         forms = dict(spec.forms)
-        if forms.get("product") == 1 and torch_optimizer._get_scalar_dtype() == torch.float64:
-            forms["product"] = 0.0  # PyTorch then keeps the product in float64
+        if forms.get("product") == 1 and self._has_double_carry(group):
+            forms["product"] = 0.0
         return spec._replace(
             forms=forms,
             limits={key: limits for key, limits in spec.limits.items() if key in group},
@@ -178,8 +181,14 @@ class _Compiled(torch.optim.Optimizer):
             owner=f"fastopt.torch.{type(self).__name__}",
         )
 
+    def _has_double_carry(self, group: Mapping[str, Any]) -> bool:
+        """Whether PyTorch keeps NAdam's product of momenta in float64: by default dtype, or since it was loaded so."""
+        carried = (self.state[p].get(self.core.carried) for p in group["params"] if p in self.state)
+        dtypes = {value.dtype for value in carried if isinstance(value, torch.Tensor)}
+        return torch.float64 in (dtypes or {torch_optimizer._get_scalar_dtype()})
+
     def _empty_plan(self) -> TensorPlan:
-        return TensorPlan(self._derive, Host, n_threads=self._settings["n_threads"])
+        return TensorPlan(self._derive, Host(), n_threads=self._settings["n_threads"])
 
     def _check_options(self, group: dict[str, Any]) -> None:
         """Raise what a step with these options would raise."""
@@ -187,7 +196,10 @@ class _Compiled(torch.optim.Optimizer):
 
     def _tied(self) -> TensorPlan:
         """A plan over groups, parameters and state as they are now."""
-        plan, place = self._empty_plan(), 0
+        host = Host()
+        plan = TensorPlan(self._derive, host, n_threads=self._settings["n_threads"])
+        labels: dict[torch.Tensor, str] = {}
+        place = 0
         for group in self.param_groups:
             lost = [key for key in self.defaults if key in self.core.group_keys() and key not in group]
             if lost:
@@ -200,16 +212,20 @@ class _Compiled(torch.optim.Optimizer):
                 if param.grad is None:
                     spare.append(param)
                 else:
-                    records.append(self._record(param, spec, f"parameter {name!r}"))
+                    labels[param] = f"parameter {name!r}"
+                    records.append(self._record(param, spec, labels[param], host))
                     names.append(name)
             plan.tie(group, records, names, spare)
             place += len(group["params"])
+        check_disjoint(host.copies, labels)
         plan.watch(self.state)
         return plan
 
-    def _record(self, param: torch.Tensor, spec: Spec, label: str) -> tuple[Any, ...]:
+    def _record(self, param: torch.Tensor, spec: Spec, label: str, host: Host) -> tuple[Any, ...]:
         """What `TensorPlan.tie` takes of a parameter; state that it lacks is made, to be put in place with the step."""
         own = steppable(param, label)
+        if not is_dense(own):
+            own = host.copies[param] = torch.empty_like(own, memory_format=torch.preserve_format, requires_grad=False)
         inner = self.state[param] if param in self.state else {}
         entries: dict[str, Any] = {}
         slots = {}
@@ -218,7 +234,7 @@ class _Compiled(torch.optim.Optimizer):
             if given is None:
                 entries[name] = given = new_state(param, own, place, spec.initial.get(name, 0.0))
             local = state_tensor(given, param, own, f"state {name!r} of {label}")
-            if local.stride() != own.stride():
+            if local.stride() != own.stride() or not is_dense(local):
                 entries[name] = new_state(param, own, place, 0.0)
                 local = state_tensor(entries[name], param, own, label).copy_(local)
             slots[name] = local
@@ -234,8 +250,8 @@ class _Compiled(torch.optim.Optimizer):
             carry = number_tensor(given, f"state {self.core.carried!r} of {label}")
             if carry is not given:
                 entries[self.core.carried] = carry
-        # As PyTorch orders them: the numbers first.
-        entries = {key: entries[key] for key in sorted(entries, key=lambda key: key in slots)}
+        # As PyTorch orders them.
+        entries = {key: entries[key] for key in sorted(entries, key=lambda key: (key in slots, key == "grad_avg"))}
         return param, inner, entries, own, slots, count, carry, 0
 
     # --- State
@@ -258,44 +274,58 @@ class _Compiled(torch.optim.Optimizer):
             hook.remove()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        before = dict(self.__dict__)
         self.__dict__.setdefault("_settings", state.get("_settings", {"n_threads": None, "flush_subnormal": True}))
         self.__dict__.setdefault("_stepping", threading.Lock())
-        if "state" in state and "param_groups" in state:
-            self._check(state["state"], state["param_groups"])
         self._plan = None
-        super().__setstate__(state)
+        try:
+            if "state" in state and "param_groups" in state:
+                self._check_numbers(state["state"], state["param_groups"])
+                super().__setstate__(state)
+                self._check_state()
+            else:
+                super().__setstate__(state)
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_settings": self._settings}
 
-    def _check(self, state: defaultdict[torch.Tensor, Any], groups: list[dict[str, Any]]) -> None:
-        """Raise unless every parameter's state can be stepped; make tensors of numbers."""
-        place = 0
-        for group in groups:
+    def _entries(
+        self, state: Mapping[torch.Tensor, Any], groups: list[dict[str, Any]]
+    ) -> Iterator[tuple[dict[str, Any], torch.Tensor, dict[str, Any], str]]:
+        """Every parameter that has state: its group, itself, its entry, and how messages call it."""
+        params = [(group, param) for group in groups for param in group["params"]]
+        for k, (group, param) in enumerate(params):
+            if param in state and state[param]:
+                yield group, param, state[param], f"parameter {k}"
+
+    def _check_numbers(self, state: Mapping[torch.Tensor, Any], groups: list[dict[str, Any]]) -> None:
+        """Raise unless counts and the like are there and are such; make tensors of plain numbers."""
+        if not self.core.counts_in_state:
+            return
+        for _, _, entry, label in self._entries(state, groups):
+            for name in filter(None, ("step", self.core.carried)):
+                if name not in entry:
+                    raise StateDictError(f"state of {label} lacks {name!r}")
+                number = number_tensor(entry[name], f"state {name!r} of {label}")
+                if name == "step" and not (number >= 0 and float(number).is_integer()):
+                    raise StateDictError(f"state 'step' of {label} is {entry[name]!r}; a count is needed")
+                if not isinstance(entry[name], torch.Tensor):
+                    entry[name] = count_tensor(entry[name]) if name == "step" else number
+
+    def _check_state(self) -> None:
+        """Raise unless options are in range and every parameter's state can be stepped."""
+        for group in self.param_groups:
             self._check_options(group)
-            spec = self._derive(group)
-            for k, param in enumerate(group["params"], place):
-                entry = state[param] if param in state else None
-                if not entry:
-                    continue
-                label = f"parameter {k}"
-                if self.core.counts_in_state:
-                    for name in ("step", self.core.carried):
-                        if name:
-                            if name not in entry:
-                                raise StateDictError(f"state of {label} lacks {name!r}")
-                            number = number_tensor(entry[name], f"state {name!r} of {label}")
-                            if name == "step" and not (number >= 0 and float(number).is_integer()):
-                                raise StateDictError(f"state 'step' of {label} is {entry[name]!r}; a count is needed")
-                            if not isinstance(entry[name], torch.Tensor):
-                                entry[name] = count_tensor(entry[name]) if name == "step" else number
-                for name in spec.slots:
-                    if entry.get(name) is not None:
-                        own = Host.local(param, None) if is_dtensor(param) else param
-                        state_tensor(entry[name], param, own, f"state {name!r} of {label}")
-                    elif self.core.counts_in_state and name not in self.core.optional_slots:
-                        raise StateDictError(f"state of {label} lacks {name!r}")
-            place += len(group["params"])
+        for group, param, entry, label in self._entries(self.state, self.param_groups):
+            for name in self._derive(group).slots:
+                if entry.get(name) is not None:
+                    state_tensor(entry[name], param, local_of(param), f"state {name!r} of {label}")
+                elif self.core.counts_in_state and name not in self.core.optional_slots:
+                    raise StateDictError(f"state of {label} lacks {name!r}")
 
 
 def plain(value: Any) -> Any:

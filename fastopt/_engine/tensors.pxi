@@ -71,8 +71,9 @@ cdef class TensorPlan(Plan):
         What the library is asked for: ``exchange``, DLPack's capsule, or None; ``shim``, the addresses of its C
         functions (`SHIM`), a tensor, and a capsule with a handle for it, or None (one of the two there has to be);
         ``grad``, the descriptor of the attribute; ``modes()``, whether asking for it may run Python code;
-        ``local(tensor)``, the tensor of a wrapper's memory; ``fit(gradient, parameter, label)``, one that fits, or the
-        error; ``bump(tensors)``, to note that they were written to.
+        ``local(parameter, None)``, the tensor that is stepped in its place, and ``local(gradient, parameter)``;
+        ``fit(gradient, tensor, label)``, one that fits, or the error; ``finish(parameters)``, after a step with such;
+        ``bump(parameters)``, to note that they were written to.
     """
     cdef object host
     cdef object grad
@@ -302,11 +303,12 @@ cdef class TensorPlan(Plan):
     cdef inline char *fitting(self, PyObject *g, const Tie *tie):
         """The memory of a gradient that has the type, sizes and strides of its parameter; else NULL."""
         cdef fo_tensor_t t
+        cdef char *data = NULL
         if self.shim.place:
-            return <char *>fo_shim_fits(&self.shim, g, tie.own.type, tie.ndim, tie.form)
-        if self.can_look(g, &t) and fo_tensor_type(&t) == tie.own.type and fo_tensor_has(&t, tie.ndim, tie.form):
-            return <char *>t.data
-        return NULL
+            data = <char *>fo_shim_fits(&self.shim, g, tie.own.type, tie.ndim, tie.form)
+        elif self.can_look(g, &t) and fo_tensor_type(&t) == tie.own.type and fo_tensor_has(&t, tie.ndim, tie.form):
+            data = <char *>t.data
+        return NULL if <uintptr_t>data % (8 if tie.own.type == cnp.NPY_DOUBLE else 4) else data     # misaligned
 
     cdef inline bint can_look(self, PyObject *tensor, fo_tensor_t *t):
         """`look`, where it is no error that there is nothing to see."""
@@ -410,8 +412,11 @@ cdef class TensorPlan(Plan):
             w.q.carry = job.slots[w.slot].carry
             set_number(&tie.other[COUNT], <double>w.q.t)
             set_number(&tie.other[CARRY], w.q.carry)
-        self.bump(self.owners if job.n_work == self.n_ties
-                  else [self.owners[job.work[i].q - self.params] for i in range(job.n_work)])
+        stepped = (self.owners if job.n_work == self.n_ties
+                   else [self.owners[job.work[i].q - self.params] for i in range(job.n_work)])
+        if self.special:
+            self.host.finish(stepped)
+        self.bump(stepped)
         self.steps += 1
 
 
