@@ -176,13 +176,11 @@ def new_state(param: torch.Tensor, own: torch.Tensor, place: int, value: float) 
     if param is not own or own.nbytes < LARGE:
         return torch.full_like(param, value, memory_format=torch.preserve_format, requires_grad=False)
     dtype = np.dtype(np.float32 if own.dtype == torch.float32 else np.float64)
-    arena = np.zeros(own.nbytes + 2 * PAGE, np.uint8)
+    arena = np.empty(own.nbytes + 2 * PAGE, np.uint8)
     lead = (own.data_ptr() // 64 * 64 + (place + 1) * (PAGE // 4) - arena.ctypes.data) % PAGE
     flat = arena[lead + -(arena.ctypes.data + lead) % 64 :][: own.nbytes].view(dtype)
-    if value:
-        flat[:] = value
     strides = [own.element_size() * stride for stride in own.stride()]
-    return torch.from_numpy(np.lib.stride_tricks.as_strided(flat, tuple(own.shape), strides))
+    return torch.from_numpy(np.lib.stride_tricks.as_strided(flat, tuple(own.shape), strides)).fill_(value)
 
 
 def count_tensor(steps: int | float) -> torch.Tensor:
