@@ -47,6 +47,7 @@ class Host:
 
     exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
     shim = stable_functions()
+    plain = PLAIN
     modes = staticmethod(torch._C._len_torch_function_stack)
     bump = staticmethod(torch.autograd.graph.increment_version)
 

@@ -492,6 +492,11 @@ cdef class Plan:
         job.work, job.n_work, job.blocks, job.moved = self.work, 0, 0, 0
         self.n_slots = 0
 
+    cdef inline bint is_apart(self, const Param *q, char *data) noexcept:
+        """Whether a gradient at `data` meets no parameter or state."""
+        return (q.gap_low <= data and data + q.n_bytes <= q.gap_high) or q.n == 0 or self.memory.is_free(
+            data, data + q.n_bytes)
+
     cdef inline int add_work(self, Job *job, Group group, Param *q, PyObject *g, char *data) except -1:
         """Note that a parameter is to be stepped by the gradient at `data`; raises if that may not be."""
         cdef Work *w = &self.work[job.n_work]

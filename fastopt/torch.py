@@ -127,7 +127,7 @@ class _Compiled(torch.optim.Optimizer):
             self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
             or torch_optimizer._global_optimizer_pre_hooks or torch_optimizer._global_optimizer_post_hooks
             or torch.autograd.profiler._is_profiler_enabled
-        ):  # fmt: skip
+        ) and type(self).step is _Compiled.step:  # fmt: skip  # PyTorch wraps a step of a class derived from this
             return self._hooked_step(*args, **kwargs)
         return self._bare_step(*args, **kwargs)
 

@@ -83,7 +83,7 @@ cdef class TensorPlan(Plan):
     cdef Tie *ties
     cdef Py_ssize_t n_ties
     cdef bint hold                    # whether steps are large, so that gradients have to be held
-    cdef bint special                 # whether gradients are wrapped, or may have their sign as a flag
+    cdef bint special                 # whether gradients are wrapped, may have their sign as a flag, or come from Python
     cdef list owners                  # parameters that are stepped, in the order of the plan
     cdef list kept                    # per owner: all that its tie refers to
     cdef list spare                   # parameters without gradient so far
@@ -166,7 +166,7 @@ cdef class TensorPlan(Plan):
         self.note(&tie.other[CARRY], carry)
         self.params[i].t = steps
         self.params[i].carry = group.carry
-        self.special = self.special or tie.wrapped or self.params[i].n == 1
+        self.special = self.special or tie.wrapped or self.params[i].n == 1 or type(owner) not in self.host.plain
         if carry is None and steps:       # a state without a count says itself whether it has begun
             self.params[i].carry = 1
         if entries:
@@ -379,6 +379,9 @@ cdef class TensorPlan(Plan):
                 data = self.fitting(g, tie)
                 if data == NULL and q.n:
                     return -1
+                # What lies there may have been given up since: only a plan that was just tied knows for certain.
+                if self.steps and not self.is_apart(q, data):
+                    return 0
                 self.add_work(job, group, q, g, data)
         return 1
 

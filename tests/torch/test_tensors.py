@@ -252,6 +252,56 @@ def test_gradients_may_not_lie_in_parameters_or_state():
     ft.SGD([p, q]).step()
 
 
+@pytest.mark.parametrize("what", ["data", "frozen", "state"])
+def test_memory_that_was_given_up_may_hold_gradients(what):
+    for _ in range(30):
+        a, b = parameter((30, 40)), parameter((30, 40), seed=1)
+        opt = ft.AdamW([a, b])
+        opt.step()
+        if what == "frozen":
+            b.requires_grad_(False)
+            b.grad = None
+        a.grad = None
+        if what == "state":
+            opt.state[b]["exp_avg"] = opt.state[b]["exp_avg"].clone()
+        else:
+            b.data = b.data.clone()
+        a.grad = torch.ones(30, 40)
+        opt.step()
+
+
+def test_gradients_that_python_makes_up_are_held_for_the_step():
+    class Doubled(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            with torch._C.DisableTorchFunctionSubclass():
+                result = func(*args, **(kwargs or {}))
+                asked = getattr(func, "__name__", "") == "__get__" and func.__self__ is torch.Tensor.grad
+                return result * 2 if asked and result is not None else result
+
+    params = [torch.zeros(50).as_subclass(Doubled).requires_grad_() for _ in range(20)]
+    opt = ft.SGD(params, lr=1.0)
+    for _ in range(3):
+        for k, p in enumerate(params):
+            p.grad = torch.full((50,), float(k))
+        opt.step()
+    with torch._C.DisableTorchFunctionSubclass():
+        assert [p.detach().unique().tolist() for p in params] == [[-6.0 * k] for k in range(20)]
+
+
+def test_hooks_of_a_derived_class_run_once():
+    class Mine(ft.AdamW):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    calls = []
+    opt = Mine([parameter()])
+    opt.register_step_pre_hook(lambda *args: calls.append("before"))
+    opt.register_step_post_hook(lambda *args: calls.append("after"))
+    opt.step()
+    assert calls == ["before", "after"] and float(opt.state[opt.param_groups[0]["params"][0]]["step"]) == 1
+
+
 def test_parameters_may_not_overlap():
     flat = torch.zeros(10)
     a, b = torch.nn.Parameter(flat[:6]), torch.nn.Parameter(flat[5:])
