@@ -30,12 +30,20 @@ LARGE = 2**20  # bytes from which memory comes in whole pages of its own
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
+def address(library: ctypes.CDLL, name: str) -> int:
+    return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
+
+
 def stable_functions() -> tuple[list[int], torch.Tensor, Any] | None:
     """PyTorch's C functions for looking at tensors, by address, and a tensor with its handle; None if it lacks them."""
     name = {"win32": "torch_cpu.dll", "darwin": "libtorch_cpu.dylib"}.get(sys.platform, "libtorch_cpu.so")
     try:
         library = ctypes.CDLL(os.path.join(torch.__path__[0], "lib", name))
-        addresses = [ctypes.cast(library[f"aoti_torch_{name}"], ctypes.c_void_p).value or 0 for name in SHIM.split()]
+        addresses = [address(library, f"aoti_torch_{name}") for name in SHIM.split()]
+        try:
+            addresses.append(address(library, "_ZN2at6native6is_negERKNS_6TensorE"))
+        except AttributeError:  # a compiler that calls it something else; Tensor.is_neg() is asked then
+            addresses.append(0)
         tensor = torch.zeros(2, 3)
         return addresses, tensor, torch._C._aoti.unsafe_alloc_void_ptr_from_tensor(tensor)
     except (AttributeError, OSError):
@@ -76,12 +84,12 @@ class Host:
             tensor = tensor.redistribute(like.device_mesh, like.placements)
         return local_of(tensor)
 
-    @torch.no_grad()
     def finish(self, stepped: list[torch.Tensor]) -> None:
-        """Write the copies back."""
-        for param in stepped:
-            if param in self.copies:
-                param.copy_(self.copies[param])
+        """Write the copies back, by a way that cannot fail."""
+        if self.copies:
+            for param in stepped:
+                if param in self.copies:
+                    np.copyto(param.detach().numpy(), self.copies[param].numpy())
 
     @staticmethod
     @torch.no_grad()
@@ -89,13 +97,18 @@ class Host:
         """A gradient that lies as its parameter does: a copy, or the error."""
         if grad.layout != torch.strided:
             raise LayoutError(f"{label} has layout {grad.layout}; torch.strided is needed: call .to_dense()")
-        if grad.device.type != "cpu" or has_dispatch(grad):
+        if grad.device.type != "cpu":
             raise GradientError(f"{label} is a {type(grad).__name__} on {grad.device}; a tensor on the CPU is needed")
         if grad.shape != param.shape:
             raise ShapeError(f"{label} has shape {tuple(grad.shape)}; the parameter has {tuple(param.shape)}")
         if not grad.is_floating_point():
             raise DTypeError(f"{label} has dtype {grad.dtype}; {param.dtype} is needed")
-        return torch.empty_strided(param.shape, param.stride(), dtype=param.dtype).copy_(grad)
+        fitting = torch.empty_strided(param.shape, param.stride(), dtype=param.dtype, device="cpu")
+        try:
+            fitting.copy_(grad)
+        except Exception as error:  # whatever a tensor raises that is none
+            raise GradientError(f"{label}, a {type(grad).__name__}, cannot be copied: {error}") from error
+        return fitting
 
 
 def is_dtensor(tensor: Any) -> bool:

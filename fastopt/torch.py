@@ -28,6 +28,9 @@ What differs from ``torch.optim``
     - With ``eps=0`` an element whose accumulator is zero does not move (PyTorch: NaN). RMSprop's variance that rounding
       took below zero counts as zero (PyTorch: NaN). Hyperparameters are checked at every step, also those from a
       checkpoint, and ``momentum`` has to be in [0, 1].
+    - State may be exchanged or edited between steps, but for the shape of a tensor edited in place where its memory stays
+      (``exp_avg.t_()``): the step goes on in the order of the memory.
+    - Two parameters may not share memory, and no gradient may be in a parameter's.
     - A step either happens or does not: PyTorch steps the first tensors, then raises at the one that is wrong.
 """
 
@@ -35,7 +38,9 @@ from __future__ import annotations
 
 import inspect
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
+from math import inf
 from typing import Any, ClassVar
 
 import numpy as np
@@ -63,7 +68,7 @@ from fastopt.errors import (
     StateDictError,
     UnknownOptionError,
 )
-from fastopt.optimizer import Spec, derive, with_defaults
+from fastopt.optimizer import FLAGS, Spec, derive, is_zero, with_defaults
 
 __all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "NAdam", "RAdam", "RMSprop"]
 
@@ -107,6 +112,10 @@ class _Compiled(torch.optim.Optimizer):
         for group in self.param_groups:
             self._check_options(group)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters with options of their own, as in PyTorch."""
+        super().add_param_group(dict(param_group) if isinstance(param_group, dict) else param_group)
+
     # --- Stepping
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
@@ -144,7 +153,10 @@ class _Compiled(torch.optim.Optimizer):
         if not self._stepping.acquire(blocking=False):
             raise ConcurrentStepError("this optimizer is in the middle of a step in another thread; one at a time")
         try:
-            if self._plan is None or not self._plan.step_tensors(self.param_groups, self.state, scale):
+            if (
+                self._plan is None or type(self.param_groups) is not list
+                or not self._plan.step_tensors(self.param_groups, self.state, scale)
+            ):  # fmt: skip
                 self._plan = self._tied()
                 if not self._plan.step_tensors(self.param_groups, self.state, scale):
                     raise ParameterError("parameters, groups or state changed while the step looked at them")
@@ -166,17 +178,25 @@ class _Compiled(torch.optim.Optimizer):
         for key in core.group_keys():
             if key in group:
                 options[key] = plain(group[key])
+                if key in FLAGS and options[key] in (0, 1):
+                    options[key] = bool(options[key])
                 if callable(options[key]):
                     raise HyperparameterError(f"{key}={group[key]!r} must be a number: use torch.optim.lr_scheduler")
         if group.get("differentiable"):
             raise HyperparameterError("differentiable=True is not supported: the step is no operation of autograd")
+        if options.get("nesterov") and is_zero(options["momentum"]):
+            options["nesterov"] = False  # as PyTorch does where a momentum was edited to 0
         spec = derive(core, convention, options)
         forms = dict(spec.forms)
         if forms.get("product") == 1 and self._has_double_carry(group):
             forms["product"] = 0.0
         return spec._replace(
             forms=forms,
-            limits={key: limits for key, limits in spec.limits.items() if key in group},
+            # Schedulers that go down to 0 end a rounding error below it, which PyTorch lets pass.
+            limits={
+                key: (-inf, inf, False) if key in ("lr", "weight_decay") else limits
+                for key, limits in spec.limits.items() if key in group
+            },
             watched=tuple(key for key in (*spec.watched, "differentiable") if key in group),
             owner=f"fastopt.torch.{type(self).__name__}",
         )
@@ -187,28 +207,44 @@ class _Compiled(torch.optim.Optimizer):
         dtypes = {value.dtype for value in carried if isinstance(value, torch.Tensor)}
         return torch.float64 in (dtypes or {torch_optimizer._get_scalar_dtype()})
 
-    def _empty_plan(self) -> TensorPlan:
-        return TensorPlan(self._derive, Host(), n_threads=self._settings["n_threads"])
+    def _empty_plan(self, host: Host | None = None) -> TensorPlan:
+        ref = weakref.ref(self)  # else a plan, and all that it holds, would wait for the cyclic collector
+
+        def spec_of(group: Mapping[str, Any]) -> Spec:
+            optimizer = ref()
+            assert optimizer is not None
+            return optimizer._derive(group)
+
+        return TensorPlan(spec_of, host or Host(), n_threads=self._settings["n_threads"])
+
+    def _require(self, group: Any) -> None:
+        """Raise unless a parameter group is a dict with all options, and a list of parameters."""
+        owner = f"fastopt.torch.{type(self).__name__}"
+        if type(group) is not dict or type(group.get("params")) is not list:
+            raise ParameterError(f"{owner}: a parameter group has to be a dict, and its 'params' a list")
+        lost = [key for key in self.defaults if key in self.core.group_keys() and key not in group]
+        if lost:
+            raise HyperparameterError(f"{owner}: a parameter group has lost its {lost[0]!r}")
 
     def _check_options(self, group: dict[str, Any]) -> None:
         """Raise what a step with these options would raise."""
+        self._require(group)
         self._empty_plan().check_options(group, any(p.dtype != torch.float64 for p in group["params"]), NO_SCHEDULES)
 
     def _tied(self) -> TensorPlan:
         """A plan over groups, parameters and state as they are now."""
+        if type(self.param_groups) is not list or not isinstance(self.state, dict):
+            raise ParameterError("the optimizer's param_groups have to be a list, and its state a dict")
         host = Host()
-        plan = TensorPlan(self._derive, host, n_threads=self._settings["n_threads"])
+        plan = self._empty_plan(host)
         labels: dict[torch.Tensor, str] = {}
         place = 0
         for group in self.param_groups:
-            lost = [key for key in self.defaults if key in self.core.group_keys() and key not in group]
-            if lost:
-                raise HyperparameterError(
-                    f"fastopt.torch.{type(self).__name__}: a parameter group has lost its {lost[0]!r}"
-                )
+            self._require(group)
             spec, records, names, spare = self._derive(group), [], [], []
+            named = group.get("param_names", ())
             for k, param in enumerate(group["params"]):
-                name = group["param_names"][k] if "param_names" in group else place + k
+                name = named[k] if k < len(named) else place + k
                 if param.grad is None:
                     spare.append(param)
                 else:
@@ -227,6 +263,10 @@ class _Compiled(torch.optim.Optimizer):
         if not is_dense(own):
             own = host.copies[param] = torch.empty_like(own, memory_format=torch.preserve_format, requires_grad=False)
         inner = self.state[param] if param in self.state else {}
+        if not isinstance(inner, dict):
+            raise StateDictError(f"state of {label} is a {type(inner).__name__}; a dict is needed")
+        if inner and self.core.counts_in_state:
+            self._check_complete(inner, label)
         entries: dict[str, Any] = {}
         slots = {}
         for place, name in enumerate(spec.slots):
@@ -302,14 +342,18 @@ class _Compiled(torch.optim.Optimizer):
             if param in state and state[param]:
                 yield group, param, state[param], f"parameter {k}"
 
+    def _check_complete(self, entry: Mapping[str, Any], label: str) -> None:
+        for name in ("step", self.core.carried, *self.core.slots):
+            if name and name not in entry:
+                raise StateDictError(f"state of {label} lacks {name!r}")
+
     def _check_numbers(self, state: Mapping[torch.Tensor, Any], groups: list[dict[str, Any]]) -> None:
         """Raise unless counts and the like are there and are such; make tensors of plain numbers."""
         if not self.core.counts_in_state:
             return
         for _, _, entry, label in self._entries(state, groups):
+            self._check_complete(entry, label)
             for name in filter(None, ("step", self.core.carried)):
-                if name not in entry:
-                    raise StateDictError(f"state of {label} lacks {name!r}")
                 number = number_tensor(entry[name], f"state {name!r} of {label}")
                 if name == "step" and not (number >= 0 and float(number).is_integer()):
                     raise StateDictError(f"state 'step' of {label} is {entry[name]!r}; a count is needed")
@@ -324,8 +368,6 @@ class _Compiled(torch.optim.Optimizer):
             for name in self._derive(group).slots:
                 if entry.get(name) is not None:
                     state_tensor(entry[name], param, local_of(param), f"state {name!r} of {label}")
-                elif self.core.counts_in_state and name not in self.core.optional_slots:
-                    raise StateDictError(f"state of {label} lacks {name!r}")
 
 
 def plain(value: Any) -> Any:
@@ -459,6 +501,8 @@ class _Lion(torch.optim.Optimizer):
         foreach: bool | None = None, maximize: bool = False, capturable: bool = False, differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:  # fmt: skip
+        if not 0 <= lr or not 0 <= weight_decay:
+            raise HyperparameterError(f"lr={lr!r} and weight_decay={weight_decay!r} must be 0 or more")
         defaults = {
             "lr": lr, "betas": betas, "weight_decay": weight_decay, "foreach": foreach, "maximize": maximize,
             "capturable": capturable, "differentiable": differentiable, "fused": fused,

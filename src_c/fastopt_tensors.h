@@ -9,6 +9,7 @@
 #define FASTOPT_TENSORS_H
 
 #include <Python.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 typedef struct {
@@ -66,6 +67,7 @@ typedef struct {
     fo_shim_sizes_t sizes, strides;
     fo_shim_long_t dim;
     fo_shim_int_t type, device, layout;
+    bool (*is_neg)(const void *handle); /* C++'s at::native::is_neg; may be NULL */
 } fo_shim_t;
 
 /* Take up the functions at these addresses, in the order of FO_SHIM's names. */
@@ -82,6 +84,7 @@ static inline void fo_shim_fill(fo_shim_t *s, const uintptr_t *at)
     s->type = (fo_shim_int_t)at[8];
     s->device = (fo_shim_int_t)at[9];
     s->layout = (fo_shim_int_t)at[10];
+    s->is_neg = (bool (*)(const void *))at[11];
 }
 
 #define FO_SHIM                                                                                                        \
@@ -98,7 +101,8 @@ static inline ptrdiff_t fo_shim_find(PyObject *object, void *handle)
     return 0;
 }
 
-/* The memory of a tensor that has this type, these sizes and strides, on the CPU; else NULL. */
+/* The memory of a tensor that has this type, these sizes and strides, on the CPU, and its sign not as a flag; else
+ * NULL. */
 static inline void *fo_shim_fits(const fo_shim_t *s, PyObject *object, int type, int ndim, const int64_t *form)
 {
     void *handle = (char *)object + s->place, *data;
@@ -112,7 +116,7 @@ static inline void *fo_shim_fits(const fo_shim_t *s, PyObject *object, int type,
     for (i = 0; i < ndim; i++)
         if (shape[i] != form[i] || strides[i] != form[ndim + i])
             return NULL;
-    return s->data(handle, &data) ? NULL : data;
+    return (s->is_neg != NULL && s->is_neg(handle)) || s->data(handle, &data) ? NULL : data;
 }
 
 /* 1 if a tensor has this memory and type still, and these sizes and strides unless ndim is -1. */

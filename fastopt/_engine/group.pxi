@@ -109,7 +109,7 @@ cdef class Group:
                 raise HyperparameterError(f"{self.owner}: the parameter group has lost its {self.keys[i]!r}")
             if self.kind[i] == OPTION:
                 # What an array holds may have changed, though it is the same object.
-                changed = changed or <object>value is not self.seen[i] or isinstance(<object>value, np.ndarray)
+                changed = changed or <object>value is not self.seen[i] or hasattr(<object>value, "__dlpack__")
             else:
                 self.read(i, <object>value, steps)
         if self.options.get("params") is not self.params:

@@ -20,6 +20,7 @@ cdef extern from "fastopt_tensors.h":
     const char *FO_SHIM
     ctypedef struct fo_shim_t:
         Py_ssize_t place
+        void *is_neg
     void fo_shim_fill(fo_shim_t *s, const uintptr_t *addresses)
     void *fo_shim_fits(const fo_shim_t *s, PyObject *object, int type, int ndim, const int64_t *form) noexcept
     bint fo_shim_same(const fo_shim_t *s, PyObject *object, const void *data, int type, int ndim,
@@ -31,6 +32,9 @@ cdef extern from "fastopt_tensors.h":
 
 cdef extern from "Python.h":
     Py_ssize_t PyDict_Size(PyObject *d)
+    void *Py_TYPE(PyObject *tensor)
+    int PyGC_Disable()
+    int PyGC_Enable()
 
 from types import GetSetDescriptorType
 
@@ -82,8 +86,9 @@ cdef class TensorPlan(Plan):
     cdef fo_shim_t shim               # or with place 0
     cdef Tie *ties
     cdef Py_ssize_t n_ties
+    cdef object tensor_type, parameter_type
     cdef bint hold                    # whether steps are large, so that gradients have to be held
-    cdef bint special                 # whether gradients are wrapped, may have their sign as a flag, or come from Python
+    cdef bint special                 # whether gradients are wrapped, come from Python, or have flags that C cannot see
     cdef list owners                  # parameters that are stepped, in the order of the plan
     cdef list kept                    # per owner: all that its tie refers to
     cdef list spare                   # parameters without gradient so far
@@ -102,6 +107,8 @@ cdef class TensorPlan(Plan):
         self.grad = host.grad if isinstance(host.grad, GetSetDescriptorType) else None
         self.exchange = fo_exchange_look(host.exchange) if host.exchange is not None else NULL
         self.take_shim(host.shim)
+        self.special = not (self.shim.place and self.shim.is_neg != NULL)
+        self.tensor_type, self.parameter_type = host.plain
         if self.exchange == NULL and not self.shim.place:
             raise ImportError("this version of PyTorch offers no way to look at its tensors from C; 2.10 does")
 
@@ -166,7 +173,7 @@ cdef class TensorPlan(Plan):
         self.note(&tie.other[CARRY], carry)
         self.params[i].t = steps
         self.params[i].carry = group.carry
-        self.special = self.special or tie.wrapped or self.params[i].n == 1 or type(owner) not in self.host.plain
+        self.special = self.special or tie.wrapped or not self.is_plain(<PyObject *>owner)
         if carry is None and steps:       # a state without a count says itself whether it has begun
             self.params[i].carry = 1
         if entries:
@@ -213,6 +220,11 @@ cdef class TensorPlan(Plan):
         finally:
             self.leave()
 
+    cdef inline bint is_plain(self, PyObject *tensor) noexcept:
+        """Whether an object is of PyTorch's own classes, which have no Python code to run."""
+        cdef PyObject *kind = <PyObject *>Py_TYPE(tensor)
+        return kind == <PyObject *>self.tensor_type or kind == <PyObject *>self.parameter_type
+
     cdef bint is_tied(self, list groups, state) except -1:
         """Whether groups, their parameters and options, and the state are those that were tied."""
         cdef Group group
@@ -242,13 +254,26 @@ cdef class TensorPlan(Plan):
         return True
 
     cdef bint step_tied(self) except -1:
+        """One step, if all is tied still.
+
+        Between the looking and the end of the step no other Python code may run: it could let go of what was looked at.
+        The cyclic collector is what could start some.
+        """
+        cdef bint collects = PyGC_Disable()
+        try:
+            return self.look_and_step()
+        finally:
+            if collects:
+                PyGC_Enable()
+
+    cdef bint look_and_step(self) except -1:
         cdef Job job
         cdef list grads
         cdef int fits
         for owner in self.spare:
             if self.grad_of(owner) is not None:
                 return False
-        if self.hold or self.special or self.grad is None or self.host.modes():
+        if self.hold or self.special or self.fresh or self.grad is None or self.host.modes():
             fits = -1
         else:
             fits = self.gather(&job, None)
@@ -261,24 +286,25 @@ cdef class TensorPlan(Plan):
                 return False
             self.fit(grads)
             fits = self.gather(&job, grads)
+            if fits > 0 and self.fresh:
+                self.settle()         # which runs Python code, so that all is looked at again
+                fits = self.gather(&job, grads)
             if fits < 0:
                 raise GradientError("gradients changed while the step looked at them")
         if fits == 0:
             return False
-        self.settle()
         job.look, job.found = False, 0
         self.launch(&job)
         self.write_back(&job)
         return True
 
     cdef grad_of(self, owner):
-        return fo_get(self.grad, owner) if self.grad is not None else owner.grad
+        return fo_get(self.grad, owner) if self.grad is not None and self.is_plain(<PyObject *>owner) else owner.grad
 
     cdef bint unwrap(self, list grads) except -1:
         """Local tensors in the place of wrapped gradients; False if a parameter wraps another tensor than it did.
 
-        And a gradient whose sign is only a flag is written out: only one of one element can have the strides of its
-        parameter then.
+        And a gradient whose sign is only a flag is written out, where C does not see the flag.
         """
         cdef Py_ssize_t i
         for i in range(self.n_ties):
@@ -288,7 +314,7 @@ cdef class TensorPlan(Plan):
                     return False
                 if grads[i] is not None:
                     grads[i] = self.host.local(grads[i], self.owners[i])
-            if self.params[i].n == 1 and grads[i] is not None and grads[i].is_neg():
+            if self.shim.is_neg == NULL and grads[i] is not None and grads[i].is_neg():
                 grads[i] = grads[i].resolve_neg()
         return True
 
@@ -297,13 +323,16 @@ cdef class TensorPlan(Plan):
         cdef Py_ssize_t i
         for i in range(self.n_ties):
             g = grads[i]
-            if g is not None and self.params[i].n and self.fitting(<PyObject *>g, &self.ties[i]) == NULL:
+            if g is not None and (self.params[i].n or not self.is_plain(<PyObject *>g)) and self.fitting(
+                    <PyObject *>g, &self.ties[i]) == NULL:
                 grads[i] = self.host.fit(g, <object>self.ties[i].own.tensor, f"gradient of {self.label(i)}")
 
     cdef inline char *fitting(self, PyObject *g, const Tie *tie):
         """The memory of a gradient that has the type, sizes and strides of its parameter; else NULL."""
         cdef fo_tensor_t t
         cdef char *data = NULL
+        if not self.is_plain(g):
+            return NULL
         if self.shim.place:
             data = <char *>fo_shim_fits(&self.shim, g, tie.own.type, tie.ndim, tie.form)
         elif self.can_look(g, &t) and fo_tensor_type(&t) == tie.own.type and fo_tensor_has(&t, tie.ndim, tie.form):
@@ -377,7 +406,7 @@ cdef class TensorPlan(Plan):
                         return 0
                     q.carry = number_at(&tie.other[CARRY])
                 data = self.fitting(g, tie)
-                if data == NULL and q.n:
+                if data == NULL and (q.n or not self.is_plain(g)):
                     return -1
                 # What lies there may have been given up since: only a plan that was just tied knows for certain.
                 if self.steps and not self.is_apart(q, data):
@@ -394,14 +423,13 @@ cdef class TensorPlan(Plan):
         return count.type == cnp.NPY_DOUBLE or q.t < LAST_FLOAT_COUNT
 
     cdef settle(self):
-        """Put the state that was made for this step in its place: from here on nothing can fail."""
-        if self.fresh:
-            for owner, inner, entries in self.fresh:
-                inner.update(entries)
-                if owner not in self.state:
-                    self.state[owner] = inner
-            self.fresh = []
-            self.watch(self.state)
+        """Put the state that was made for this step in its place."""
+        for owner, inner, entries in self.fresh:
+            inner.update(entries)
+            if owner not in self.state:
+                self.state[owner] = inner
+        self.fresh = []
+        self.watch(self.state)
 
     cdef write_back(self, Job *job):
         """Counts and carried numbers into their tensors, and a note for the library of what was written."""

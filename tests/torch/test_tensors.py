@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections import OrderedDict, UserDict
 
 import numpy as np
 import pytest
@@ -136,13 +137,78 @@ def test_a_gradient_that_lies_otherwise_is_stepped_right(strides):
     assert p.grad.dtype == given.dtype and torch.equal(p.grad, given)
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
-def test_the_sign_of_a_gradient_of_one_element_may_be_a_flag(shape):
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (3,), (4, 5)])
+def test_the_sign_of_a_gradient_may_be_a_flag(shape):
     p = torch.nn.Parameter(torch.zeros(shape))
-    p.grad = torch.full(shape, 1 + 2j).conj().imag
-    assert p.grad.is_neg()
-    ft.SGD([p], lr=1.0).step()
-    assert p.item() == 2.0
+    opt = ft.SGD([p], lr=1.0)
+    for grad in (torch.full(shape, 1 + 2j).conj().imag, torch._neg_view(torch.full(shape, 2.0))):
+        p.data.zero_()
+        p.grad = grad
+        assert p.grad.is_neg()
+        opt.step()
+        assert p.unique().tolist() == [2.0]
+
+
+def test_a_gradient_of_a_class_of_its_own_is_asked_for_its_values():
+    class Twos(torch.Tensor):  # of ones, as its memory has it
+        @classmethod
+        def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+            return func(*(torch.full((3,), 2.0) if isinstance(x, cls) else x for x in args), **(kwargs or {}))
+
+    p = torch.nn.Parameter(torch.zeros(3))
+    opt = ft.SGD([p], lr=1.0)
+    for k in range(2):
+        p.grad = torch.Tensor._make_subclass(Twos, torch.ones(3))
+        opt.step()
+        assert p.tolist() == 3 * [-2.0 * (k + 1)]
+
+
+def test_a_parameter_with_a_gradient_of_its_own_making_is_stepped_by_it():
+    class Own(torch.nn.Parameter):
+        @property
+        def grad(self):
+            return torch.ones(3)
+
+    p = Own(torch.zeros(3))
+    opt = ft.SGD([p], lr=1.0)
+    opt.step()
+    opt.step()
+    assert p.tolist() == 3 * [-2.0]
+
+
+def test_the_collector_does_not_run_while_tensors_are_looked_at():
+    hit = []
+
+    def drop(phase, info):
+        if phase == "start" and dropping:
+            hit.append(1)
+            for p in params:
+                p.grad = None
+            junk.extend(torch.full((50,), 1e9) for _ in range(40))
+
+    params = [torch.nn.Parameter(torch.zeros(50)) for _ in range(40)]
+    opt = ft.SGD(params, lr=1.0)
+    junk, dropping = [], False
+    threshold = gc.get_threshold()
+    gc.callbacks.append(drop)
+    try:
+        for first in range(15, 60, 3):
+            for p in params:
+                p.data.zero_()
+            sum((p * 1.0).sum() for p in params).backward()
+            gc.collect()
+            dropping = True
+            gc.set_threshold(first)
+            opt.step()
+            gc.set_threshold(*threshold)
+            dropping = False
+            assert all(p.unique().tolist() in ([0.0], [-1.0]) for p in params)
+            for p in params:
+                p.grad = None
+    finally:
+        gc.callbacks.remove(drop)
+        gc.set_threshold(*threshold)
+    assert gc.isenabled()
 
 
 def expanded():
@@ -514,8 +580,8 @@ def test_state_is_made_only_by_a_step_that_happens():
 
 
 @pytest.mark.parametrize(("option", "value"), [
-    ("lr", -1.0), ("lr", math.nan), ("lr", "fast"), ("lr", lambda step: 0.1), ("betas", (0.9, 1.0)), ("betas", 0.9),
-    ("eps", math.inf), ("weight_decay", -0.1), ("amsgrad", "yes"), ("maximize", 1.5), ("differentiable", True),
+    ("lr", math.nan), ("lr", "fast"), ("lr", lambda step: 0.1), ("betas", (0.9, 1.0)), ("betas", 0.9),
+    ("eps", math.inf), ("weight_decay", math.inf), ("amsgrad", "yes"), ("maximize", 1.5), ("differentiable", True),
     ("lr", torch.tensor([0.1, 0.2])), ("lr", torch.tensor(math.nan)),
 ])  # fmt: skip
 def test_options_out_of_range_are_refused_at_every_step(option, value):
@@ -628,10 +694,83 @@ def test_an_optimizer_and_what_it_held_go_when_nobody_needs_them():
     p = parameter((2000,))
     opt = ft.Adam([p])
     opt.step()
+    opt.step()
     gone = [weakref.ref(x) for x in (opt, p, opt.state[p]["exp_avg"])]
-    del opt, p
     gc.collect()
-    assert [ref() for ref in gone] == [None, None, None]
+    gc.disable()
+    try:
+        del opt, p
+        assert [ref() for ref in gone] == [None, None, None]
+    finally:
+        gc.enable()
+
+
+def test_a_rate_that_a_scheduler_took_below_zero_by_rounding_is_no_error():
+    p, q = parameter((4,), torch.float64), parameter((4,), torch.float64)
+    opt, other = ft.AdamW([p]), torch.optim.AdamW([q])
+    schedulers = [torch.optim.lr_scheduler.LinearLR(o, 0.1, 0.0, total_iters=10) for o in (opt, other)]
+    for _ in range(12):
+        for o, s in zip((opt, other), schedulers, strict=True):
+            o.step()
+            s.step()
+    assert opt.param_groups[0]["lr"] < 0
+    torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-15)
+
+
+def test_a_momentum_may_be_a_tensor_that_is_edited_in_place():
+    p, q = parameter((4,), torch.float64), parameter((4,), torch.float64)
+    opt, other = ft.SGD([p], lr=0.1), torch.optim.SGD([q], lr=0.1)
+    for o in (opt, other):
+        o.param_groups[0]["momentum"] = torch.tensor(0.0, dtype=torch.float64)
+    for momentum in (0.0, 0.5, 0.9, 0.9):
+        for o in (opt, other):
+            o.param_groups[0]["momentum"].fill_(momentum)
+            o.step()
+    torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-15)
+
+
+def test_a_momentum_of_zero_switches_nesterov_off():
+    p, q = parameter((4,), torch.float64), parameter((4,), torch.float64)
+    opt, other = (m.SGD([x], lr=0.1, momentum=0.9, nesterov=True) for m, x in ((ft, p), (torch.optim, q)))
+    for momentum in (0.9, 0.0, 0.9):
+        for o in (opt, other):
+            o.param_groups[0]["momentum"] = momentum
+            o.step()
+    torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda o, p: setattr(o, "state", UserDict(o.state)), lambda o, p: o.state.update({p: UserDict(o.state[p])}),
+    lambda o, p: setattr(o, "param_groups", tuple(o.param_groups)), lambda o, p: o.state[p].pop("step"),
+    lambda o, p: o.state[p].pop("exp_avg_sq"), lambda o, p: o.param_groups[0].update(params=(p,)),
+    lambda o, p: o.param_groups.__setitem__(0, OrderedDict(o.param_groups[0])),
+])  # fmt: skip
+def test_containers_of_other_kinds_are_errors_with_a_name(spoil):
+    p = parameter()
+    opt = ft.Adam([p])
+    opt.step()
+    spoil(opt, p)
+    before = p.detach().clone()
+    with pytest.raises(FastoptError):
+        opt.step()
+    assert torch.equal(p, before)
+
+
+def test_a_group_may_be_given_as_any_dict_and_get_more_parameters():
+    first, more = parameter(), parameter(seed=3)
+    opt = ft.Adam([OrderedDict(params=[("first", first)])])
+    opt.step()
+    opt.param_groups[0]["params"].append(more)
+    opt.step()
+    assert float(opt.state[more]["step"]) == 1
+
+
+def test_a_state_dict_that_lacks_an_option_is_refused():
+    opt = ft.AdamW([parameter()])
+    saved = opt.state_dict()
+    del saved["param_groups"][0]["betas"]
+    with pytest.raises(errors.HyperparameterError, match="betas"):
+        opt.load_state_dict(saved)
 
 
 def test_gradients_are_not_kept():
