@@ -28,8 +28,8 @@ What differs from ``torch.optim``
     - With ``eps=0`` an element whose accumulator is zero does not move (PyTorch: NaN). RMSprop's variance that rounding
       took below zero counts as zero (PyTorch: NaN). Hyperparameters are checked at every step, also those from a
       checkpoint, and ``momentum`` has to be in [0, 1].
-    - State may be exchanged or edited between steps, but for the shape of a tensor edited in place where its memory stays
-      (``exp_avg.t_()``): the step goes on in the order of the memory.
+    - State may be exchanged or edited between steps, but for a tensor whose shape is edited in place while its memory
+      stays where it is (``exp_avg.t_()``): the step goes on in the order of the memory.
     - Two parameters may not share memory, and no gradient may be in a parameter's.
     - A step either happens or does not: PyTorch steps the first tensors, then raises at the one that is wrong.
 """
