@@ -25,13 +25,13 @@ demo: .venv/demo/ready  ## train on the handwritten digits with every optimizer 
 	.venv/demo/bin/fastopt demo $(ARGS)
 
 test: .venv/test/ready  ## the test suite, without the comparison with other libraries
-	cd tests && ../.venv/test/bin/pytest -q . --ignore=peers --ignore=torch $(ARGS)
+	cd tests && ../.venv/test/bin/pytest -q . --ignore=peers --ignore=pytorch $(ARGS)
 
 test-peers: .venv/peers/ready  ## compare with torch, keras, optax and the other peers (a large download)
 	cd tests && ../.venv/peers/bin/pytest -q peers test_arrays.py test_state_dict.py $(ARGS)
 
 test-torch: .venv/peers/ready  ## fastopt.torch: parity, tensors, distributed engines, the examples (the same download)
-	cd tests && ../.venv/peers/bin/pytest -q torch $(ARGS)
+	cd tests && ../.venv/peers/bin/pytest -q pytorch $(ARGS)
 
 bench: .venv/bench/roofline  ## time fastopt beside every other library, with one thread and with all (half an hour)
 	mkdir -p bench/results
