@@ -44,7 +44,8 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "centered": (False, True),
 }
 AROUND = ("weight_decay", "decoupled_weight_decay", "maximize")  # options of what happens around a rule
-HELPERS = {"unscale", "l2", "negate", "shrink", "flush", "fill", "lookahead", "nonfinite"}  # of no optimizer of their own
+# Rules of no optimizer of their own.
+HELPERS = {"unscale", "l2", "negate", "shrink", "flush", "fill", "lookahead", "nonfinite"}
 
 
 class Config(NamedTuple):
