@@ -281,8 +281,9 @@ class _Compiled(torch.optim.Optimizer):
         begun = all(inner.get(name) is not None for name in spec.slots)
         if not self.core.counts_in_state:
             return param, inner, entries, own, slots, None, None, int(begun and bool(slots))
-        count = number_tensor(inner.get("step", 0.0), f"state 'step' of {label}")
-        if count is not inner.get("step") or (count.dtype == torch.float32 and count >= LAST_FLOAT_COUNT):
+        count: Any = number_tensor(inner.get("step", 0.0), f"state 'step' of {label}")
+        kept = count is inner.get("step")
+        if not kept or (count.dtype == torch.float32 and count >= LAST_FLOAT_COUNT):
             entries["step"] = count = count_tensor(count.item())
         carry = None
         if self.core.carried:
