@@ -177,37 +177,38 @@ def test_a_parameter_with_a_gradient_of_its_own_making_is_stepped_by_it():
 
 
 def test_the_collector_does_not_run_while_tensors_are_looked_at():
-    hit = []
+    def backward():
+        for p in params:
+            p.grad = None
+        sum((p * 1.0).sum() for p in params).backward()
 
-    def drop(phase, info):
-        if phase == "start" and dropping:
-            hit.append(1)
+    def drop(phase, info):  # what zero_grad() in another thread would do
+        if dropping and phase == "start":
+            dropping.clear()
             for p in params:
                 p.grad = None
-            junk.extend(torch.full((50,), 1e9) for _ in range(40))
+            junk.extend(torch.full((60,), 1e9, dtype=torch.float64) for _ in range(50))
 
-    params = [torch.nn.Parameter(torch.zeros(50)) for _ in range(40)]
-    opt = ft.SGD(params, lr=1.0)
-    junk, dropping = [], False
-    threshold = gc.get_threshold()
+    dropping, junk = [], []
+    thresholds = gc.get_threshold()
     gc.callbacks.append(drop)
     try:
-        for first in range(15, 60, 3):
-            for p in params:
-                p.data.zero_()
-            sum((p * 1.0).sum() for p in params).backward()
-            gc.collect()
-            dropping = True
-            gc.set_threshold(first)
+        for first in range(5, 60, 6):
+            params = [torch.nn.Parameter(torch.zeros(60, dtype=torch.float64)) for _ in range(50)]
+            opt = ft.SGD(params, lr=1.0)
+            backward()
             opt.step()
-            gc.set_threshold(*threshold)
-            dropping = False
-            assert all(p.unique().tolist() in ([0.0], [-1.0]) for p in params)
-            for p in params:
-                p.grad = None
+            backward()
+            gc.collect()
+            gc.set_threshold(first, 5, 5)
+            dropping.append(True)
+            opt.step()
+            dropping.clear()
+            gc.set_threshold(*thresholds)
+            assert {x for p in params for x in p.unique().tolist()} <= {-1.0, -2.0}
     finally:
         gc.callbacks.remove(drop)
-        gc.set_threshold(*threshold)
+        gc.set_threshold(*thresholds)
     assert gc.isenabled()
 
 
@@ -444,6 +445,8 @@ CHANGES = {
     "state's dict in another order": lambda p, s: s.update({k: s.pop(k) for k in list(s)[::-1]}),
     "something more in the state": lambda p, s: s.update(mine=torch.zeros(3)),
     "count exchanged": lambda p, s: s.update(step=s["step"].clone()),
+    "count's data exchanged": lambda p, s: setattr(s["step"], "data", s["step"].clone()),
+    "count shared": lambda p, s: s["step"].share_memory_(),
     "count as a number": lambda p, s: s.update(step=int(s["step"])),
     "count as float64": lambda p, s: s.update(step=s["step"].double()),
     "count set in place": lambda p, s: s["step"].fill_(float(s["step"])),
