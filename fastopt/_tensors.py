@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.optim.optimizer import _get_scalar_dtype
 
-from fastopt.engine import SHIM
+from fastopt.engine import LAST_FLOAT_COUNT, SHIM
 from fastopt.errors import (
     DTypeError,
     FastoptError,
@@ -24,7 +24,6 @@ from fastopt.errors import (
     StateDictError,
 )
 
-LAST_FLOAT_COUNT = 2**24  # up to here float32 counts
 PAGE = 4096
 LARGE = 2**20  # bytes from which memory comes in whole pages of its own
 PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -163,9 +162,7 @@ def is_dense(tensor: torch.Tensor) -> bool:
     return extent(tensor) == tensor.numel() and tensor.data_ptr() % tensor.element_size() == 0 or tensor.numel() == 0
 
 
-def check_disjoint(
-    copied: Iterable[torch.Tensor], params: Mapping[torch.Tensor, str]
-) -> None:
+def check_disjoint(copied: Iterable[torch.Tensor], params: Mapping[torch.Tensor, str]) -> None:
     """Raise if a parameter that is stepped by way of a copy shares an element with another one."""
     for param in copied:
         for other in params:

@@ -492,18 +492,20 @@ cdef class Plan:
         job.work, job.n_work, job.blocks, job.moved = self.work, 0, 0, 0
         self.n_slots = 0
 
-    cdef inline bint is_apart(self, const Param *q, char *data) noexcept:
-        """Whether a gradient at `data` meets no parameter or state."""
-        return (q.gap_low <= data and data + q.n_bytes <= q.gap_high) or q.n == 0 or self.memory.is_free(
-            data, data + q.n_bytes)
+    cdef inline bint is_apart(self, Param *q, char *data) noexcept:
+        """Whether a gradient at `data` meets no parameter or state; the gap that it lies in is remembered."""
+        if (q.gap_low <= data and data + q.n_bytes <= q.gap_high) or q.n == 0:
+            return True
+        if not self.memory.is_free(data, data + q.n_bytes):
+            return False
+        q.gap_low, q.gap_high = self.memory.gap_low, self.memory.gap_high
+        return True
 
     cdef inline int add_work(self, Job *job, Group group, Param *q, PyObject *g, char *data) except -1:
         """Note that a parameter is to be stepped by the gradient at `data`; raises if that may not be."""
         cdef Work *w = &self.work[job.n_work]
-        if not (q.gap_low <= data and data + q.n_bytes <= q.gap_high) and q.n > 0:
-            if not self.memory.is_free(data, data + q.n_bytes):
-                self.complain_overlap(q - self.params, data)
-            q.gap_low, q.gap_high = self.memory.gap_low, self.memory.gap_high
+        if not self.is_apart(q, data):
+            self.complain_overlap(q - self.params, data)
         if job.slot < 0 or q.t != job.t or q.carry != job.carry:       # most share their scalars with the one before
             job.slot = self.new_slot(group, q)
             job.t, job.carry, job.slots = q.t, q.carry, self.slots

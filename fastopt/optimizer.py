@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
-from fastopt.engine import Plan, is_number
+from fastopt.engine import LAST_FLOAT_COUNT, Plan, is_number
 from fastopt.errors import ConventionError, HyperparameterError, ParameterError, UnknownOptionError
 
 # How weight decay is applied; the numbers are the engine's.
@@ -441,7 +441,7 @@ class Optimizer:
             return None
         entry: dict[str, Any] = {}
         if self.counts_in_state:
-            entry["step"] = np.array(count, np.float32 if count <= 2**24 else np.float64)
+            entry["step"] = np.array(count, np.float32 if count <= LAST_FLOAT_COUNT else np.float64)
         entry.update(self._extra_state(carry))
         if self.state_begun(carry):
             entry.update(self._plan.states[i])

@@ -49,7 +49,6 @@ from torch.optim import optimizer as torch_optimizer
 
 import fastopt
 from fastopt._tensors import (
-    LAST_FLOAT_COUNT,
     Host,
     check_disjoint,
     count_tensor,
@@ -60,7 +59,7 @@ from fastopt._tensors import (
     state_tensor,
     steppable,
 )
-from fastopt.engine import NO_SCHEDULES, TensorPlan
+from fastopt.engine import LAST_FLOAT_COUNT, NO_SCHEDULES, TensorPlan
 from fastopt.errors import (
     ConcurrentStepError,
     HyperparameterError,
@@ -153,10 +152,7 @@ class _Compiled(torch.optim.Optimizer):
         if not self._stepping.acquire(blocking=False):
             raise ConcurrentStepError("this optimizer is in the middle of a step in another thread; one at a time")
         try:
-            if (
-                self._plan is None or type(self.param_groups) is not list
-                or not self._plan.step_tensors(self.param_groups, self.state, scale)
-            ):  # fmt: skip
+            if self._plan is None or not self._plan.step_tensors(self.param_groups, self.state, scale):
                 self._plan = self._tied()
                 if not self._plan.step_tensors(self.param_groups, self.state, scale):
                     raise ParameterError("parameters, groups or state changed while the step looked at them")
@@ -363,10 +359,12 @@ class _Compiled(torch.optim.Optimizer):
 
     def _check_state(self) -> None:
         """Raise unless options are in range and every parameter's state can be stepped."""
+        slots = {}
         for group in self.param_groups:
             self._check_options(group)
+            slots[id(group)] = self._derive(group).slots
         for group, param, entry, label in self._entries(self.state, self.param_groups):
-            for name in self._derive(group).slots:
+            for name in slots[id(group)]:
                 if entry.get(name) is not None:
                     state_tensor(entry[name], param, local_of(param), f"state {name!r} of {label}")
 

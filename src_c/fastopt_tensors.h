@@ -56,6 +56,24 @@ static inline int fo_tensor_type(const fo_tensor_t *t)
     return t->bits == 32 ? FO_FLOAT : t->bits == 64 ? FO_DOUBLE : FO_UNFIT;
 }
 
+/* 1 if these are the sizes and strides of `form`: sizes first, then strides. */
+static inline int fo_same_form(int64_t ndim, const int64_t *shape, const int64_t *strides, int of, const int64_t *form)
+{
+    int i;
+    if (ndim != of)
+        return 0;
+    for (i = 0; i < of; i++)
+        if (shape[i] != form[i] || strides[i] != form[of + i])
+            return 0;
+    return 1;
+}
+
+/* 1 if a tensor has these sizes and strides. */
+static inline int fo_tensor_has(const fo_tensor_t *t, int ndim, const int64_t *form)
+{
+    return fo_same_form(t->ndim, t->shape, t->strides, ndim, form);
+}
+
 typedef int32_t (*fo_shim_pointer_t)(void *handle, void **out);
 typedef int32_t (*fo_shim_sizes_t)(void *handle, int64_t **out);
 typedef int32_t (*fo_shim_long_t)(void *handle, int64_t *out);
@@ -102,22 +120,37 @@ static inline ptrdiff_t fo_shim_find(PyObject *object, void *handle)
     return 0;
 }
 
+/* 1 if a tensor has these sizes and strides. */
+static inline int fo_shim_has(const fo_shim_t *s, void *handle, int ndim, const int64_t *form)
+{
+    int64_t dim, *shape, *strides;
+    return !s->dim(handle, &dim) && !s->sizes(handle, &shape) && !s->strides(handle, &strides)
+        && fo_same_form(dim, shape, strides, ndim, form);
+}
+
+/* 1 if a tensor has this type. */
+static inline int fo_shim_is(const fo_shim_t *s, void *handle, int type)
+{
+    int32_t code;
+    return !s->type(handle, &code) && code == (type == FO_FLOAT ? s->f32 : s->f64);
+}
+
+/* 1 if a tensor is in the CPU's memory. */
+static inline int fo_shim_is_near(const fo_shim_t *s, void *handle)
+{
+    int32_t layout, device;
+    return !s->layout(handle, &layout) && layout == s->strided && !s->device(handle, &device) && device == s->cpu;
+}
+
 /* The memory of a tensor that has this type, these sizes and strides, on the CPU, and its sign not as a flag; else
  * NULL. */
 static inline void *fo_shim_fits(const fo_shim_t *s, PyObject *object, int type, int ndim, const int64_t *form)
 {
     void *handle = (char *)object + s->place, *data;
-    int64_t dim, *shape, *strides;
-    int32_t code, device, layout;
-    int i;
-    if (s->layout(handle, &layout) || layout != s->strided || s->device(handle, &device) || device != s->cpu
-        || s->type(handle, &code) || code != (type == FO_FLOAT ? s->f32 : s->f64) || s->dim(handle, &dim) || dim != ndim
-        || s->sizes(handle, &shape) || s->strides(handle, &strides))
+    if (!fo_shim_is_near(s, handle) || !fo_shim_is(s, handle, type) || !fo_shim_has(s, handle, ndim, form)
+        || (s->is_neg != NULL && s->is_neg(handle)) || s->data(handle, &data))
         return NULL;
-    for (i = 0; i < ndim; i++)
-        if (shape[i] != form[i] || strides[i] != form[ndim + i])
-            return NULL;
-    return (s->is_neg != NULL && s->is_neg(handle)) || s->data(handle, &data) ? NULL : data;
+    return data;
 }
 
 /* 1 if a tensor has this memory and type still, and these sizes and strides unless ndim is -1. */
@@ -125,30 +158,17 @@ static inline int fo_shim_same(const fo_shim_t *s, PyObject *object, const void 
                                const int64_t *form)
 {
     void *handle = (char *)object + s->place, *now;
-    int64_t dim, *shape, *strides;
-    int32_t code;
-    int i;
-    if (s->data(handle, &now) || now != data || s->type(handle, &code) || code != (type == FO_FLOAT ? s->f32 : s->f64))
-        return 0;
-    if (ndim < 0)
-        return 1;
-    if (s->dim(handle, &dim) || dim != ndim || s->sizes(handle, &shape) || s->strides(handle, &strides))
-        return 0;
-    for (i = 0; i < ndim; i++)
-        if (shape[i] != form[i] || strides[i] != form[ndim + i])
-            return 0;
-    return 1;
+    return !s->data(handle, &now) && now == data && fo_shim_is(s, handle, type)
+        && (ndim < 0 || fo_shim_has(s, handle, ndim, form));
 }
 
 /* Describe a tensor as fo_look_t does; -1, without a Python error, if it has no memory to speak of. */
 static inline int fo_shim_look(const fo_shim_t *s, PyObject *object, fo_tensor_t *t)
 {
     void *handle = (char *)object + s->place;
-    int32_t type, device, layout;
+    int32_t type;
     int64_t dim;
-    if (s->layout(handle, &layout) || layout != s->strided || s->device(handle, &device) || device != s->cpu)
-        return -1;
-    if (s->type(handle, &type) || s->dim(handle, &dim) || s->sizes(handle, &t->shape)
+    if (!fo_shim_is_near(s, handle) || s->type(handle, &type) || s->dim(handle, &dim) || s->sizes(handle, &t->shape)
         || s->strides(handle, &t->strides) || s->data(handle, &t->data))
         return -1;
     t->device_type = 1;
@@ -158,18 +178,6 @@ static inline int fo_shim_look(const fo_shim_t *s, PyObject *object, fo_tensor_t
     t->ndim = (int32_t)dim;
     t->bits = type == s->f32 ? 32 : type == s->f64 ? 64 : 0;
     return 0;
-}
-
-/* 1 if a tensor has these sizes and strides. */
-static inline int fo_tensor_has(const fo_tensor_t *t, int ndim, const int64_t *shape_and_strides)
-{
-    int i;
-    if (t->ndim != ndim)
-        return 0;
-    for (i = 0; i < ndim; i++)
-        if (t->shape[i] != shape_and_strides[i] || t->strides[i] != shape_and_strides[ndim + i])
-            return 0;
-    return 1;
 }
 
 /* A number that changes with every change of a dict; 0 where Python has none (from 3.12 on). */

@@ -40,11 +40,13 @@ from types import GetSetDescriptorType
 
 SHIM = (<bytes>FO_SHIM).decode()    # names of the C functions
 
+cpdef enum:
+    LAST_FLOAT_COUNT = 1 << 24    # up to here float32 counts
+
 cdef enum:
     MOST_TIED = MAX_STATES + 2    # tensors beside the parameter: its state, its step count, the number it carries
     COUNT = MAX_STATES            # their places
     CARRY = MAX_STATES + 1
-    LAST_FLOAT_COUNT = 1 << 24    # up to here float32 counts
 cdef double LAST_COUNT = 2.0**53  # and float64 up to here
 
 cdef struct Tied:                 # a tensor, and where its memory was
@@ -137,11 +139,10 @@ cdef class TensorPlan(Plan):
         name, of the count or None, of the carried number or None; steps so far, where there is no count).
         """
         cdef list arrays = [], states = []
-        cdef fo_tensor_t t
         cdef Py_ssize_t i, first = len(self.arrays)
         for owner, inner, entries, own, slots, count, carry, steps in records:
-            arrays.append(self.flat(own, &t))
-            states.append({name: self.flat(slot, &t) for name, slot in slots.items()})
+            arrays.append(self.flat(own))
+            states.append({name: self.flat(slot) for name, slot in slots.items()})
         self.add_group(options, arrays, names, states)
         self.ties = <Tie *>renewed(self.ties, (first + len(records)) * <Py_ssize_t>sizeof(Tie))
         for i, record in enumerate(records):
@@ -191,16 +192,17 @@ cdef class TensorPlan(Plan):
             if u.data != t.data or fo_tensor_type(&u) != tied.type or u.ndim != t.ndim:
                 raise RuntimeError("this version of PyTorch has another layout of its tensors than was found at first")
 
-    cdef flat(self, tensor, fo_tensor_t *t):
+    cdef flat(self, tensor):
         """The memory of a dense tensor as an array of one dimension."""
+        cdef fo_tensor_t t
         cdef cnp.npy_intp n = 1
         cdef int k
-        self.look(<PyObject *>tensor, t)
+        self.look(<PyObject *>tensor, &t)
         for k in range(t.ndim):
             n *= t.shape[k]
         if n == 0:
-            return np.empty(0, np.float32 if fo_tensor_type(t) == cnp.NPY_FLOAT else np.float64)
-        array = cnp.PyArray_SimpleNewFromData(1, &n, fo_tensor_type(t), t.data)
+            return np.empty(0, np.float32 if fo_tensor_type(&t) == cnp.NPY_FLOAT else np.float64)
+        array = cnp.PyArray_SimpleNewFromData(1, &n, fo_tensor_type(&t), t.data)
         cnp.set_array_base(array, tensor)
         return array
 
@@ -211,7 +213,7 @@ cdef class TensorPlan(Plan):
 
     # --- Stepping
 
-    def step_tensors(self, list groups, state, grad_scale=None):
+    def step_tensors(self, groups, state, grad_scale=None):
         """One step; False, with nothing written, if something is no longer as it was tied."""
         self.enter()
         try:
@@ -225,11 +227,11 @@ cdef class TensorPlan(Plan):
         cdef PyObject *kind = <PyObject *>Py_TYPE(tensor)
         return kind == <PyObject *>self.tensor_type or kind == <PyObject *>self.parameter_type
 
-    cdef bint is_tied(self, list groups, state) except -1:
+    cdef bint is_tied(self, groups, state) except -1:
         """Whether groups, their parameters and options, and the state are those that were tied."""
         cdef Group group
         cdef Py_ssize_t k
-        if PyList_GET_SIZE(<PyObject *>groups) != len(self.groups) or state is not self.state:
+        if type(groups) is not list or len(groups) != len(self.groups) or state is not self.state:
             return False
         for k in range(len(self.groups)):
             group = self.groups[k]
@@ -254,49 +256,55 @@ cdef class TensorPlan(Plan):
         return True
 
     cdef bint step_tied(self) except -1:
-        """One step, if all is tied still.
+        """One step, if all is tied still."""
+        cdef Job job
+        cdef list grads
+        cdef int fits = -1
+        for owner in self.spare:
+            if self.grad_of(owner) is not None:
+                return False
+        if not (self.hold or self.special or self.fresh or self.grad is None or self.host.modes()):
+            fits = self.step_lightly(&job)
+        if fits >= 0:
+            return fits
+        grads = [self.grad_of(owner) for owner in self.owners]
+        if not self.unwrap(grads):
+            return False
+        self.fit(grads)
+        fits = self.gather(&job, grads)
+        if fits > 0 and self.fresh:
+            self.settle()             # which runs Python code, so that all is looked at again
+            fits = self.gather(&job, grads)
+        if fits < 0:
+            raise GradientError("gradients changed while the step looked at them")
+        if fits > 0:
+            self.run(&job)
+        return fits
 
-        Between the looking and the end of the step no other Python code may run: it could let go of what was looked at.
-        The cyclic collector is what could start some.
+    cdef int step_lightly(self, Job *job) except -2:
+        """A small step, which does not hold the gradients: 1; 0 or -1 as `gather`, -1 also for a large step.
+
+        Until it ends no other Python code may run: it could let go of what was looked at. The cyclic collector is what
+        could start some.
         """
         cdef bint collects = PyGC_Disable()
+        cdef int fits
         try:
-            return self.look_and_step()
+            fits = self.gather(job, None)
+            self.hold = fits > 0 and is_large(job)      # the GIL would be given up
+            if self.hold:
+                return -1
+            if fits > 0:
+                self.run(job)
+            return fits
         finally:
             if collects:
                 PyGC_Enable()
 
-    cdef bint look_and_step(self) except -1:
-        cdef Job job
-        cdef list grads
-        cdef int fits
-        for owner in self.spare:
-            if self.grad_of(owner) is not None:
-                return False
-        if self.hold or self.special or self.fresh or self.grad is None or self.host.modes():
-            fits = -1
-        else:
-            fits = self.gather(&job, None)
-            self.hold = fits > 0 and is_large(&job)
-            if self.hold:             # the GIL will be given up
-                fits = -1
-        if fits < 0:
-            grads = [self.grad_of(owner) for owner in self.owners]
-            if not self.unwrap(grads):
-                return False
-            self.fit(grads)
-            fits = self.gather(&job, grads)
-            if fits > 0 and self.fresh:
-                self.settle()         # which runs Python code, so that all is looked at again
-                fits = self.gather(&job, grads)
-            if fits < 0:
-                raise GradientError("gradients changed while the step looked at them")
-        if fits == 0:
-            return False
+    cdef run(self, Job *job):
         job.look, job.found = False, 0
-        self.launch(&job)
-        self.write_back(&job)
-        return True
+        self.launch(job)
+        self.write_back(job)
 
     cdef grad_of(self, owner):
         return fo_get(self.grad, owner) if self.grad is not None and self.is_plain(<PyObject *>owner) else owner.grad
