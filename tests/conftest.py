@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from fastopt import engine
 
 COUNT: pytest.StashKey[SimpleNamespace] = pytest.StashKey()
+TALLY: pytest.StashKey[Counter[str]] = pytest.StashKey()
 BITS = {np.dtype(np.float32): np.uint32, np.dtype(np.float64): np.uint64}
 FILLER = 0x5A  # the byte around arrays: whoever writes there is found
 
@@ -103,8 +105,29 @@ def parallel_from(blocks: int):
         engine.set_most_alone(before[1])
 
 
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="the amounts that docs/reliability.md reports, not a sample")
+
+
 def pytest_configure(config):
     config.stash[COUNT] = SimpleNamespace(arrays=0, differing=0)
+    config.stash[TALLY] = Counter()
+
+
+@pytest.fixture(scope="session")
+def amount(request):
+    """`amount(few, many)`: how much of something a test does, in `make test` and in the long runs (--long)."""
+    return lambda few, many: many if request.config.getoption("--long") else few
+
+
+@pytest.fixture(scope="session")
+def tally(request):
+    """`tally("bad calls refused", n)`: counts what was done; the totals are shown at the end of the run."""
+
+    def count(what: str, n: int = 1) -> None:
+        request.config.stash[TALLY][what] += n
+
+    return count
 
 
 @pytest.fixture(scope="session")
@@ -154,3 +177,5 @@ def pytest_terminal_summary(terminalreporter, config):
     count = config.stash[COUNT]
     if count.arrays:
         terminalreporter.write_line(f"bit matrix: {count.arrays:,} arrays compared, {count.differing:,} differ")
+    for what, n in config.stash[TALLY].items():
+        terminalreporter.write_line(f"tally: {n:,} {what}")
