@@ -8,6 +8,7 @@ with calm_openmp():
 from fastopt.adagrad import Adadelta, Adagrad
 from fastopt.adam import Adam, Adamax, AdamW, NAdam, RAdam
 from fastopt.errors import (
+    CheckpointError,
     ConcurrentStepError,
     ConventionError,
     DTypeError,
@@ -44,6 +45,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "CheckpointError",
     "ConcurrentStepError",
     "ConventionError",
     "DTypeError",
@@ -68,13 +70,17 @@ __all__ = [
     "StateDictError",
     "UnknownOptionError",
     "functional",
+    "load",
     "minibatches",
     "minimize",
     "reference",
     "schedules",
 ]
 
-_LAZY = {"minimize": "training", "minibatches": "training", "MinimizeResult": "training", "MinimizeState": "training"}
+_LAZY = {
+    "load": "checkpoint",
+    "minimize": "training", "minibatches": "training", "MinimizeResult": "training", "MinimizeState": "training",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

@@ -7,6 +7,7 @@ and the habitual ``except ValueError`` catch it.
 from __future__ import annotations
 
 __all__ = [
+    "CheckpointError",
     "ConcurrentStepError",
     "ConventionError",
     "DTypeError",
@@ -71,6 +72,10 @@ class ConventionError(FastoptError, ValueError):
 
 class StateDictError(FastoptError, ValueError):
     """Raised when a state dict does not fit the optimizer that loads it."""
+
+
+class CheckpointError(FastoptError, ValueError):
+    """Raised when something cannot be written to a checkpoint file, or a file is not a whole, unchanged one."""
 
 
 class NonFiniteError(FastoptError, ArithmeticError):

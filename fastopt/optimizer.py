@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from math import inf
+from os import PathLike
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
@@ -487,6 +488,42 @@ class Optimizer:
         from fastopt._state import load
 
         load(self, state_dict)
+
+    def save(self, path: str | bytes | PathLike[Any]) -> None:
+        """Write the state, counts and parameter groups into a file: all but the parameters.
+
+        The file is a safetensors file, made beside `path`, and takes its place when it has reached the disk: whoever
+        stops the process finds the old file or the new one, whole. A process killed in the middle may leave a folder
+        ``.<name>.*.saving``, which the next save of the same file removes. The format is in `fastopt.checkpoint`.
+
+        Parameters
+        ----------
+        path : str, bytes or path-like
+            The file to write or replace. What a link leads to is replaced.
+
+        Raises
+        ------
+        CheckpointError
+            If a parameter group holds what has no place in a file, such as a lambda for a schedule, or `path` is
+            there and is no regular file.
+        OSError
+            If the file cannot be written, for want of space or permission; the old one is then untouched.
+        MissingExtraError
+            Without the safetensors library, which ``fastopt[checkpoint]`` brings.
+        """
+        from fastopt.checkpoint import save
+
+        save(self, path)
+
+    def load(self, path: str | bytes | PathLike[Any]) -> None:
+        """Continue from a file of `save`: `load_state_dict` of what `fastopt.load` reads, with their errors.
+
+        The file may come from another thread count, instruction set or machine: the steps that follow have the same
+        bits. Schedules are made anew; take a `ReduceOnPlateau` from ``param_groups`` to go on updating it.
+        """
+        from fastopt.checkpoint import load
+
+        self.load_state_dict(load(path))
 
     # --- Copies and looks
 

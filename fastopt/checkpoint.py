@@ -1,0 +1,396 @@
+"""The state of an optimizer in one file, which is whole or is refused.
+
+A checkpoint is a safetensors file, never a pickle. The arrays of the state are its tensors, ``state.<i>.<slot>`` for
+parameter i. Two entries of its metadata hold the rest: ``fastopt`` is JSON, all else that `Optimizer.state_dict` gives
+(counts, parameter groups, schedules) with a SHA-256 for every array; ``fastopt.digest`` is the SHA-256 of the header,
+its length included, as it was with 64 zeros in the place of the digest.
+
+A file is written beside its place, reaches the disk, and then takes the place of the old one: whoever is stopped in the
+middle leaves the old file or the new one. The digests find damage, not forgery: whoever can write the file can compute
+them anew. Reading runs no code of the file's choosing, and allocates no array that the file does not hold.
+"""
+
+# Design of the JSON: numbers, strings and lists stand for themselves; whatever else there is (see `Packer.pack`) is an
+# object with a single key, which begins with "$". Schedules are in a list of their own, so that a `ReduceOnPlateau`
+# which several groups share is one object again when read.
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import glob
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from fastopt import schedules
+from fastopt.errors import CheckpointError, MissingExtraError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from fastopt.optimizer import Optimizer
+
+__all__ = ["load", "save"]
+
+VERSION = 1
+BLANK = b"0" * 64
+DIGEST = re.compile(rb'"fastopt\.digest":"([0-9a-f]{64})"')
+LARGEST_HEADER = 100_000_000  # that the library reads
+Path = str | bytes | os.PathLike[Any]
+
+
+def save(optimizer: Optimizer, path: Path) -> None:
+    """See `Optimizer.save`."""
+    import_safetensors()
+    target = os.path.realpath(os.fsdecode(path))  # what a link leads to is replaced, not the link
+    optimizer._plan.begin()
+    try:
+        packer = Packer((*optimizer.slots, *optimizer.optional_slots))
+        document = packer.document(optimizer.state_dict())
+        with replacing(target) as temporary:
+            write(temporary, packer.arrays, document)
+    except OSError as error:  # which names a temporary file that nobody has heard of
+        raise OSError(error.errno, error.strerror, target) from error
+    finally:
+        optimizer._plan.end()
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The state dict in a file of `Optimizer.save`, for `Optimizer.load_state_dict` or to look at.
+
+    Parameters
+    ----------
+    path : str, bytes or path-like
+        The file.
+
+    Returns
+    -------
+    dict
+        What `Optimizer.state_dict` gave, to the bit, with arrays of its own in C order, and schedules made anew.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is not whole and unchanged, or no checkpoint of this version of the format.
+    OSError
+        If it cannot be read: FileNotFoundError, PermissionError and so on.
+    MissingExtraError
+        Without the safetensors library, which ``fastopt[checkpoint]`` brings.
+    """
+    import_safetensors()
+    name = os.fsdecode(path)
+    while True:
+        with open(name, "rb") as file:
+            try:
+                return read(file, name)
+            except CheckpointError:
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(name)):
+                    raise  # else another was put in its place meanwhile, and that one is read
+
+
+def import_safetensors() -> ModuleType:
+    """The library, or the error that says what brings it."""
+    try:
+        import safetensors
+        import safetensors.numpy
+    except ImportError as error:
+        raise MissingExtraError(
+            'checkpoint files need safetensors: pip install "fastopt[checkpoint]" brings it'
+        ) from error
+    return safetensors
+
+
+# --- Writing
+
+
+def write(path: str, arrays: Mapping[str, np.ndarray], document: str) -> None:
+    """Write a checkpoint into `path`, with the digest of its header, as far as the disk."""
+    safetensors = import_safetensors()
+    try:
+        safetensors.numpy.save_file(arrays, path, {"fastopt": document, "fastopt.digest": BLANK.decode()})
+    except safetensors.SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise CheckpointError(f"{path} could not be written: {error}") from error
+        raise OSError(int(number[1]), os.strerror(int(number[1])), path) from error
+    with open(path, "r+b") as file:
+        header = file.read(8)
+        header += file.read(int.from_bytes(header, "little"))
+        at = header.index(b'"fastopt.digest":"' + BLANK) + len(b'"fastopt.digest":"')
+        file.seek(at)
+        file.write(hashlib.sha256(header).hexdigest().encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def replacing(target: str) -> Iterator[str]:
+    """A file to write, which takes the place of `target` if the body ends well, and leaves nothing behind if not."""
+    parent, name = os.path.split(target)
+    mode = None
+    with contextlib.suppress(FileNotFoundError):
+        mode = os.stat(target).st_mode
+        if not stat.S_ISREG(mode):
+            raise CheckpointError(f"{target} is there and is no regular file; it is not replaced")
+        if not os.access(target, os.W_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), target)
+    remove_leftovers(parent, name)
+    with own_folder(parent, name) as folder:
+        temporary = os.path.join(folder, "new")
+        with open(temporary, "xb") as file:  # which gives it the mode that new files have
+            mode = mode or os.fstat(file.fileno()).st_mode
+        yield temporary
+        os.chmod(temporary, stat.S_IMODE(mode))
+        os.replace(temporary, target)
+        sync_folder(parent)
+
+
+@contextlib.contextmanager
+def own_folder(parent: str, name: str) -> Iterator[str]:
+    """A new folder beside a file, locked as long as it is used: a killed process leaves it unlocked."""
+    while True:
+        folder = tempfile.mkdtemp(prefix=f".{name}.", suffix=".saving", dir=parent)
+        lock = try_lock(folder)
+        if lock is not None and os.path.isdir(folder):
+            break  # else it was taken for a leftover before it was locked
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock >= 0:
+            os.close(lock)
+
+
+def remove_leftovers(parent: str, name: str) -> None:
+    """Remove what saves of this file that were killed have left."""
+    for folder in glob.glob(os.path.join(glob.escape(parent), f".{glob.escape(name)}.*.saving")):
+        lock = try_lock(folder)
+        if lock is not None and lock >= 0:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+
+
+def try_lock(folder: str) -> int | None:
+    """A descriptor that holds the lock of a folder, None if another has it; -1 where folders cannot be locked."""
+    if fcntl is None:
+        return -1
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:  # a file system without locks
+        os.close(descriptor)
+        return -1
+    return descriptor
+
+
+def sync_folder(folder: str) -> None:
+    """Have a renaming reach the disk."""
+    if os.name == "nt":  # where folders cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(array: np.ndarray) -> str:
+    """The digest of an array's bytes, in C order."""
+    return hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
+
+
+class Packer:
+    """Turns a state dict into JSON and the arrays that it speaks of."""
+
+    def __init__(self, slots: tuple[str, ...]) -> None:
+        self.slots = slots
+        self.arrays: dict[str, np.ndarray] = {}
+        self.schedules: list[list[Any]] = []
+        self.known: dict[int, int] = {}  # the id of a schedule -> its place in the list
+
+    def document(self, state_dict: Mapping[str, Any]) -> str:
+        """The JSON; what it has no form for is an error."""
+        state = {str(i): self.entry(i, entry) for i, entry in state_dict["state"].items()}
+        groups = [
+            {key: self.pack(value, f"param_groups[{k}][{key!r}]") for key, value in group.items()}
+            for k, group in enumerate(state_dict["param_groups"])
+        ]
+        document = {
+            "version": VERSION, "fastopt": state_dict["fastopt"], "state": state, "param_groups": groups,
+            "schedules": self.schedules,
+        }  # fmt: skip
+        try:
+            return json.dumps(document, separators=(",", ":"), allow_nan=False)
+        except (ValueError, TypeError) as error:  # integers beyond what Python writes, keys that are not strings
+            raise CheckpointError(f"the parameter groups cannot be written: {error}") from error
+
+    def entry(self, i: int, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """The state of a parameter; its arrays are put beside the document."""
+        packed = {}
+        for name, value in entry.items():
+            if name not in self.slots:
+                packed[name] = self.pack(value, f"state[{i}][{name!r}]")
+                continue
+            array = np.asarray(value, dtype=value.dtype.newbyteorder("<"), order="C")
+            self.arrays[f"state.{i}.{name}"] = array
+            packed[name] = {"$sha256": sha256(array)}
+        return packed
+
+    def pack(self, value: Any, what: str) -> Any:
+        """A value as JSON has it."""
+        kind = type(value)
+        if value is None or kind in (bool, int, str) or (kind is float and math.isfinite(value)):
+            return value
+        if kind is float:
+            return {"$float": repr(value)}
+        if kind is list or kind is tuple:
+            items = [self.pack(item, f"{what}[{k}]") for k, item in enumerate(value)]
+            return items if kind is list else {"$tuple": items}
+        if kind is dict:
+            return {"$dict": [[self.pack(k, what), self.pack(v, f"{what}[{k!r}]")] for k, v in value.items()]}
+        if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf":
+            array = np.asarray(value, dtype=value.dtype.newbyteorder("<"))
+            tag = "$array" if isinstance(value, np.ndarray) else "$scalar"
+            return {tag: [array.dtype.str, list(array.shape), array.tobytes().hex()]}
+        if kind in SCHEDULES.values():
+            return {"$schedule": self.schedule(value, what)}
+        raise CheckpointError(
+            f"{what} = {value!r:.200} cannot be written: a number, string, list, tuple, dict or array, or a schedule "
+            "of fastopt.schedules is needed"
+        )
+
+    def schedule(self, value: Any, what: str) -> int:
+        """The place of a schedule in the list of schedules."""
+        if id(value) not in self.known:
+            fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+            packed = {key: self.pack(item, f"{what}.{key}") for key, item in fields.items()}
+            try:
+                type(value)(**fields)
+            except ValueError as error:  # an object that changes may have been given what its class refuses
+                raise CheckpointError(f"{what} = {value!r:.200} could not be read again: {error}") from error
+            self.known[id(value)] = len(self.schedules)
+            self.schedules.append([type(value).__name__, packed])
+        return self.known[id(value)]
+
+
+# --- Reading
+
+SCHEDULES: dict[str, type[schedules.Schedule]] = {
+    name: getattr(schedules, name) for name in schedules.__all__ if name != "Schedule"
+}
+"""The schedules that a file may hold."""
+
+
+def read(file: BinaryIO, path: str) -> dict[str, Any]:
+    """The state dict in an open checkpoint, which `path` is the name of."""
+    header = read_header(file, path)
+    try:
+        text = json.loads(header)["__metadata__"]["fastopt"]
+        document = json.loads(text)
+        if document["version"] != VERSION:
+            raise CheckpointError(f"{path} has version {document['version']!r}; version {VERSION} can be read")
+        unpacker = Unpacker(document["schedules"])
+        groups = [
+            {key: unpacker.unpack(value) for key, value in group.items()} for group in document["param_groups"]
+        ]
+        state = read_state(path, document["state"], unpacker)
+        return {"state": state, "param_groups": groups, "fastopt": dict(document["fastopt"])}
+    except (CheckpointError, OSError, MemoryError):
+        raise
+    except Exception as error:  # the header is as somebody wrote it, who was not this module
+        raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {error!s:.200}") from error
+
+
+def read_header(file: BinaryIO, path: str) -> bytes:
+    """The JSON header of a safetensors file, if it is what its digest says."""
+    size = os.fstat(file.fileno()).st_size
+    length = file.read(8)
+    n = int.from_bytes(length, "little")
+    if len(length) < 8 or n > min(size - 8, LARGEST_HEADER):
+        raise CheckpointError(f"{path} is no safetensors file, or has been cut: {size} bytes")
+    header = file.read(n)
+    found = DIGEST.findall(header)
+    if len(found) != 1:
+        raise CheckpointError(f"{path} is no checkpoint of fastopt: its header has {len(found)} digests, not one")
+    if hashlib.sha256(length + header.replace(found[0], BLANK, 1)).hexdigest().encode() != found[0]:
+        raise CheckpointError(f"{path} is damaged: the digest of its header differs")
+    return header
+
+
+def read_state(path: str, entries: Mapping[str, Any], unpacker: Unpacker) -> dict[int, dict[str, Any]]:
+    """The state of every parameter, with its arrays."""
+    safetensors = import_safetensors()
+    try:
+        with safetensors.safe_open(path, framework="numpy") as tensors:
+            left = set(tensors.keys())
+            state: dict[int, dict[str, Any]] = {}
+            for i, entry in entries.items():
+                state[int(i)] = {}
+                for name, value in entry.items():
+                    if not (isinstance(value, dict) and "$sha256" in value):
+                        state[int(i)][name] = unpacker.unpack(value)
+                        continue
+                    array = tensors.get_tensor(f"state.{i}.{name}")
+                    if sha256(array) != value["$sha256"]:
+                        raise CheckpointError(f"{path} is damaged: the digest of state.{i}.{name} differs")
+                    state[int(i)][name] = array.astype(array.dtype.newbyteorder("="), copy=False)
+                    left.remove(f"state.{i}.{name}")
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if left:
+        raise CheckpointError(f"{path} holds arrays that belong to no parameter: {', '.join(sorted(left)):.200}")
+    return state
+
+
+class Unpacker:
+    """Turns what `Packer.pack` made into what it was."""
+
+    def __init__(self, made: list[Any]) -> None:
+        self.schedules: list[Any] = []
+        for name, fields in made:  # each speaks only of those before it
+            self.schedules.append(SCHEDULES[name](**{key: self.unpack(value) for key, value in fields.items()}))
+
+    def unpack(self, value: Any) -> Any:
+        """The value that stands for this in a checkpoint."""
+        if isinstance(value, list):
+            return [self.unpack(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        ((tag, inner),) = value.items()
+        if tag == "$float":
+            return float(inner)
+        if tag == "$tuple":
+            return tuple(self.unpack(item) for item in inner)
+        if tag == "$dict":
+            return {self.unpack(key): self.unpack(item) for key, item in inner}
+        if tag in ("$array", "$scalar"):
+            kind, shape, digits = inner
+            if np.dtype(kind).kind not in "biuf":
+                raise ValueError(f"an array of {kind}")
+            array = np.frombuffer(bytes.fromhex(digits), kind).reshape(shape)
+            array = array.astype(array.dtype.newbyteorder("="))
+            return array if tag == "$array" else array[()]
+        if tag == "$schedule":
+            return self.schedules[inner]
+        raise ValueError(f"{tag!r} is of no kind that is known")
