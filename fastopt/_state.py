@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -12,16 +12,13 @@ from fastopt.errors import StateDictError
 LARGEST = 2**63 - 2**32  # a count that a 64-bit integer holds, with room for the steps to come
 
 if TYPE_CHECKING:
+    from fastopt.engine import Plan
     from fastopt.optimizer import Optimizer
 
 
 def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
     """See `Optimizer.load_state_dict`."""
-    optimizer._plan.begin()
-    try:
-        _load(optimizer, state_dict)
-    finally:
-        optimizer._plan.end()
+    optimizer._plan.run(_load, optimizer, state_dict)
 
 
 def _load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
@@ -66,35 +63,22 @@ def _load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
                 entries[i] = check_entry(optimizer, plan.label(i), plan.arrays[i], slots, entries[i])
                 held[-1].update(entries[i]["slots"])
         first = last
-    plan.check_states()
-    for entry in entries.values():  # the live arrays of this very optimizer are overwritten below
-        entry["slots"] = {k: a.copy() if plan.touches(a) else a for k, a in entry["slots"].items()}
+    records = [
+        (entry["carry"], {name: fitting(plan, i, array) for name, array in entry["slots"].items()})
+        if (entry := entries.get(i)) is not None
+        else None
+        for i in range(n)
+    ]
+    plan.resume(options, [sorted(names) for names in held], records, counts, steps, skipped)
 
-    # Nothing below can fail but for want of memory.
-    before = [dict(group) for group in optimizer.param_groups], (plan.steps, plan.skipped)
-    for mine, merged in zip(optimizer.param_groups, options, strict=True):
-        mine.update(merged)
-    plan.set_steps(steps, skipped)
-    try:
-        plan.refresh()
-    except BaseException:
-        for mine, old in zip(optimizer.param_groups, before[0], strict=True):
-            mine.clear()
-            mine.update(old)
-        plan.set_steps(*before[1])
-        raise
-    for k, names in enumerate(held):
-        if names:
-            plan.ensure(k, sorted(names))
-    plan.restart()
-    for i in range(n):
-        carry = plan.count(i)[1]
-        if i in entries:
-            carry = entries[i]["carry"]
-            with np.errstate(all="ignore"):  # a cast may overflow, which is not an error
-                for name, array in entries[i]["slots"].items():
-                    plan.states[i][name][...] = array
-        plan.set_count(i, counts[i], carry)
+
+def fitting(plan: Plan, i: int, array: np.ndarray) -> np.ndarray:
+    """State in the type and memory order of parameter i, and not in memory that loading writes to."""
+    param = plan.arrays[i]
+    order: Literal["C", "F"] = "C" if param.flags.c_contiguous else "F"
+    with np.errstate(all="ignore"):  # a cast may overflow, which is not an error
+        fit = np.require(array, param.dtype, ["ENSUREARRAY", "ALIGNED", order])
+    return fit.copy(order) if plan.touches(fit) else fit
 
 
 def expect(value: Any, kind: Any, what: str) -> Any:

@@ -57,17 +57,17 @@ Path = str | bytes | os.PathLike[Any]
 def save(optimizer: Optimizer, path: Path) -> None:
     """See `Optimizer.save`."""
     import_safetensors()
-    target = os.path.realpath(os.fsdecode(path))  # what a link leads to is replaced, not the link
-    optimizer._plan.begin()
+    optimizer._plan.run(_save, optimizer, os.path.realpath(os.fsdecode(path)))  # what a link leads to is replaced
+
+
+def _save(optimizer: Optimizer, target: str) -> None:
+    packer = Packer((*optimizer.slots, *optimizer.optional_slots))
+    document = packer.document(optimizer.state_dict())
     try:
-        packer = Packer((*optimizer.slots, *optimizer.optional_slots))
-        document = packer.document(optimizer.state_dict())
         with replacing(target) as temporary:
             write(temporary, packer.arrays, document)
     except OSError as error:  # which names a temporary file that nobody has heard of
         raise OSError(error.errno, error.strerror, target) from error
-    finally:
-        optimizer._plan.end()
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -136,6 +136,7 @@ cdef class Plan:
     cdef fo_fenv_t caller             # floating-point environment, while busy
     cdef bint foreign                 # whether some state came from a state_factory
     cdef Param *params
+    cdef Param *copies                # as many, for what walks over other memory than a step does
     cdef Py_ssize_t n_params
     cdef Work *work
     cdef Slot *slots
@@ -167,6 +168,7 @@ cdef class Plan:
         for i in range(self.n_params):       # the lists may be gone already
             PyMem_Free(self.params[i].dims)
         PyMem_Free(self.params)
+        PyMem_Free(self.copies)
         PyMem_Free(self.work)
         PyMem_Free(self.slots)
 
@@ -176,14 +178,16 @@ cdef class Plan:
         """How messages call parameter i."""
         return label_of(self.names, i)
 
-    def add_group(self, dict options, list params, list names, list states=None):
-        """Add parameters with their hyperparameters; nothing is added if any of it is wrong. `touch` completes it.
+    def add_group(self, dict options, list params, list names, list states=None, bint last=True):
+        """Add parameters with their hyperparameters; nothing is added if any of it is wrong.
 
-        `states` gives, per parameter, slot -> array: state that the caller owns, used instead of allocating.
+        `states` gives, per parameter, slot -> array: state that the caller owns, used instead of allocating. State that
+        is allocated gets its first values with the `last` group of several: once for all, in one partition.
         """
         cdef Group group
         cdef Memory memory
-        cdef Py_ssize_t old = len(self.arrays), i
+        cdef list all_arrays, all_states, all_groups, untouched
+        cdef Py_ssize_t old = len(self.arrays), i, added = 0
         self.enter()
         try:
             all_names = self.names + names
@@ -203,22 +207,29 @@ cdef class Plan:
             check_unchanged(arrays, labels, fresh)
             if kinds != [(a.dtype, a.shape) for a in arrays]:
                 raise LayoutError("a parameter was changed while it was given to the optimizer")
-            memory = Memory(self.arrays + arrays, all_names, self.states + fresh)
+            all_arrays, all_states, all_groups = self.arrays + arrays, self.states + fresh, [*self.groups, group]
+            memory = Memory(all_arrays, all_names, all_states)
+            untouched = self.untouched if states is not None else [*self.untouched, group]
             self.reserve(old + len(arrays))
+            self.hold(group, fresh)
             for i, array in enumerate(arrays):
                 self.register(&self.params[old + i], array)
-                self.n_params += 1
                 self.params[old + i].carry = group.carry
-                self.arrays.append(array)
-            self.names += names
-            self.states += fresh
-            self.groups.append(group)
+                added += 1
             self.options.append(options)
+            # Nothing below can fail.
+            self.n_params, added = old + added, 0
+            self.arrays, self.names, self.states, self.groups = all_arrays, all_names, all_states, all_groups
+            self.untouched, self.named = untouched, bool(all_names) and all_names[0] is not None
             self.remap(memory)
             self.point(group)
-            if states is None:
-                self.untouched.append(group)
+            if last:
+                for group in self.untouched:
+                    self.fill(group, group.slots)
+                self.untouched = []
         finally:
+            for i in range(added):
+                PyMem_Free(self.params[old + i].dims)
             self.leave()
 
     cdef reserve(self, Py_ssize_t n):
@@ -228,6 +239,10 @@ cdef class Plan:
         if block == NULL:
             raise MemoryError()
         self.params = <Param *>block
+        block = PyMem_Realloc(self.copies, max(1, n) * sizeof(Param))
+        if block == NULL:
+            raise MemoryError()
+        self.copies = <Param *>block
         block = PyMem_Realloc(self.work, max(1, n) * sizeof(Work))
         if block == NULL:
             raise MemoryError()
@@ -293,63 +308,53 @@ cdef class Plan:
         for i in range(len(self.arrays)):
             self.params[i].gap_low = self.params[i].gap_high = NULL
 
-    cdef point(self, Group group):
-        """Give the rule's pointers to its state slots, and keep their memory alive whatever becomes of the arrays."""
-        cdef Py_ssize_t i, k
-        cdef cnp.ndarray state
+    cdef hold(self, Group group, list states):
+        """Keep the memory of a group's states alive, whatever becomes of the arrays."""
         cdef object last = None
-        for i in range(group.first, group.first + group.n_params):
-            self.params[i].moved = self.params[i].blocks * (3 + 2 * group.around.rule.n_states)
-            for k, name in enumerate(group.slots):
-                state = self.states[i][name]
-                self.params[i].s[k] = <char *>cnp.PyArray_DATA(state)
-                owner = (<object>state).base
+        for state in states:
+            for name in group.slots:
+                owner = state[name].base
                 if owner is not last:
                     self.arenas[id(owner)] = last = owner
+
+    cdef point(self, Group group):
+        """Give the rule's pointers to its state slots."""
+        cdef Py_ssize_t i, k
+        cdef dict states
+        for i in range(group.first, group.first + group.n_params):
+            self.params[i].moved = self.params[i].blocks * (3 + 2 * group.around.rule.n_states)
+            states = self.states[i]
+            for k in range(len(group.slots)):
+                self.params[i].s[k] = <char *>cnp.PyArray_DATA(<cnp.ndarray>states[group.slots[k]])
 
     cdef fill(self, Group group, list names):
         """Write the first values of state slots, in the partition of a step over all parameters that there are."""
         cdef Around around
         cdef Slot value
         cdef Job job
-        cdef Param *copy = <Param *>PyMem_Malloc(max(1, group.n_params) * sizeof(Param))
-        cdef Work *work = <Work *>PyMem_Malloc(max(1, group.n_params) * sizeof(Work))
+        cdef Param *copy = self.copies
+        cdef Work *work = self.work
         cdef Py_ssize_t i, j, k
-        try:
-            if copy == NULL or work == NULL:
-                raise MemoryError()
-            memset(&around, 0, sizeof(Around))
-            around.rule = around.short_rule = FILL
-            around.bare = True
-            job.work, job.n_work, job.slots, job.look, job.found = work, group.n_params, &value, False, 0
-            for name in names:
-                k = group.slots.index(name)
-                value.flush = False
-                scale(&value.h, 0, group.initial.get(name, 0.0))
-                job.blocks = job.moved = 0
-                for i in range(self.n_params):
-                    j = i - group.first
-                    if 0 <= j < group.n_params:
-                        copy[j] = self.params[i]
-                        copy[j].p = copy[j].s[k]
-                        work[j].q, work[j].around, work[j].g, work[j].slot = &copy[j], &around, NULL, 0
-                        work[j].first_block = job.blocks
-                    job.blocks += self.params[i].blocks
-                    job.moved += self.params[i].moved       # as a step: the same threads are to touch it first
-                self.launch(&job)
-        finally:
-            PyMem_Free(copy)
-            PyMem_Free(work)
-
-    def touch(self):
-        """Write the first values of the state of groups that were added since: once for all, in one partition."""
-        self.enter()
-        try:
-            for group in self.untouched:
-                self.fill(group, (<Group>group).slots)
-            self.untouched = []
-        finally:
-            self.leave()
+        memset(&around, 0, sizeof(Around))
+        around.rule = around.short_rule = FILL
+        around.bare = True
+        job.work, job.n_work, job.slots, job.look, job.found = work, group.n_params, &value, False, 0
+        for k in range(len(group.slots)):
+            if group.slots[k] not in names:
+                continue
+            value.flush = False
+            scale(&value.h, 0, group.initial.get(group.slots[k], 0.0))
+            job.blocks = job.moved = 0
+            for i in range(self.n_params):
+                j = i - group.first
+                if 0 <= j < group.n_params:
+                    copy[j] = self.params[i]
+                    copy[j].p = copy[j].s[k]
+                    work[j].q, work[j].around, work[j].g, work[j].slot = &copy[j], &around, NULL, 0
+                    work[j].first_block = job.blocks
+                job.blocks += self.params[i].blocks
+                job.moved += self.params[i].moved       # as a step: the same threads are to touch it first
+            self.launch(&job)
 
     # --- Stepping
 
@@ -406,12 +411,17 @@ cdef class Plan:
         elif not late:
             self.patience = max(self.patience - 1, FEWEST_ALONE)
 
-    def step(self, grads, grad_scale=None):
-        """One step of every parameter that has a gradient. Raises before anything was written, or not at all."""
+    def step(self, grads, grad_scale=None, carried=()):
+        """One step of every parameter that has a gradient. Raises before anything was written, or not at all.
+
+        `carried` are arrays of one element that take the parameters' carried numbers.
+        """
         self.enter()
         try:
             self.set_scale(grad_scale)
             self.take_step(grads)
+            for i, array in enumerate(carried):      # here, where no KeyboardInterrupt comes in between
+                array[...] = self.params[i].carry
         finally:
             self.leave()
 
@@ -561,7 +571,10 @@ cdef class Plan:
                 states[a:b] = [dict(state) for state in states[a:b]]
                 self.allocate(fresh, names, self.arrays[a:b], labels, states[a:b])
                 check_unchanged(self.arrays[a:b], labels, states[a:b])
+            for _, fresh, _ in edited:
+                self.hold(fresh, states[fresh.first:fresh.first + fresh.n_params])
             memory = Memory(self.arrays, self.names, states)
+            # Nothing below can fail.
             self.remap(memory)
             self.states = states
         for k, fresh, names in edited:
@@ -584,40 +597,74 @@ cdef class Plan:
         return group
 
     def check_options(self, options, bint has_float, int64_t steps):
-        """Raise what a step with these options would raise after so many steps; else the state slots it needs.
-
-        Between `begin` and `end`, as `refresh`.
-        """
+        """Raise what a step with these options would raise after so many steps; else the state slots it needs."""
         return self.new_group(options, has_float, steps).slots
 
     def touches(self, cnp.ndarray array):
         """Whether an array may share memory with a parameter or a state."""
         return self.memory.meets(array)
 
-    def begin(self):
-        """Begin several of the calls below as one operation, which no step may interrupt, until `end`."""
+    def run(self, function, *args):
+        """What a function returns, called as one operation that no step may interrupt.
+
+        Not in Python, where a KeyboardInterrupt could come between the beginning and a `try`.
+        """
         self.enter()
+        try:
+            return function(*args)
+        finally:
+            self.leave()
 
-    def end(self):
-        """End what `begin` began."""
-        self.leave()
+    def resume(self, list options, list held, list records, list counts, int64_t steps, int64_t skipped):
+        """Go on from elsewhere: all of it, or an error and nothing of it. Inside `run`.
 
-    def restart(self):
-        """Every parameter's state and count as before its first step. Between `begin` and `end`."""
-        cdef Group group
-        cdef Py_ssize_t i
+        `options` are the groups', whose dicts take them over; `held` names, per group, the state slots that records
+        have. A record is None for a parameter that starts anew, else the carried number and slot -> array, of the
+        parameter's type and memory order, and no memory of this optimizer's.
+        """
+        cdef Group group, fresh
+        cdef Py_ssize_t k, i
+        cdef list edited = []
+        for k, group in enumerate(self.groups):
+            fresh = self.new_group(options[k], group.has_float, steps)
+            fresh.options, fresh.params, fresh.first, fresh.n_params = (
+                self.options[k], group.params, group.first, group.n_params)
+            fresh.slots += [name for name in held[k] if name not in fresh.slots]
+            if len(fresh.slots) > MAX_STATES:
+                raise RuntimeError("MAX_STATES in table.pxd is too small")
+            edited.append((k, fresh, self.lacking(fresh, fresh.slots)))
+        self.check_states()
+        for i, record in enumerate(records):
+            for name, array in ({} if record is None else record[1]).items():
+                if not fits(<PyObject *>array, &self.params[i], 0):
+                    raise RuntimeError(f"state {name!r} of {self.label(i)} has another layout than its parameter")
+        before = [dict(mine) for mine in self.options]
+        try:
+            for mine, new in zip(self.options, options):
+                (<dict>mine).update(new)
+            self.take_up(edited)
+        except BaseException:
+            for mine, old in zip(self.options, before):
+                (<dict>mine).clear()
+                (<dict>mine).update(old)
+            raise
+        # Nothing below can fail, and no Python code runs.
+        self.steps, self.skipped = steps, skipped
         for group in self.groups:
             self.fill(group, group.slots)
             for i in range(group.first, group.first + group.n_params):
-                self.params[i].t, self.params[i].carry = 0, group.carry
+                self.params[i].t, self.params[i].carry = counts[i], group.carry
+                if records[i] is not None:
+                    self.overwrite(i, group, records[i][0], records[i][1])
 
-    def ensure(self, Py_ssize_t k, list names):
-        """Memory for state slots that group k's rule does not use now, but did before. Between `begin` and `end`."""
-        cdef Group group = self.groups[k]
-        group.slots += [name for name in names if name not in group.slots]
-        if len(group.slots) > MAX_STATES:
-            raise RuntimeError("MAX_STATES in table.pxd is too small")
-        self.take_up([(k, group, self.lacking(group, names))])
+    cdef overwrite(self, Py_ssize_t i, Group group, double carry, dict arrays):
+        """Take over the carried number and the state of one parameter."""
+        cdef Py_ssize_t k
+        self.params[i].carry = carry
+        for k in range(len(group.slots)):
+            if group.slots[k] in arrays:
+                memcpy(self.params[i].s[k], cnp.PyArray_DATA(<cnp.ndarray>arrays[group.slots[k]]),
+                       self.params[i].n_bytes)
 
     cdef Py_ssize_t new_slot(self, Group group, Param *q) except -1:
         """A place with the scalars that this parameter needs for its next step."""
@@ -731,16 +778,14 @@ cdef class Plan:
         cdef Job job
         cdef Around around
         cdef Param *q
-        cdef Param *copy = NULL
-        cdef Work *work = NULL
+        cdef Param *copy = self.copies
+        cdef Work *work = self.work
         cdef Slot *mu = NULL
         cdef cnp.ndarray target
         self.enter()
         try:
-            copy = <Param *>PyMem_Malloc(max(1, n) * sizeof(Param))
-            work = <Work *>PyMem_Malloc(max(1, n) * sizeof(Work))
             mu = <Slot *>PyMem_Malloc(max(1, len(self.groups)) * sizeof(Slot))
-            if copy == NULL or work == NULL or mu == NULL:
+            if mu == NULL:
                 raise MemoryError()
             memset(&around, 0, sizeof(Around))
             around.rule = around.short_rule = LOOKAHEAD
@@ -767,14 +812,8 @@ cdef class Plan:
             job.work, job.n_work, job.slots, job.look, job.found = work, n, mu, False, 0
             self.launch(&job)
         finally:
-            PyMem_Free(copy)
-            PyMem_Free(work)
             PyMem_Free(mu)
             self.leave()
-
-    def refresh(self):
-        """Read every group's hyperparameters as the next step will; raises what the step would raise."""
-        self.refresh_groups()
 
     def count(self, Py_ssize_t i):
         """Steps that parameter i has taken, and the number it carries from step to step."""

@@ -73,9 +73,7 @@ def _take(cls: type[Optimizer], p: Any, g: Any, state: Mapping[str, Any], step: 
             raise OverlapError(f"{cls.carried} of parameter {i} overlaps a parameter, a state or another one")
     for i, value in enumerate(carry):
         plan.set_count(i, count - 1, value)
-    plan.step(grads)
-    for i, array in enumerate(carried or []):
-        array[...] = plan.count(i)[1]
+    plan.step(grads, carried=carried or ())
     return plan.skipped == 0
 
 

@@ -303,7 +303,6 @@ class Optimizer:
             "n_threads": n_threads, "nonfinite": nonfinite, "copy_grads": copy_grads, "state_factory": state_factory,
         }  # fmt: skip
         self._plan = Plan(partial(derive, cls, convention), **self._settings)
-        self._originals: list[tuple[Any, ...]] = []  # the parameters of each group, as they were given
         self._single = False
         groups: list[Any]
         if isinstance(params, Mapping) and params:
@@ -317,9 +316,8 @@ class Optimizer:
         else:
             self._single = True
             groups = [{"params": [params]}]
-        for group in groups:
-            self._add_group(group)
-        self._plan.touch()
+        for k, group in enumerate(groups, 1):
+            self._add_group(group, last=k == len(groups))
 
     # --- Parameter groups
 
@@ -330,10 +328,14 @@ class Optimizer:
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Add parameters with hyperparameters of their own; what the dict leaves out is the optimizer's default."""
-        self._add_group(group)
-        self._plan.touch()
+        self._add_group(group, last=True)
 
-    def _add_group(self, group: Mapping[str, Any]) -> None:
+    @property
+    def _originals(self) -> list[tuple[Any, ...]]:
+        """The parameters of each group, as they were given."""
+        return [group.params for group in self._plan.groups]
+
+    def _add_group(self, group: Mapping[str, Any], last: bool) -> None:
         plan = self._plan
         if not isinstance(group, Mapping) or "params" not in group:
             raise ParameterError(
@@ -355,12 +357,9 @@ class Optimizer:
             raise ParameterError("either all parameter groups name their parameters (a dict), or none does")
         refuse_unknown(type(self), [key for key in group if key != "params"])
         own = {key: value for key, value in group.items() if key != "params" and value is not None}
-        originals = tuple(arrays)
-        options = {"params": originals, **self.defaults, **own}
+        options = {"params": tuple(arrays), **self.defaults, **own}
         require_all(type(self), self.convention, options)
-        plan.add_group(options, arrays, names)
-        self._originals.append(originals)
-        plan.named = bool(plan.names) and plan.names[0] is not None
+        plan.add_group(options, arrays, names, last=last)
 
     # --- Stepping
 
@@ -545,11 +544,9 @@ class Optimizer:
         self.convention, self.defaults = saved["convention"], saved["defaults"]
         self._settings, self._single = saved["settings"], saved["single"]
         self._plan = Plan(partial(derive, type(self), self.convention), **self._settings)
-        self._originals = []
         self._plan.set_steps(saved["state_dict"]["fastopt"]["steps"], 0)  # what schedules are called with
-        for group in saved["groups"]:
-            self._add_group({key: group[key] for key in ("params", *self.group_keys())})
-        self._plan.touch()
+        for k, group in enumerate(saved["groups"], 1):
+            self._add_group({key: group[key] for key in ("params", *self.group_keys())}, last=k == len(saved["groups"]))
         self.load_state_dict(saved["state_dict"])
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:

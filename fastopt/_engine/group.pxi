@@ -28,7 +28,7 @@ cdef class Group:
     schedule (called at every step), a list, or an array.
     """
     cdef public dict options
-    cdef object params                # what the dict calls its parameters
+    cdef readonly object params       # what the dict calls its parameters
     cdef public list slots            # names of the state slots, in the order of the rule
     cdef public dict initial          # state slot -> first value, where it is not 0
     cdef Around around
