@@ -236,7 +236,9 @@ class Optimizer:
     convention : {"torch", "keras", "optax", "sklearn", "thinc", "paper"}, optional
         Whose formula and defaults to follow.
     state_factory : callable(name, shape, dtype) -> array, optional
-        Supplies the memory of the state, such as a `numpy.memmap`; it is filled with the first values.
+        Supplies the memory of the state, such as a `numpy.memmap`; it is filled with the first values. When a memmap's
+        ``flush()`` is called, and what a machine that stops leaves in its file, is the caller's to know: `save` writes
+        checkpoints.
 
     Raises
     ------
