@@ -187,11 +187,14 @@ def fading(n: int, dtype, rng: np.random.Generator, nasties) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def data(nasties):
-    """data(dtype, kind) -> flat parameters, gradients of every step, and starting states for up to three slots."""
+    """data(dtype, kind, again) -> flat parameters, gradients of every step, and starting states for up to three slots.
+
+    Each time `again`, in the long run, they are others.
+    """
 
     @cache
-    def flat(dtype, kind):
-        rng = np.random.default_rng([7, np.dtype(dtype).itemsize, len(kind)])
+    def flat(dtype, kind, again=0):
+        rng = np.random.default_rng([7, np.dtype(dtype).itemsize, len(kind), again])
         if kind == "fading":
             draw = [fading(TOTAL, dtype, rng, nasties) for _ in range(1 + 8 + 3)]
         else:
@@ -206,9 +209,9 @@ def gradients(data, nasties):
     """The gradients in pieces; they are the same for all rules, so each layout is made once."""
 
     @cache
-    def cut(dtype, kind, sizes, offset, gap):
+    def cut(dtype, kind, again, sizes, offset, gap):
         n = sum(sizes)
-        return [nasties.pieces(g[:n], sizes, offset, gap) for g in data(dtype, kind)[1]]
+        return [nasties.pieces(g[:n], sizes, offset, gap) for g in data(dtype, kind, again)[1]]
 
     return lambda *key: [arrays for _, arrays in cut(*key)]
 
@@ -262,8 +265,8 @@ def compare(data, gradients, nasties, same_bits):
     `count` is the number of steps taken before; `more` are options besides those of the config.
     """
 
-    def walk(config, dtype, kind, turns, count=0, **more):
-        flat = data(dtype, kind)
+    def walk(config, dtype, kind, turns, count=0, again=0, **more):
+        flat = data(dtype, kind, again)
         before, path = reference_path(config, flat, kind, nasties.slots, count, more)
         places = itertools.product(turns, enumerate(itertools.product(engine.available_levels(), THREADS)))
         for turn, (i, (level, threads)) in places:
@@ -293,7 +296,7 @@ def compare(data, gradients, nasties, same_bits):
                         same_bits("first values of the state", arrays, split(start, sizes))
                     for array, value in zip(arrays, split(start, sizes), strict=True):
                         array[...] = value
-                for t, grads in enumerate(gradients(dtype, kind, sizes, off_g, gap)[: len(path)]):
+                for t, grads in enumerate(gradients(dtype, kind, again, sizes, off_g, gap)[: len(path)]):
                     opt.step(grads)
                     where = (f"{config.label} {kind} {level} {threads} threads, {name}, "
                              f"offsets {off_p, off_g, off_s}, step {count + t + 1}")  # fmt: skip
@@ -309,9 +312,9 @@ def compare(data, gradients, nasties, same_bits):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
 @pytest.mark.parametrize("number", range(len(CONFIGS)), ids=[c.label for c in CONFIGS])
-def test_bits_are_those_of_the_reference(number, dtype, compare):
-    for kind in ("ordinary", "nasty"):
-        compare(CONFIGS[number], dtype, kind, turns(number))
+def test_bits_are_those_of_the_reference(number, dtype, amount, compare):
+    for again, kind in itertools.product(range(amount(1, 4)), ("ordinary", "nasty")):
+        compare(CONFIGS[number], dtype, kind, [turn + again for turn in turns(number)], again=again)
 
 
 def test_every_rule_option_and_company_is_among_the_compared():
@@ -348,11 +351,13 @@ FADING = list({(c.rule, *around(c)): i for i, c in enumerate(CONFIGS)}.values())
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
 @pytest.mark.parametrize("number", FADING, ids=[CONFIGS[i].label for i in FADING])
-def test_bits_of_a_flush_are_those_of_the_reference(number, dtype, compare):
+def test_bits_of_a_flush_are_those_of_the_reference(number, dtype, amount, compare):
     """Steps 64, 65, 66 and 127, 128, 129: a flush comes before the others, and between them, or not at all."""
-    compare(CONFIGS[number], dtype, "fading", [number % 27], count=63)
-    compare(CONFIGS[number], dtype, "fading", [(number + 13) % 27], count=126)
-    compare(CONFIGS[number], dtype, "fading", [(number + 5) % 27], count=63, flush_subnormal=False)
+    for again in range(amount(1, 4)):
+        turn = number + again
+        compare(CONFIGS[number], dtype, "fading", [turn % 27], count=63, again=again)
+        compare(CONFIGS[number], dtype, "fading", [(turn + 13) % 27], count=126, again=again)
+        compare(CONFIGS[number], dtype, "fading", [(turn + 5) % 27], count=63, again=again, flush_subnormal=False)
 
 
 def test_flushes_meet_every_rule_and_what_is_done_around_it():
