@@ -7,6 +7,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+COMPILERS ?= gcc $(notdir $(lastword clang $(sort $(wildcard /usr/bin/clang /usr/bin/clang-[0-9][0-9])))) aarch64
 STRICT := -std=c11 -Wall -Wextra -Werror -fsyntax-only
 
 PIP := -m pip --disable-pip-version-check -qq
@@ -15,7 +16,8 @@ HEADERS = $(shell .venv/test/bin/python -c "import numpy, sysconfig; \
 SOURCES := setup.py pyproject.toml MANIFEST.in LICENSE README.md \
     $(shell find fastopt src_c -type f -not -name '*.so' -not -path '*/__pycache__/*')
 
-.PHONY: help demo test test-peers test-torch bench steady report lint wheel clean
+.PHONY: help demo test test-peers test-torch fuzz torture sanitize mutants coverage audit bench steady report lint \
+    wheel clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -32,6 +34,26 @@ test-peers: .venv/peers/ready  ## compare with torch, keras, optax and the other
 
 test-torch: .venv/peers/ready  ## fastopt.torch: parity, tensors, distributed engines, the examples (the same download)
 	cd tests && ../.venv/peers/bin/pytest -q pytorch $(ARGS)
+
+fuzz: .venv/test/ready  ## 100,000 bad calls and 100,000 damaged checkpoints: refused, and nothing changed
+	cd tests && ../.venv/test/bin/pytest -q --long proof/test_bad_calls.py proof/test_damaged_files.py $(ARGS)
+
+torture: .venv/proof/ready  ## all other proofs at full length, and the builds of other compilers
+	cd tests && ../.venv/proof/bin/pytest -q --long test_bits.py proof --ignore=proof/test_bad_calls.py \
+	    --ignore=proof/test_damaged_files.py $(ARGS)
+	.venv/proof/bin/python tests/proof/compilers.py $(COMPILERS)
+
+sanitize: .venv/proof/ready  ## under AddressSanitizer, UBSan, Valgrind and ThreadSanitizer (Linux on x86-64)
+	.venv/proof/bin/python tests/sanitize/run.py $(ARGS)
+
+mutants: .venv/proof/ready  ## break the library in one place at a time: the tests have to notice
+	.venv/proof/bin/python tests/proof/mutants.py $(ARGS)
+
+coverage: .venv/proof/ready  ## which lines and branches the tests reach
+	PYTHON=.venv/proof/bin/python tests/proof/coverage.sh $(ARGS)
+
+audit: .venv/audit/ready  ## known vulnerabilities in what fastopt and its extras need (asks a database on the network)
+	.venv/audit/bin/python tests/proof/supply.py --audit $(ARGS)
 
 bench: .venv/bench/roofline  ## time fastopt beside every other library, with one thread and with all (half an hour)
 	mkdir -p bench/results
@@ -74,6 +96,8 @@ dist/ready: $(SOURCES) | .venv/build/bin/python
 .venv/test/ready: EXTRAS := test,lint
 .venv/peers/ready: EXTRAS := test,peers
 .venv/bench/ready: EXTRAS := bench
+.venv/proof/ready: EXTRAS := test,proof
+.venv/audit/ready: EXTRAS := audit
 
 .venv/bench/roofline: bench/roofline.pyx .venv/bench/ready
 	cd bench && ../.venv/bench/bin/cythonize -i -q roofline.pyx

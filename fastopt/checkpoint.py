@@ -29,8 +29,9 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
+from io import BufferedReader
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -89,18 +90,10 @@ def load(path: Path) -> dict[str, Any]:
         If the file is not whole and unchanged, or no checkpoint of this version of the format.
     OSError
         If it cannot be read: FileNotFoundError, PermissionError and so on.
-    MissingExtraError
-        Without the safetensors library, which ``fastopt[checkpoint]`` brings.
     """
-    import_safetensors()
     name = os.fsdecode(path)
-    while True:
-        with open(name, "rb") as file:
-            try:
-                return read(file, name)
-            except CheckpointError:
-                if os.path.samestat(os.fstat(file.fileno()), os.stat(name)):
-                    raise  # else another was put in its place meanwhile, and that one is read
+    with open(name, "rb") as file:
+        return read(file, name)
 
 
 def import_safetensors() -> ModuleType:
@@ -110,7 +103,7 @@ def import_safetensors() -> ModuleType:
         import safetensors.numpy
     except ImportError as error:
         raise MissingExtraError(
-            'checkpoint files need safetensors: pip install "fastopt[checkpoint]" brings it'
+            'writing a checkpoint needs safetensors: pip install "fastopt[checkpoint]" brings it'
         ) from error
     return safetensors
 
@@ -164,13 +157,23 @@ def replacing(target: str) -> Iterator[str]:
 def own_folder(parent: str, name: str) -> Iterator[str]:
     """A new folder beside a file, locked as long as it is used: a killed process leaves it unlocked."""
     while True:
-        folder = tempfile.mkdtemp(prefix=f".{name}.", suffix=".saving", dir=parent)
-        lock = try_lock(folder)
+        folder = tempfile.mkdtemp(prefix=f".{stem(name)}.", suffix=".saving", dir=parent)
+        try:
+            lock = try_lock(folder)
+        except BaseException:
+            os.rmdir(folder)
+            raise
         if lock is not None and os.path.isdir(folder):
             break  # else it was taken for a leftover before it was locked
+        if lock is not None and lock >= 0:
+            os.close(lock)
     try:
         yield folder
     finally:
+        with contextlib.suppress(OSError):  # what follows needs descriptors, of which none may be left
+            os.unlink(os.path.join(folder, "new"))
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
         shutil.rmtree(folder, ignore_errors=True)
         if lock >= 0:
             os.close(lock)
@@ -178,11 +181,20 @@ def own_folder(parent: str, name: str) -> Iterator[str]:
 
 def remove_leftovers(parent: str, name: str) -> None:
     """Remove what saves of this file that were killed have left."""
-    for folder in glob.glob(os.path.join(glob.escape(parent), f".{glob.escape(name)}.*.saving")):
-        lock = try_lock(folder)
+    for folder in glob.glob(os.path.join(glob.escape(parent), f".{glob.escape(stem(name))}.*.saving")):
+        try:
+            lock = try_lock(folder)
+        except OSError:  # it is somebody else's
+            continue
         if lock is not None and lock >= 0:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
+
+
+def stem(name: str) -> str:
+    """What the folders beside a file begin with: its name, which leaves no room for more if it is very long."""
+    raw = os.fsencode(name)
+    return name if len(raw) <= 200 else hashlib.sha256(raw).hexdigest()
 
 
 def try_lock(folder: str) -> int | None:
@@ -233,17 +245,31 @@ class Packer:
         """The JSON; what it has no form for is an error."""
         state = {str(i): self.entry(i, entry) for i, entry in state_dict["state"].items()}
         groups = [
-            {key: self.pack(value, f"param_groups[{k}][{key!r}]") for key, value in group.items()}
+            {self.key(key, k): self.value(value, f"param_groups[{k}][{key!r}]") for key, value in group.items()}
             for k, group in enumerate(state_dict["param_groups"])
         ]
         document = {
             "version": VERSION, "fastopt": state_dict["fastopt"], "state": state, "param_groups": groups,
             "schedules": self.schedules,
         }  # fmt: skip
+        return json.dumps(document, separators=(",", ":"), allow_nan=False)
+
+    def key(self, key: Any, k: int) -> str:
+        """A key of group k."""
+        if type(key) is not str:
+            raise CheckpointError(f"param_groups[{k}] has the key {key!r:.200}; only strings can be written")
+        return key
+
+    def value(self, value: Any, what: str) -> Any:
+        """A value of a group."""
         try:
-            return json.dumps(document, separators=(",", ":"), allow_nan=False)
-        except (ValueError, TypeError) as error:  # integers beyond what Python writes, keys that are not strings
-            raise CheckpointError(f"the parameter groups cannot be written: {error}") from error
+            packed = self.pack(value, what)
+            json.dumps(packed)
+        except CheckpointError:
+            raise
+        except (ValueError, RecursionError) as error:  # an integer beyond what Python writes; a list in itself
+            raise CheckpointError(f"{what} cannot be written: {error}") from error
+        return packed
 
     def entry(self, i: int, entry: Mapping[str, Any]) -> dict[str, Any]:
         """The state of a parameter; its arrays are put beside the document."""
@@ -269,7 +295,9 @@ class Packer:
             return items if kind is list else {"$tuple": items}
         if kind is dict:
             return {"$dict": [[self.pack(k, what), self.pack(v, f"{what}[{k!r}]")] for k, v in value.items()]}
-        if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf":
+        if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf" and not isinstance(
+            value, np.ma.MaskedArray
+        ):
             array = np.asarray(value, dtype=value.dtype.newbyteorder("<"))
             tag = "$array" if isinstance(value, np.ndarray) else "$scalar"
             return {tag: [array.dtype.str, list(array.shape), array.tobytes().hex()]}
@@ -302,11 +330,12 @@ SCHEDULES: dict[str, type[schedules.Schedule]] = {
 """The schedules that a file may hold."""
 
 
-def read(file: BinaryIO, path: str) -> dict[str, Any]:
+def read(file: BufferedReader, path: str) -> dict[str, Any]:
     """The state dict in an open checkpoint, which `path` is the name of."""
     header = read_header(file, path)
     try:
-        text = json.loads(header)["__metadata__"]["fastopt"]
+        parsed = json.loads(header)
+        text = parsed["__metadata__"]["fastopt"]
         document = json.loads(text)
         if document["version"] != VERSION:
             raise CheckpointError(f"{path} has version {document['version']!r}; version {VERSION} can be read")
@@ -314,7 +343,7 @@ def read(file: BinaryIO, path: str) -> dict[str, Any]:
         groups = [
             {key: unpacker.unpack(value) for key, value in group.items()} for group in document["param_groups"]
         ]
-        state = read_state(path, document["state"], unpacker)
+        state = read_state(path, document["state"], unpacker, read_arrays(file, parsed, path))
         return {"state": state, "param_groups": groups, "fastopt": dict(document["fastopt"])}
     except (CheckpointError, OSError, MemoryError):
         raise
@@ -322,7 +351,7 @@ def read(file: BinaryIO, path: str) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {error!s:.200}") from error
 
 
-def read_header(file: BinaryIO, path: str) -> bytes:
+def read_header(file: BufferedReader, path: str) -> bytes:
     """The JSON header of a safetensors file, if it is what its digest says."""
     size = os.fstat(file.fileno()).st_size
     length = file.read(8)
@@ -338,28 +367,48 @@ def read_header(file: BinaryIO, path: str) -> bytes:
     return header
 
 
-def read_state(path: str, entries: Mapping[str, Any], unpacker: Unpacker) -> dict[int, dict[str, Any]]:
+def read_arrays(file: BufferedReader, header: Mapping[str, Any], path: str) -> dict[str, np.ndarray]:
+    """The arrays of a file that was read up to the end of its header.
+
+    Not by the library, which maps the file: whoever cuts it meanwhile would end this process.
+    """
+    size = os.fstat(file.fileno()).st_size - file.tell()
+    entries = sorted((entry["data_offsets"], name, entry) for name, entry in header.items() if name != "__metadata__")
+    arrays: dict[str, np.ndarray] = {}
+    at = 0
+    for (begin, end), name, entry in entries:
+        dtype: np.dtype = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}[entry["dtype"]]
+        shape = entry["shape"]
+        if not all(type(n) is int and n >= 0 for n in (begin, end, *shape)):
+            raise CheckpointError(f"{path} is damaged: a number that is no size")
+        if begin != at or end - begin != math.prod(shape) * dtype.itemsize or end > size:
+            raise CheckpointError(f"{path} is damaged: {name} is not where it should be")
+        array = np.empty(shape, dtype)
+        if file.readinto(memoryview(array.reshape(-1).view(np.uint8))) != end - begin:
+            raise CheckpointError(f"{path} is damaged: it was cut")
+        arrays[name], at = array, end
+    if at != size:
+        raise CheckpointError(f"{path} is damaged: it has {size - at} bytes too many")
+    return arrays
+
+
+def read_state(
+    path: str, entries: Mapping[str, Any], unpacker: Unpacker, arrays: dict[str, np.ndarray]
+) -> dict[int, dict[str, Any]]:
     """The state of every parameter, with its arrays."""
-    safetensors = import_safetensors()
-    try:
-        with safetensors.safe_open(path, framework="numpy") as tensors:
-            left = set(tensors.keys())
-            state: dict[int, dict[str, Any]] = {}
-            for i, entry in entries.items():
-                state[int(i)] = {}
-                for name, value in entry.items():
-                    if not (isinstance(value, dict) and "$sha256" in value):
-                        state[int(i)][name] = unpacker.unpack(value)
-                        continue
-                    array = tensors.get_tensor(f"state.{i}.{name}")
-                    if sha256(array) != value["$sha256"]:
-                        raise CheckpointError(f"{path} is damaged: the digest of state.{i}.{name} differs")
-                    state[int(i)][name] = array.astype(array.dtype.newbyteorder("="), copy=False)
-                    left.remove(f"state.{i}.{name}")
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    if left:
-        raise CheckpointError(f"{path} holds arrays that belong to no parameter: {', '.join(sorted(left)):.200}")
+    state: dict[int, dict[str, Any]] = {}
+    for i, entry in entries.items():
+        state[int(i)] = {}
+        for name, value in entry.items():
+            if not (isinstance(value, dict) and "$sha256" in value):
+                state[int(i)][name] = unpacker.unpack(value)
+                continue
+            array = arrays.pop(f"state.{i}.{name}")
+            if sha256(array) != value["$sha256"]:
+                raise CheckpointError(f"{path} is damaged: the digest of state.{i}.{name} differs")
+            state[int(i)][name] = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if arrays:
+        raise CheckpointError(f"{path} holds arrays that belong to no parameter: {', '.join(sorted(arrays)):.200}")
     return state
 
 
@@ -386,7 +435,7 @@ class Unpacker:
             return {self.unpack(key): self.unpack(item) for key, item in inner}
         if tag in ("$array", "$scalar"):
             kind, shape, digits = inner
-            if np.dtype(kind).kind not in "biuf":
+            if not re.fullmatch("[<|][biuf][0-9]{1,2}", kind):  # NumPy compiles what stands in longer ones
                 raise ValueError(f"an array of {kind}")
             array = np.frombuffer(bytes.fromhex(digits), kind).reshape(shape)
             array = array.astype(array.dtype.newbyteorder("="))
