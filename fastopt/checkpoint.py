@@ -377,14 +377,14 @@ def read_arrays(file: BufferedReader, header: Mapping[str, Any], path: str) -> d
     arrays: dict[str, np.ndarray] = {}
     at = 0
     for (begin, end), name, entry in entries:
-        dtype: np.dtype = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}[entry["dtype"]]
+        dtype = np.dtype({"F32": "<f4", "F64": "<f8"}[entry["dtype"]])
         shape = entry["shape"]
         if not all(type(n) is int and n >= 0 for n in (begin, end, *shape)):
             raise CheckpointError(f"{path} is damaged: a number that is no size")
         if begin != at or end - begin != math.prod(shape) * dtype.itemsize or end > size:
             raise CheckpointError(f"{path} is damaged: {name} is not where it should be")
         array = np.empty(shape, dtype)
-        if file.readinto(memoryview(array.reshape(-1).view(np.uint8))) != end - begin:
+        if file.readinto(array.reshape(-1).view(np.uint8).data) != end - begin:
             raise CheckpointError(f"{path} is damaged: it was cut")
         arrays[name], at = array, end
     if at != size:
