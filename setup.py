@@ -17,6 +17,9 @@ DIRECTIVES = {
     "initializedcheck": False,
     "embedsignature": True,
     "binding": True,
+    # Steps rely on the GIL: small ones keep it, and arrays are looked at without references to them.
+    "freethreading_compatible": False,
+    "subinterpreters_compatible": "no",
 }
 
 # The bits of a step rest on these. They undo a -ffast-math or -Ofast from CFLAGS or a vendor's default; at

@@ -94,7 +94,8 @@ class Adam(Optimizer):
         amsgrad: bool | None = None, *, eps_placement: str | None = None, bias_correction: bool | None = None,
         eps_root: Any = None, **common: Any,
     ) -> None:  # fmt: skip
-        if amsgrad and common.get("convention") == "paper":
+        convention = common.get("convention")
+        if isinstance(amsgrad, (bool, np.bool_)) and amsgrad and isinstance(convention, str) and convention == "paper":
             bias_correction = False if bias_correction is None else bias_correction
             eps = 0.0 if eps is None else eps
         options = {

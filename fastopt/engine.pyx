@@ -94,6 +94,20 @@ include "_engine/memory.pxi"
 include "_engine/arrays.pxi"
 
 
+cdef class Turn:
+    """Lets one function run at a time. Not a lock and a `try` in Python, between which an interrupt could come."""
+    cdef bint busy
+
+    def run(self, function, *args):
+        if self.busy:
+            raise ConcurrentStepError("this optimizer is in the middle of a step in another thread; one at a time")
+        self.busy = True
+        try:
+            return function(*args)
+        finally:
+            self.busy = False
+
+
 cdef class Plan:
     """Arrays, their state, and the step over all of them.
 
@@ -152,7 +166,7 @@ cdef class Plan:
         if n_threads is not None and (isinstance(n_threads, bool) or not isinstance(n_threads, (int, np.integer))
                                       or n_threads < 1):
             raise HyperparameterError(f"n_threads={n_threads!r} must be None (automatic) or an int >= 1")
-        if nonfinite not in ("propagate", "raise", "skip"):
+        if not isinstance(nonfinite, str) or nonfinite not in ("propagate", "raise", "skip"):
             raise HyperparameterError(f"nonfinite={nonfinite!r} must be 'propagate', 'raise' or 'skip'")
         if not isinstance(copy_grads, (bool, np.bool_)):
             raise HyperparameterError(f"copy_grads={copy_grads!r} must be True or False")
@@ -626,6 +640,8 @@ cdef class Plan:
         cdef Py_ssize_t k, i
         cdef list edited = []
         for k, group in enumerate(self.groups):
+            if self.options[k].get("params") is not group.params:
+                raise ParameterError("the 'params' of a group cannot be exchanged; use add_param_group()")
             fresh = self.new_group(options[k], group.has_float, steps)
             fresh.options, fresh.params, fresh.first, fresh.n_params = (
                 self.options[k], group.params, group.first, group.n_params)
@@ -837,3 +853,4 @@ cdef class Plan:
 
 
 include "_engine/tensors.pxi"
+include "_engine/probe.pxi"

@@ -69,8 +69,9 @@ def _take(cls: type[Optimizer], p: Any, g: Any, state: Mapping[str, Any], step: 
     states = [{name: column[i] for name, column in columns.items()} for i in range(len(params))]
     plan.add_group(full, params, [None] * len(params), states)
     for i, array in enumerate(carried or []):
-        if plan.touches(array) or any(np.may_share_memory(array, other) for other in (carried or [])[:i]):
-            raise OverlapError(f"{cls.carried} of parameter {i} overlaps a parameter, a state or another one")
+        others = [*(carried or [])[:i], *(g for g in grads if isinstance(g, np.ndarray))]
+        if plan.touches(array) or any(np.may_share_memory(array, other) for other in others):
+            raise OverlapError(f"{cls.carried} of parameter {i} overlaps a parameter, state, gradient or another one")
     for i, value in enumerate(carry):
         plan.set_count(i, count - 1, value)
     plan.step(grads, carried=carried or ())

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
-from fastopt.engine import LAST_FLOAT_COUNT, Plan, is_number
+from fastopt.engine import LAST_FLOAT_COUNT, SCHEDULABLE, Plan, is_number
 from fastopt.errors import ConventionError, HyperparameterError, ParameterError, UnknownOptionError
 
 # How weight decay is applied; the numbers are the engine's.
@@ -48,7 +48,6 @@ NEUTRAL: dict[str, Any] = {
 # mean, are at 2**-58, 4 times that with the bias correction of step 64 (beta2 = 0.999): an eps of 2**-31 feels neither.
 # With a smaller eps nothing is flushed.
 MOMENT, SQUARE, MEAN = (2.0**-96, 2.0**-992), (2.0**-116, 2.0**-1012), (2.0**-58, 2.0**-506)
-SCHEDULABLE = ("lr", "betas", "momentum", "weight_decay")
 FLAGS = ("maximize", "decoupled_weight_decay", "flush_subnormal", "nesterov", "centered", "amsgrad", "bias_correction")
 
 

@@ -171,7 +171,15 @@ def _geometric(value: float, gamma: float, n: float) -> float:
 
 
 def _call(schedule: ScheduleLike, step: int) -> float:
-    return float(schedule(step)) if callable(schedule) else schedule
+    if not callable(schedule):
+        return schedule
+    value = schedule(step)
+    if hasattr(value, "__float__") and not isinstance(value, bool):  # float() would also read a string
+        try:
+            return float(value)
+        except (TypeError, ValueError, OverflowError):
+            pass
+    raise HyperparameterError(f"the schedule {schedule!r} returned {value!r} at step {step}; a number is needed")
 
 
 class Schedule:

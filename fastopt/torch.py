@@ -37,7 +37,6 @@ What differs from ``torch.optim``
 from __future__ import annotations
 
 import inspect
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from math import inf
@@ -59,9 +58,8 @@ from fastopt._tensors import (
     state_tensor,
     steppable,
 )
-from fastopt.engine import LAST_FLOAT_COUNT, NO_SCHEDULES, TensorPlan
+from fastopt.engine import LAST_FLOAT_COUNT, NO_SCHEDULES, TensorPlan, Turn
 from fastopt.errors import (
-    ConcurrentStepError,
     HyperparameterError,
     ParameterError,
     StateDictError,
@@ -105,7 +103,7 @@ class _Compiled(torch.optim.Optimizer):
                 raise UnknownOptionError(f"fastopt.torch.{type(self).__name__} does not know the option {name!r} yet")
         self._settings: dict[str, Any] = {"n_threads": n_threads, "flush_subnormal": flush_subnormal}
         self._plan: TensorPlan | None = None
-        self._stepping = threading.Lock()
+        self._stepping = Turn()
         self._empty_plan()  # raises for n_threads out of range
         super().__init__(*args, **kwargs)
         for group in self.param_groups:
@@ -149,8 +147,10 @@ class _Compiled(torch.optim.Optimizer):
         found, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if found is not None and float(found) != 0:
             return loss
-        if not self._stepping.acquire(blocking=False):
-            raise ConcurrentStepError("this optimizer is in the middle of a step in another thread; one at a time")
+        self._stepping.run(self._take_step, scale)
+        return loss
+
+    def _take_step(self, scale: Any) -> None:
         try:
             if self._plan is None or not self._plan.step_tensors(self.param_groups, self.state, scale):
                 self._plan = self._tied()
@@ -159,9 +159,6 @@ class _Compiled(torch.optim.Optimizer):
         except BaseException:
             self._plan = None  # what was made for this step is not in place
             raise
-        finally:
-            self._stepping.release()
-        return loss
 
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_bare_step)
     step.__signature__ = inspect.signature(_bare_step)  # type: ignore[attr-defined]
@@ -313,7 +310,7 @@ class _Compiled(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         before = dict(self.__dict__)
         self.__dict__.setdefault("_settings", state.get("_settings", {"n_threads": None, "flush_subnormal": True}))
-        self.__dict__.setdefault("_stepping", threading.Lock())
+        self.__dict__.setdefault("_stepping", Turn())
         self._plan = None
         try:
             if "state" in state and "param_groups" in state:

@@ -194,6 +194,9 @@ def minimize(
     >>> result.reason, result.steps
     ('tol', 23)
     """
+    for name, function in (("fun", fun), ("callback", callback)):
+        if not callable(function) and (name == "fun" or function is not None):
+            raise HyperparameterError(f"{name} must be callable, not {function!r:.40}")
     limit = math.inf if max_steps is None else _integer("max_steps", max_steps, 0)
     tol = _tolerance(tol)
     if limit == math.inf and tol == 0 and callback is None:
@@ -256,7 +259,7 @@ def _integer(name: str, value: Any, least: int) -> int:
 def _tolerance(value: Any) -> float:
     try:
         tol = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         tol = math.nan
     if not tol >= 0:  # NaN too
         raise HyperparameterError(f"tol must be a number of at least 0, not {value!r}")
@@ -369,7 +372,7 @@ def _evaluate(fun: Callable[[Any, Any], tuple[Any, Any]], params: Any, batch: An
         raise ShapeError(f"the loss that fun returns must be one number, not of shape {tuple(loss.shape)}")
     try:
         return float(loss), grads
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DTypeError(f"the loss that fun returns must be one number, not {loss!r:.40}") from error
 
 

@@ -1,7 +1,7 @@
 # Hyperparameters: from the dict that the user edits to the numbers that a rule takes.
 
 def is_number(value):
-    """Whether a value is one real number: a Python or NumPy scalar, a 0-d array, a tensor of one element."""
+    """Whether a value is one real number in the range of a double: a scalar, a 0-d array, a tensor of one element."""
     if isinstance(value, np.ndarray):
         return value.ndim == 0 and value.dtype.kind in "fiu" and not isinstance(value, np.ma.MaskedArray)
     if hasattr(value, "__dlpack__") and not isinstance(value, np.generic):
@@ -9,9 +9,16 @@ def is_number(value):
             value = value.item()
         except Exception:             # whatever a foreign type raises where there is more than one element
             return False
-    return isinstance(value, FIXED) and not isinstance(value, bool)
+    if isinstance(value, bool) or not isinstance(value, FIXED):
+        return False
+    try:
+        float(value)
+    except OverflowError:             # an int beyond the largest double
+        return False
+    return True
 
 
+SCHEDULABLE = ("lr", "betas", "momentum", "weight_decay")
 FIXED = (int, float, np.integer, np.floating)     # numbers that cannot change by themselves
 
 
@@ -150,7 +157,8 @@ cdef class Group:
         cdef bint scheduled = callable(value), fixed = True
         cdef object now
         key = self.keys[i]
-        if scheduled and steps == no_schedules:
+        # A class is callable too, but handing one over is a forgotten pair of brackets.
+        if scheduled and (steps == no_schedules or key not in SCHEDULABLE or isinstance(value, type)):
             raise HyperparameterError(f"{self.owner}: {key}={value!r} must be a number")
         now = value(steps) if scheduled else value
         if self.kind[i] == PAIR:
@@ -158,7 +166,7 @@ cdef class Group:
                 raise HyperparameterError(f"{self.owner}: {key}={now!r} must be a pair of numbers in [0, 1)")
             for j in range(2):
                 part = now[j]
-                if callable(part) and steps != no_schedules:
+                if callable(part) and steps != no_schedules and not isinstance(part, type):
                     scheduled = True
                     part = part(steps)
                 self.x[self.target[i] + j] = self.number(i, f"{key}[{j}]", part)

@@ -196,6 +196,11 @@ cdef bint any_nonfinite(Work *work, Py_ssize_t n_work, Py_ssize_t begin, Py_ssiz
     return False
 
 
+cdef inline Py_ssize_t share_begin(Py_ssize_t blocks, int k, int n) noexcept nogil:
+    """Where the share of thread k of n begins: blocks * k // n, which could overflow as such."""
+    return blocks // n * k + blocks % n * k // n
+
+
 cdef struct Share:            # blocks of the virtual range, taken in chunks; on a cache line of its own
     Py_ssize_t next
     Py_ssize_t end
@@ -262,7 +267,8 @@ cdef void run_member(Job *job, int k, int n) noexcept nogil:
         if job.cpu >= 0 and fo_cpu() == job.cpu:
             fo_leave_cpu()
     if job.look:
-        if any_nonfinite(job.work, job.n_work, job.blocks * k // n, job.blocks * (k + 1) // n):
+        if any_nonfinite(job.work, job.n_work, share_begin(job.blocks, k, n),
+                         share_begin(job.blocks, k + 1, n)):
             job.found = 1
         fo_barrier()
     if not job.found:
@@ -291,8 +297,8 @@ cdef bint run_team(Job *job, int n_threads) noexcept nogil:
     job.own_blocks, job.own_seconds = 0, 0.0
     job.chunk = max(FEWEST_BLOCKS, min(MOST_BLOCKS, job.blocks // (16 * n_threads)))
     for k in range(n_threads):
-        shares[k].next = job.blocks * k // n_threads
-        shares[k].end = job.blocks * (k + 1) // n_threads
+        shares[k].next = share_begin(job.blocks, k, n_threads)
+        shares[k].end = share_begin(job.blocks, k + 1, n_threads)
     with parallel(num_threads=n_threads):
         run_member(job, fo_omp_thread_num(), fo_omp_num_threads())
     if job.own_blocks == 0:           # the others did it all, beside a caller who was kept from going on
