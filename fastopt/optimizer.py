@@ -414,9 +414,9 @@ class Optimizer:
     def state_dict(self) -> dict[str, Any]:
         """Everything but the parameters, in PyTorch's layout, with NumPy arrays for tensors.
 
-        The arrays are the live ones, as in PyTorch: copy them (`copy.deepcopy`) to keep a moment. ``step`` is float32
-        as PyTorch stores it, and float64 beyond 2**24. What PyTorch has no place for is under the key ``fastopt``,
-        which it ignores.
+        The arrays are the live ones, as in PyTorch: copy them (`copy.deepcopy`) to keep a moment, while no other
+        thread steps; `save` looks to that by itself. ``step`` is float32 as PyTorch stores it, and float64 beyond 2**24.
+        What PyTorch has no place for is under the key ``fastopt``, which it ignores.
         """
         plan = self._plan
         counts = [plan.count(i)[0] for i in range(len(plan.arrays))]
@@ -528,6 +528,10 @@ class Optimizer:
     # --- Copies and looks
 
     def __getstate__(self) -> dict[str, Any]:
+        # Refused in the middle of another thread's step. The arrays are the live ones: one that follows is seen.
+        return self._plan.run(self._getstate)
+
+    def _getstate(self) -> dict[str, Any]:
         plan = self._plan
         groups: list[dict[str, Any]] = []
         names = iter(plan.names)

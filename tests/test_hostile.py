@@ -4,6 +4,8 @@ Schedules, state factories and gradients of foreign types run Python code while 
 the step is whole or it did not happen. (A failure here may be a crash of the test run.)
 """
 
+import copy
+import pickle
 import sys
 import threading
 import time
@@ -212,3 +214,16 @@ def test_gradients_that_another_thread_drops_before_the_one_that_is_not_finite_i
             opt.step(grads)
         thread.join()
     assert opt.steps == 0
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, pickle.dumps])
+def test_a_copy_made_in_the_middle_of_a_step_is_refused(copied):
+    def schedule(step):
+        copied(opt)
+        return 0.1
+
+    opt = fastopt.Adam([np.ones(3)], lr=0.1)
+    opt.param_groups[0]["lr"] = schedule
+    with pytest.raises(errors.ConcurrentStepError):
+        opt.step([np.ones(3)])
+    assert opt.steps == 0 and (opt.params[0] == 1).all()
