@@ -415,8 +415,8 @@ class Optimizer:
         """Everything but the parameters, in PyTorch's layout, with NumPy arrays for tensors.
 
         The arrays are the live ones, as in PyTorch: copy them (`copy.deepcopy`) to keep a moment, while no other
-        thread steps; `save` looks to that by itself. ``step`` is float32 as PyTorch stores it, and float64 beyond 2**24.
-        What PyTorch has no place for is under the key ``fastopt``, which it ignores.
+        thread steps; `save` looks to that by itself. ``step`` is float32 as PyTorch stores it, and float64 beyond
+        2**24. What PyTorch has no place for is under the key ``fastopt``, which it ignores.
         """
         plan = self._plan
         counts = [plan.count(i)[0] for i in range(len(plan.arrays))]
