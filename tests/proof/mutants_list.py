@@ -1,0 +1,948 @@
+"""The mutants of mutants.py: ways to break fastopt, one at a time, and the tests that should notice first.
+
+Each stands for a slip that somebody could make: a swapped scalar, an order of operations, a check that is missing, an
+edge that is off by one. Not here are changes that no caller could see, such as `<` for `<=` in a search that then only
+takes a step more.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """One change of one file."""
+
+    name: str
+    file: str
+    old: str
+    """A text that occurs once in the file."""
+    new: str
+    tests: str
+    """Arguments for pytest, in tests/."""
+
+
+def bits(of: str) -> str:
+    """The bit matrix and the scalars of some optimizers."""
+    return f"test_bits.py -k '(bits_are or scalars_are) and ({of})'"
+
+
+RULES = "fastopt/kernels/rules.pxi"
+ENGINE = "fastopt/engine.pyx"
+ARRAYS, GROUP, LEVELS, MEMORY, THREADS, WALK = (
+    f"fastopt/_engine/{part}.pxi" for part in ("arrays", "group", "levels", "memory", "threads", "walk")
+)
+OPTIMIZER, STATE, FUNCTIONAL = "fastopt/optimizer.py", "fastopt/_state.py", "fastopt/functional.py"
+SGD, ADAM, SCHEDULES, OPENMP = "fastopt/sgd.py", "fastopt/adam.py", "fastopt/schedules.py", "fastopt/_openmp.py"
+CHECKPOINT = "fastopt/checkpoint.py"
+
+GAPS = "proof/test_gaps.py"
+FLUSHES = "test_bits.py -k flush"
+AT_ONCE = "test_bits.py -k test_any_optimizer"
+SKIPPED = "test_bits.py -k 'skipped or equal_counts'"
+CUT = "test_engine.py -k 'chunks or smaller_than_asked or more_threads'"
+FOREIGN_MODE = "test_engine.py -k 'floating_point_environment or rounded_by_a_foreign'"
+OVERLAPS = "test_engine.py -k 'neighbours or overlap or share_memory'"
+BAD_ARRAYS = "test_arrays.py -k 'bad_parameter or bad_gradient'"
+CHANGED = "test_engine.py -k 'no_longer'"
+NONFINITE = "test_optimizer.py test_bits.py -k nonfinite"
+HYPER = "test_optimizer.py -k 'refused or numbers or float32 or lost or convention or option or placement'"
+LOADING = "test_state_dict.py -k 'not pytorchs_real'"
+FORGED = "test_checkpoint.py proof/test_damaged_files.py -k 'forgeries or others_are_refused'"
+AT_THE_SAME_TIME = "test_checkpoint.py proof/test_killed_saves.py -k 'overtakes or two_threads'"
+
+MUTANTS = [
+    # --- The rules
+    Mutant(
+        "decay after the update of SGD", RULES,
+        "p[i] = p[i] * decay - lr * g[i]", "p[i] = (p[i] - lr * g[i]) * decay",
+        f"test_bits.py {GAPS} -k '(bits_are or weight_decay) and SGD'",
+    ),
+    Mutant(
+        "dampening at the first step of momentum", RULES,
+        "h[3] = 1.0 - x[2] if carry[0] != 0 else 1.0", "h[3] = 1.0 - x[2]", bits("SGD"),
+    ),
+    Mutant(
+        "a new momentum buffer that is not started anew", RULES,
+        "h[2] = x[1] if carry[0] != 0 else 0.0", "h[2] = x[1]", bits("SGD"),
+    ),
+    Mutant(
+        "no look ahead at the first step of Nesterov", RULES,
+        "h[4] = x[1]\n    carry[0] = 1.0", "h[4] = h[2]\n    carry[0] = 1.0", bits("SGD"),
+    ),
+    Mutant(
+        "Nesterov's velocity added in another order", RULES,
+        "p[i] = p[i] * decay + (mu * v[i] - d)", "p[i] = p[i] * decay + mu * v[i] - d", bits("SGD"),
+    ),
+    Mutant(
+        "Adagrad's lr_decay one step too early", RULES,
+        "h[1] = x[0] / (1.0 + (t - 1.0) * x[1])", "h[1] = x[0] / (1.0 + t * x[1])", bits("Adagrad"),
+    ),
+    Mutant(
+        "Adagrad: lr outside the quotient", RULES,
+        "ratio(lr * g[i], root(v[i] + e_in) + e_out)", "lr * ratio(g[i], root(v[i] + e_in) + e_out)",
+        bits("Adagrad"),
+    ),
+    Mutant(
+        "Adadelta: the gradient inside the quotient", RULES,
+        "d = ratio(root(u[i] + eps), root(v[i] + eps)) * g[i]",
+        "d = ratio(root(u[i] + eps) * g[i], root(v[i] + eps))", bits("Adadelta"),
+    ),
+    Mutant(
+        "Adadelta: the update squared first", RULES,
+        "u[i] = rho * u[i] + c * d * d", "u[i] = rho * u[i] + c * (d * d)", bits("Adadelta"),
+    ),
+    Mutant(
+        "RMSprop's eps inside when it is outside", RULES,
+        "h[4] = x[2] if eps_inside else 0.0", "h[4] = x[2]", bits("RMSprop"),
+    ),
+    Mutant(
+        "RMSprop: the gradient squared first", RULES,
+        "v[0] = b * v[0] + c * g * g\n    return", "v[0] = b * v[0] + c * (g * g)\n    return", bits("RMSprop"),
+    ),
+    Mutant(
+        "a variance below zero", RULES,
+        "root((0 if variance < 0 else variance) + e_in)", "root(variance + e_in)", bits("RMSprop"),
+    ),
+    Mutant(
+        "mean and square of centered RMSprop exchanged", RULES,
+        "u = ratio(l_in * g[i], deviation(v + i, w + i,", "u = ratio(l_in * g[i], deviation(w + i, v + i,",
+        bits("RMSprop"),
+    ),
+    Mutant(
+        "lr inside instead of outside RMSprop's momentum", RULES,
+        "h[6] = x[0] if lr_inside else 1.0\n    h[7] = x[3]\n    h[8] = 1.0 if lr_inside else x[0]",
+        "h[6] = x[0]\n    h[7] = x[3]\n    h[8] = 1.0", bits("RMSprop"),
+    ),
+    Mutant(
+        "no correction under the root beside eps_root", RULES,
+        "if placement == INSIDE or (placement == OUTSIDE and eps_root != 0) else", "if placement == INSIDE else",
+        bits("Adam"),
+    ),
+    Mutant(
+        "no correction of the numerator", RULES,
+        "return sqrt(bc2) if placement == OUTSIDE_UNCORRECTED or placement == INSIDE_UNCORRECTED else 1.0",
+        "return sqrt(bc2) if placement == OUTSIDE_UNCORRECTED else 1.0", bits("Adam"),
+    ),
+    Mutant(
+        "eps outside when it is inside", RULES,
+        "d[3] = 0.0 if inside else eps", "d[3] = eps", bits("Adam"),
+    ),
+    Mutant(
+        "b1 for 1 - b1", RULES,
+        "h[2] = 1.0 - b1", "h[2] = b1", bits("Adam"),
+    ),
+    Mutant(
+        "Adam's betas swapped", RULES,
+        "moments(h, x[1], x[2])\n    h[5] = x[0] * denominator(h + 6, x[3], x[4], <int>x[5], bc2) / bc1",
+        "moments(h, x[2], x[1])\n    h[5] = x[0] * denominator(h + 6, x[3], x[4], <int>x[5], bc2) / bc1",
+        bits("Adam"),
+    ),
+    Mutant(
+        "Adam's lr corrected before it is multiplied", RULES,
+        "h[5] = x[0] * denominator(h + 6, x[3], x[4], <int>x[5], bc2) / bc1",
+        "h[5] = x[0] / bc1 * denominator(h + 6, x[3], x[4], <int>x[5], bc2)", bits("Adam"),
+    ),
+    Mutant(
+        "Adam: the gradient squared first", RULES,
+        "c2 * g[i] * g[i]\n        p[i] = p[i] * decay - ratio(lr",
+        "c2 * (g[i] * g[i])\n        p[i] = p[i] * decay - ratio(lr", bits("Adam"),
+    ),
+    Mutant(
+        "AMSGrad takes the average for its maximum", RULES,
+        "w[i] = largest(w[i], v[i] * k)", "w[i] = v[i] * k", bits("Adam"),
+    ),
+    Mutant(
+        "a NaN is lost in a maximum", RULES,
+        "return a if (a > b) | (a != a) else b", "return a if a > b else b", bits("Adam"),
+    ),
+    Mutant(
+        "Adamax's eps added to its maximum", RULES,
+        "u[i] = largest(b2 * u[i], magnitude(g[i]) + e_in)", "u[i] = largest(b2 * u[i], magnitude(g[i])) + e_in",
+        bits("Adamax"),
+    ),
+    Mutant(
+        "Adamax without bias correction", RULES,
+        "h[4] = x[0] / bc1", "h[4] = x[0]", bits("Adamax"),
+    ),
+    Mutant(
+        "NAdam's product rounded after the multiplication alone", RULES,
+        "<double>(<float>carry[0] * <float>mu)", "<double><float>(carry[0] * mu)", bits("NAdam"),
+    ),
+    Mutant(
+        "NAdam's next momentum is this step's", RULES,
+        "pow(0.96, (t + 1.0) * x[6])", "pow(0.96, t * x[6])", bits("NAdam"),
+    ),
+    Mutant(
+        "NAdam's eps inside the root", RULES,
+        "ratio(cg * g[i] + cm * m[i], root(v[i] * a + e_in) * c + e_out)",
+        "ratio(cg * g[i] + cm * m[i], root(v[i] * a + e_in + e_out) * c)", bits("NAdam"),
+    ),
+    Mutant(
+        "RAdam turns adaptive at its threshold, too", RULES,
+        "rho > x[6] or (x[7] != 0 and rho == x[6])", "rho >= x[6]", f"test_bits.py {GAPS} -k radam",
+    ),
+    Mutant(
+        "thinc's RAdam counts as the others", RULES,
+        "cdef double k = t + x[8]", "cdef double k = t", bits("RAdam"),
+    ),
+    Mutant(
+        "the sign of nothing is -1", RULES,
+        "u = 1 if u > 0 else (-1 if u < 0 else u)", "u = 1 if u > 0 else -1", bits("Lion"),
+    ),
+    Mutant(
+        "Lion's average with the betas of its sign", RULES,
+        "m[i] = b2 * m[i] + c2 * g[i]", "m[i] = b1 * m[i] + c1 * g[i]", bits("Lion"),
+    ),
+    Mutant(
+        "bias correction left out too early", RULES,
+        "if (1.0 - b) * t > 40.0 else", "if (1.0 - b) * t > 35.0 else", bits("Adam"),
+    ),
+    Mutant(
+        "a division by zero moves the parameter", RULES,
+        "return a / b if b != 0 else 0", "return a / b", bits("Adagrad"),
+    ),
+    Mutant(
+        "weight decay with the gradient's sign", RULES,
+        "p[i] = sign * g[i] + wd * w[i]", "p[i] = sign * (g[i] + wd * w[i])", bits("SGD"),
+    ),
+    Mutant(
+        "a negated zero keeps its sign", RULES,
+        "p[i] = -g[i]", "p[i] = 0 - g[i]", bits("Adam and maximize"),
+    ),
+    Mutant(
+        "unscaled by a reciprocal", RULES,
+        "p[i] = g[i] / by", "p[i] = g[i] * (1 / by)", "test_optimizer.py -k grad_scale",
+    ),
+    Mutant(
+        "decay at the end subtracts", RULES,
+        "p[i] = p[i] * factor", "p[i] = p[i] - p[i] * (1 - factor)", bits("SGD"),
+    ),
+    Mutant(
+        "the threshold itself is flushed", RULES,
+        "p[i] = 0 if magnitude(p[i]) < low else p[i]", "p[i] = 0 if magnitude(p[i]) <= low else p[i]", FLUSHES,
+    ),
+    Mutant(
+        "infinities are finite", RULES,
+        "found = 1 if g[i] - g[i] != 0 else found", "found = 1 if g[i] != g[i] else found", NONFINITE,
+    ),
+    Mutant(
+        "looking back", RULES,
+        "p[i] = g[i] + mu * v[i]", "p[i] = g[i] - mu * v[i]", "test_bits.py -k lookahead",
+    ),
+
+    # --- The scalars of a step, and the hyperparameters that they come from
+    Mutant(
+        "the scalars of the next step", GROUP,
+        "self.around.rule.scalars(self.x, <double>t,", "self.around.rule.scalars(self.x, <double>(t + 1),",
+        bits("Adamax"),
+    ),
+    Mutant(
+        "the scalars of the step before", ENGINE,
+        "group.compute(&self.slots[self.n_slots], q.t + 1, q.carry)",
+        "group.compute(&self.slots[self.n_slots], q.t, q.carry)", bits("Adamax"),
+    ),
+    Mutant(
+        "hyperparameters rounded before the scalars are", GROUP,
+        "self.x[self.target[i]] = number", "self.x[self.target[i]] = <double><float>number", bits("Adamax"),
+    ),
+    Mutant(
+        "decay computed in float32", GROUP,
+        "slot.h.d[0] = (1.0 - self.x[0] * wd if", "slot.h.d[0] = (1.0 - <double>(<float>self.x[0] * <float>wd) if",
+        "test_bits.py -k rounded_once",
+    ),
+    Mutant(
+        "scalars that overflow float32", GROUP,
+        "if not isfinite(slot.h.d[i]) or (self.has_float and not isfinite(slot.h.f[i])):",
+        "if not isfinite(slot.h.d[i]):", "test_optimizer.py -k scalars_that_overflow",
+    ),
+    Mutant(
+        "maximize forgotten where weight decay is coupled", GROUP,
+        "scale(&a.pre, 0, -1.0 if self.maximize else 1.0)", "scale(&a.pre, 0, 1.0)", bits("SGD"),
+    ),
+    Mutant(
+        "no decay at the end where nothing else is around the rule", GROUP,
+        "a.bare = not (a.scaled or a.prologue != PLAIN or a.shrink)",
+        "a.bare = not (a.scaled or a.prologue != PLAIN)", bits("SGD or Adam"),
+    ),
+    Mutant(
+        "a flush one step too late", GROUP,
+        "slot.flush = self.around.fades and t % FLUSH_EVERY == 0",
+        "slot.flush = self.around.fades and t % FLUSH_EVERY == 1", FLUSHES,
+    ),
+    Mutant(
+        "no flush at the least eps that allows one", GROUP,
+        "(self.eps < 0 or self.x[self.eps] >= least_eps", "(self.eps < 0 or self.x[self.eps] > least_eps", FLUSHES,
+    ),
+    Mutant(
+        "a hyperparameter that left the dict", GROUP,
+        "if not self.settled or len(self.options) != self.n_before:", "if not self.settled:",
+        f"test_optimizer.py {GAPS} -k lost",
+    ),
+    Mutant(
+        "schedules are called once", GROUP,
+        "self.settled = self.settled and fixed and not scheduled", "self.settled = self.settled and fixed",
+        "test_optimizer.py -k schedule",
+    ),
+    Mutant(
+        "lists of betas are read once", GROUP,
+        "fixed = fixed and not isinstance(value, list)", "fixed = fixed", "test_optimizer.py -k in_place",
+    ),
+    Mutant(
+        "the least value excluded", GROUP,
+        "self.low[i] <= x <= self.high[i]", "self.low[i] < x <= self.high[i]", HYPER,
+    ),
+    Mutant(
+        "a beta that float32 rounds to 1", GROUP,
+        "self.open[i] and (x == self.high[i] or r == self.high[i])", "self.open[i] and x == self.high[i]", HYPER,
+    ),
+    Mutant(
+        "True is a number", GROUP,
+        "if isinstance(value, bool) or not isinstance(value, FIXED):", "if not isinstance(value, FIXED):", HYPER,
+    ),
+    Mutant(
+        "exchanged parameters of a group", GROUP,
+        'if self.options.get("params") is not self.params:', "if False:", "test_hostile.py -k exchanged",
+    ),
+
+    # --- Which arrays are taken
+    Mutant(
+        "byte-swapped parameters", ARRAYS,
+        " and cnp.PyArray_ISNOTSWAPPED(a)\n", "\n", BAD_ARRAYS,
+    ),
+    Mutant(
+        "misaligned parameters", ARRAYS,
+        "and cnp.PyArray_ISALIGNED(a) and", "and", BAD_ARRAYS,
+    ),
+    Mutant(
+        "read-only parameters", ARRAYS,
+        " and cnp.PyArray_ISWRITEABLE(a)\n", "\n", BAD_ARRAYS,
+    ),
+    Mutant(
+        "parameters with gaps", ARRAYS,
+        "and (cnp.PyArray_IS_C_CONTIGUOUS(a) or cnp.PyArray_IS_F_CONTIGUOUS(a))):", "):", BAD_ARRAYS,
+    ),
+    Mutant(
+        "parameters of any floating type", ARRAYS,
+        "if array.dtype not in (np.float32, np.float64):", 'if array.dtype.kind != "f":', BAD_ARRAYS,
+    ),
+    Mutant(
+        "masked arrays", ARRAYS,
+        "if isinstance(obj, np.ma.MaskedArray):", "if False:", BAD_ARRAYS,
+    ),
+    Mutant(
+        "state of another type", ARRAYS,
+        "cnp.PyArray_SAMESHAPE(a, b) and cnp.PyArray_TYPE(a) == cnp.PyArray_TYPE(b)",
+        "cnp.PyArray_SAMESHAPE(a, b)", "test_arrays.py -k bad_state",
+    ),
+    Mutant(
+        "state of another memory order", ARRAYS,
+        "            and cnp.PyArray_IS_C_CONTIGUOUS(a) == cnp.PyArray_IS_C_CONTIGUOUS(b)\n"
+        "            and cnp.PyArray_IS_F_CONTIGUOUS(a) == cnp.PyArray_IS_F_CONTIGUOUS(b)):",
+        "            ):", "test_arrays.py -k bad_state",
+    ),
+    Mutant(
+        "arrays that a schedule shrank while they were given", ENGINE,
+        "            check_unchanged(arrays, labels, fresh)\n", "", "test_hostile.py -k 'shrink'",
+    ),
+    Mutant(
+        "arrays that a factory shrank when an option was edited", ENGINE,
+        "                check_unchanged(self.arrays[a:b], labels, states[a:b])\n", "",
+        f"test_hostile.py {GAPS} -k factory",
+    ),
+    Mutant(
+        "gradients of another type", "src_c/fastopt_arrays.h",
+        "PyArray_TYPE(a) != type || ", "", BAD_ARRAYS,
+    ),
+    Mutant(
+        "gradients of another shape", "src_c/fastopt_arrays.h",
+        "if (PyArray_DIMS(a)[i] != dims[i])", "if (PyArray_DIMS(a)[i] < dims[i])", BAD_ARRAYS,
+    ),
+    Mutant(
+        "gradients in any order, aligned or not", "src_c/fastopt_arrays.h",
+        " || (PyArray_FLAGS(a) & flags) != flags)", ")", BAD_ARRAYS,
+    ),
+    Mutant(
+        "byte-swapped gradients", "src_c/fastopt_arrays.h",
+        "return PyArray_ISNOTSWAPPED(a);", "return 1;", BAD_ARRAYS,
+    ),
+    Mutant(
+        "gradients that are no plain arrays", ENGINE,
+        "if not (cnp.PyArray_CheckExact(<object>g) and fits(g, q, 0)):", "if not fits(g, q, 0):", "test_arrays.py",
+    ),
+    Mutant(
+        "integers as gradients", ENGINE,
+        'if array.dtype.kind != "f":', 'if array.dtype.kind not in "fiu":', "test_arrays.py -k copy_grads",
+    ),
+    Mutant(
+        "a shape that holds as many elements", ENGINE,
+        "if array.shape != param.shape:", "if array.size != param.size:", BAD_ARRAYS,
+    ),
+    Mutant(
+        "more gradients than parameters", ENGINE,
+        "if len(grads) != n:", "if len(grads) < n:", "test_arrays.py -k 'container or number'",
+    ),
+    Mutant(
+        "a parameter whose memory moved", ENGINE,
+        "if not (q.p == fo_array_data(q.array) and fits(q.array, q, cnp.NPY_ARRAY_WRITEABLE)):",
+        "if not fits(q.array, q, cnp.NPY_ARRAY_WRITEABLE):", CHANGED,
+    ),
+    Mutant(
+        "a parameter that became read-only", ENGINE,
+        "if not (q.p == fo_array_data(q.array) and fits(q.array, q, cnp.NPY_ARRAY_WRITEABLE)):",
+        "if not (q.p == fo_array_data(q.array) and fits(q.array, q, 0)):", CHANGED,
+    ),
+    Mutant(
+        "a parameter of another shape than it had", ENGINE,
+        "if not (q.p == fo_array_data(q.array) and fits(q.array, q, cnp.NPY_ARRAY_WRITEABLE)):",
+        "if q.p != fo_array_data(q.array):", CHANGED,
+    ),
+    Mutant(
+        "state of a factory that changed since", ENGINE,
+        "        if self.foreign:\n            self.check_states()\n", "", "test_engine.py test_arrays.py -k state",
+    ),
+    Mutant(
+        "state whose memory moved", ENGINE,
+        "if <char *>cnp.PyArray_DATA(state) != q.s[k] or not fits(", "if not fits(",
+        f"test_engine.py test_arrays.py test_hostile.py {GAPS} -k state",
+    ),
+    Mutant(
+        "a lookahead array of another size", ENGINE,
+        "if not fits(<PyObject *>target, q, cnp.NPY_ARRAY_WRITEABLE):", "if False:", "test_hostile.py -k lookahead",
+    ),
+
+    # --- Which memory is whose
+    Mutant(
+        "parameters may not even touch", MEMORY,
+        "if self.intervals[i - 1].high > self.intervals[i].low:",
+        "if self.intervals[i - 1].high >= self.intervals[i].low:", OVERLAPS,
+    ),
+    Mutant(
+        "parameters may share an element", MEMORY,
+        "if self.intervals[i - 1].high > self.intervals[i].low:",
+        "if self.intervals[i - 1].high > self.intervals[i].low + 8:", OVERLAPS,
+    ),
+    Mutant(
+        "intervals that are not sorted", MEMORY,
+        "qsort(self.intervals, self.n, sizeof(Interval), by_address)", "pass", OVERLAPS,
+    ),
+    Mutant(
+        "a gradient may not begin where a parameter ends", MEMORY,
+        "if self.intervals[middle].high <= low:", "if self.intervals[middle].high < low:", OVERLAPS,
+    ),
+    Mutant(
+        "a gradient may end in a parameter", MEMORY,
+        "return high <= self.gap_high", "return low < self.gap_high", OVERLAPS,
+    ),
+    Mutant(
+        "the last element belongs to nobody", MEMORY,
+        "x.high = x.low + cnp.PyArray_NBYTES(array)",
+        "x.high = x.low + cnp.PyArray_NBYTES(array) - cnp.PyArray_ITEMSIZE(array)", OVERLAPS,
+    ),
+    Mutant(
+        "a remembered gap looked at from below only", ENGINE,
+        "if (q.gap_low <= data and data + q.n_bytes <= q.gap_high) or q.n == 0:",
+        "if (q.gap_low <= data and data <= q.gap_high) or q.n == 0:", OVERLAPS,
+    ),
+    Mutant(
+        "gaps remembered although a group was added", ENGINE,
+        "self.params[i].gap_low = self.params[i].gap_high = NULL", "pass", OVERLAPS,
+    ),
+
+    # --- The step
+    Mutant(
+        "a skipped parameter is counted", ENGINE,
+        "                if g == <PyObject *>None:\n                    continue",
+        "                if g == <PyObject *>None:\n                    q.t += 1\n                    continue",
+        SKIPPED,
+    ),
+    Mutant(
+        "a step is counted before it is checked", ENGINE,
+        "            self.set_scale(grad_scale)\n            self.take_step(grads)\n",
+        "            self.steps += 1\n            self.set_scale(grad_scale)\n            self.take_step(grads)\n"
+        "            self.steps -= 1\n", BAD_ARRAYS,
+    ),
+    Mutant(
+        "a step that was left out is counted", ENGINE,
+        "            self.skipped += 1\n            return\n", "            self.skipped += 1\n", NONFINITE,
+    ),
+    Mutant(
+        "the optimizer is never busy", ENGINE,
+        "self.busy = True\n        self.caller", "self.busy = False\n        self.caller",
+        "test_engine.py -k 'two_threads or schedule_that_steps'",
+    ),
+    Mutant(
+        "the optimizer stays busy after an error", ENGINE,
+        "                array[...] = self.params[i].carry\n        finally:\n            self.leave()\n",
+        "                array[...] = self.params[i].carry\n        except TypeError:\n            raise\n"
+        "        self.leave()\n", BAD_ARRAYS,
+    ),
+    Mutant(
+        "a long step keeps the interpreter lock", ENGINE,
+        "        elif is_large(job):\n            with nogil:\n                run_alone(job)\n",
+        "        elif is_large(job):\n            run_alone(job)\n", "test_engine.py -k interpreter_lock",
+    ),
+    Mutant(
+        "gradients are not held while others may run", ENGINE,
+        "hold = is_large(&job) and self.held is None", "hold = False", "test_hostile.py -k gradients_that_another",
+    ),
+    Mutant(
+        "the carried number stands still", ENGINE,
+        "            w.q.carry = job.slots[w.slot].carry\n", "", AT_ONCE,
+    ),
+    Mutant(
+        "scalars shared in spite of another count", ENGINE,
+        "if job.slot < 0 or q.t != job.t or q.carry != job.carry:", "if job.slot < 0 or q.carry != job.carry:", SKIPPED,
+    ),
+    Mutant(
+        "scalars shared in spite of another past", ENGINE,
+        "if job.slot < 0 or q.t != job.t or q.carry != job.carry:", "if job.slot < 0 or q.t != job.t:", SKIPPED,
+    ),
+    Mutant(
+        "groups that share their scalars", ENGINE,
+        "            job.slot = -1\n", "            pass\n", SKIPPED,
+    ),
+    Mutant(
+        "one group is edited although another is refused", ENGINE,
+        "edited = edited or []\n            edited.append((k, fresh, self.lacking(fresh, fresh.slots)))\n",
+        "self.take_up([(k, fresh, self.lacking(fresh, fresh.slots))])\n",
+        "test_optimizer.py -k 'after_an_edit or switched_on'",
+    ),
+    Mutant(
+        "steps of a dict that was refused", ENGINE,
+        "        before = [dict(mine) for mine in self.options]\n",
+        "        before = [dict(mine) for mine in self.options]\n        self.steps = steps\n", f"{LOADING} {GAPS}",
+    ),
+    Mutant(
+        "groups of a dict that was refused", ENGINE,
+        "                (<dict>mine).clear()\n                (<dict>mine).update(old)\n", "                pass\n",
+        f"{LOADING} {GAPS}",
+    ),
+    Mutant(
+        "state of before under a dict without any", ENGINE,
+        "        for group in self.groups:\n            self.fill(group, group.slots)\n",
+        "        for group in self.groups:\n", LOADING,
+    ),
+    Mutant(
+        "loading into state that changed since", ENGINE,
+        "        self.check_states()\n        for i, record in", "        for i, record in",
+        "test_arrays.py -k no_longer",
+    ),
+    Mutant(
+        "a scale of zero", ENGINE,
+        "and float(grad_scale) > 0)", "and float(grad_scale) >= 0)",
+        f"test_optimizer.py {GAPS} -k grad_scale",
+    ),
+    Mutant(
+        "state always in C order", ENGINE,
+        'order="C" if array.flags.c_contiguous else "F")\n                place', 'order="C")\n                place',
+        "test_optimizer.py -k switched_on",
+    ),
+
+    # --- The walk over the arrays
+    Mutant(
+        "shares that leave out what does not divide", WALK,
+        "return blocks // n * k + blocks % n * k // n", "return blocks // n * k", CUT,
+    ),
+    Mutant(
+        "shares whose beginning overflows", WALK,
+        "return blocks // n * k + blocks % n * k // n", "return blocks * k // n", "proof/test_large.py -k shares",
+    ),
+    Mutant(
+        "shares that begin one block too late", WALK,
+        "shares[k].next = share_begin(job.blocks, k, n_threads)",
+        "shares[k].next = share_begin(job.blocks, k, n_threads) + (k > 0)", CUT,
+    ),
+    Mutant(
+        "chunks that go on into the next share", WALK,
+        "end = min(begin + job.chunk, share.end)", "end = begin + job.chunk", CUT,
+    ),
+    Mutant(
+        "nobody does what another left", WALK,
+        "for i in range(job.n_shares):", "for i in range(1):", CUT,
+    ),
+    Mutant(
+        "an array is walked beyond its end", WALK,
+        "min((end - w.first_block) * per_block, w.q.n))", "(end - w.first_block) * per_block)", CUT,
+    ),
+    Mutant(
+        "an array that was cut is begun anew", WALK,
+        "walk_array(w, slots, max(0, begin - w.first_block) * per_block,", "walk_array(w, slots, 0,", CUT,
+    ),
+    Mutant(
+        "blocks of as many elements for both types", WALK,
+        "per_block = BLOCK // (8 if w.q.type == cnp.NPY_DOUBLE else 4)", "per_block = BLOCK // 8", CUT,
+    ),
+    Mutant(
+        "the last block only if it is full", ENGINE,
+        "q.blocks = (q.n_bytes + BLOCK - 1) // BLOCK", "q.blocks = q.n_bytes // BLOCK", bits("Lion"),
+    ),
+    Mutant(
+        "tiles that are full only", WALK,
+        "while n > 0:", "while n >= TILE:", bits("SGD"),
+    ),
+    Mutant(
+        "the same gradients for every tile", WALK,
+        "        p += size\n        g += size\n", "        p += size\n", bits("SGD"),
+    ),
+    Mutant(
+        "state from its beginning in every piece", WALK,
+        "s[k] = <real *>state[k] + first", "s[k] = <real *>state[k]", bits("Lion"),
+    ),
+    Mutant(
+        "all state flushed as the first", WALK,
+        "apply(FLUSH, s[k], seen, s, low + k, size)", "apply(FLUSH, s[k], seen, s, low, size)", FLUSHES,
+    ),
+    Mutant(
+        "no flush of arrays that are walked whole", WALK,
+        "if first == 0 and a.bare and not slot.flush:", "if first == 0 and a.bare:", FLUSHES,
+    ),
+    Mutant(
+        "the last element may be a NaN", WALK,
+        "last = min((end - work[i].first_block) * per_block, work[i].q.n)",
+        "last = min((end - work[i].first_block) * per_block, work[i].q.n - 1)", NONFINITE,
+    ),
+    Mutant(
+        "writing begins while others still look for NaN", WALK,
+        "            job.found = 1\n        fo_barrier()\n", "            job.found = 1\n", NONFINITE,
+    ),
+    Mutant(
+        "a NaN is looked for by the caller alone", WALK,
+        "if any_nonfinite(job.work, job.n_work, share_begin(job.blocks, k, n),\n",
+        "if k == 0 and any_nonfinite(job.work, job.n_work, share_begin(job.blocks, k, n),\n", NONFINITE,
+    ),
+
+    # --- Threads, and the floating-point environment
+    Mutant(
+        "workers keep their floating-point environment", WALK,
+        "        saved = fo_fenv_enter()\n", "        pass\n", FOREIGN_MODE,
+    ),
+    Mutant(
+        "workers' floating-point environment is not put back", WALK,
+        "        fo_fenv_leave(saved)\n", "        pass\n", FOREIGN_MODE,
+    ),
+    Mutant(
+        "the caller keeps its floating-point environment", "src_c/fastopt_fenv.h",
+        "        _mm_setcsr(FO_MXCSR_DEFAULT);\n", "        (void)0;\n", FOREIGN_MODE,
+    ),
+    Mutant(
+        "the caller's floating-point environment is not put back", "src_c/fastopt_fenv.h",
+        "        _mm_setcsr(saved.csr);\n", "        (void)0;\n", FOREIGN_MODE,
+    ),
+    Mutant(
+        "subnormals are zero", "src_c/fastopt_fenv.h",
+        "#define FO_MXCSR_DEFAULT 0x1f80u", "#define FO_MXCSR_DEFAULT 0x9fc0u", bits("Lion"),
+    ),
+    Mutant(
+        "small steps go to a team", ENGINE,
+        "if job.moved < serial_blocks or job.blocks < 2 or", "if job.blocks < 2 or", "test_engine.py -k one_region",
+    ),
+    Mutant(
+        "late teams for ever", ENGINE,
+        "if n_threads > 1 and self.alone > 0:", "if False:", "test_engine.py -k too_late",
+    ),
+    Mutant(
+        "as many threads as somebody grants", ENGINE,
+        "return <int>min(n, job.blocks, MOST_THREADS)", "return <int>min(n, job.blocks)",
+        f"{GAPS} -k threads",
+    ),
+    Mutant(
+        "threads beyond the CPUs of the process", THREADS,
+        "n = min(n, fo_affinity_cpus())", "pass", "test_engine.py -k cpus_that_the_process",
+    ),
+    Mutant(
+        "the control group's quota is ignored", THREADS,
+        "return min(n, quota) if quota else n", "return n", f"test_engine.py {GAPS} -k quota",
+    ),
+    Mutant(
+        "a forked child does not know", "src_c/fastopt_threads.c",
+        "    forked_child = 1;\n", "    forked_child = 0;\n", "test_engine.py -k forked",
+    ),
+    Mutant(
+        "the CPUs of the machine for those of the process", "src_c/fastopt_threads.c",
+        "        return CPU_COUNT(&fixed);\n", "        return 0;\n", "test_engine.py -k cpus_that_the_process",
+    ),
+    Mutant(
+        "a thread that left a CPU may not come back", "src_c/fastopt_threads.c",
+        "        sched_setaffinity(0, sizeof own, &own);\n", "        (void)0;\n",
+        f"test_engine.py {GAPS} -k cpu",
+    ),
+    Mutant(
+        "a level without one of its features", "src_c/fastopt_cpu.c",
+        "#define V3_1_ECX (BIT(12) | BIT(22)", "#define V3_1_ECX (BIT(22)", f"{GAPS} -k features",
+    ),
+    Mutant(
+        "registers that the system does not save", "src_c/fastopt_cpu.c",
+        "ALL(seven.ebx, V4_7_EBX) && ALL(saved, V4_XCR0)", "ALL(seven.ebx, V4_7_EBX)", f"{GAPS} -k features",
+    ),
+    Mutant(
+        "machines of more than 4096 CPUs", "src_c/fastopt_threads.c",
+        "cpus <= (size_t)1 << 20", "cpus <= (size_t)1 << 12", f"{GAPS} -k cpus",
+    ),
+    Mutant(
+        "one CPU where the system does not tell", "src_c/fastopt_threads.c",
+        "        cpus = online_cpus();\n", "        cpus = 1;\n", f"{GAPS} -k cpus",
+    ),
+    Mutant(
+        "the quota rounded down", OPENMP,
+        "return max(1, -(-int(words[0]) // int(words[1])))", "return max(1, int(words[0]) // int(words[1]))",
+        "test_engine.py -k quota",
+    ),
+    Mutant(
+        "the widest quota of those above", OPENMP,
+        "return min(found, default=None)", "return max(found, default=None)", "test_engine.py -k quota",
+    ),
+    Mutant(
+        "the spin of OpenMP stays in the environment", OPENMP,
+        "            os.environ.pop(name, None)\n", "            pass\n", "test_engine.py -k importing",
+    ),
+    Mutant(
+        "FASTOPT_ISA is not heard", LEVELS,
+        "    if wanted:\n", "    if False:\n", "test_engine.py -k unknown_level",
+    ),
+    Mutant(
+        "kernels of another build", LEVELS,
+        "if table.version != TABLE_VERSION:", "if False:", f"{GAPS} -k build",
+    ),
+
+    # --- The optimizers in Python
+    Mutant(
+        "options that the convention does not have", OPTIMIZER,
+        "        if group[key] != only:\n", "        if False:\n", "test_optimizer.py -k options_exist",
+    ),
+    Mutant(
+        "eps_root beside any placement", OPTIMIZER,
+        'if group.get("eps_root", 0) != 0 and group["eps_placement"] != "outside":', "if False:",
+        "test_optimizer.py -k eps_root",
+    ),
+    Mutant(
+        "eps_root edited unseen", OPTIMIZER,
+        'key in ("momentum", "eps_root")', 'key == "momentum"', f"test_optimizer.py {GAPS} -k eps_root",
+    ),
+    Mutant(
+        "decay of a kind that the convention does not have", OPTIMIZER,
+        "if offered.decay and decoupled not in offered.decay:", "if False:", "test_optimizer.py -k decay",
+    ),
+    Mutant(
+        "anything is a flag", OPTIMIZER,
+        "fits, accepted = isinstance(value, (bool, np.bool_)),", "fits, accepted = True,", HYPER,
+    ),
+    Mutant(
+        "zero stands for the default", OPTIMIZER,
+        "for key, value in given.items() if value is not None}}", "for key, value in given.items() if value}}",
+        "test_optimizer.py -k 'option or library'",
+    ),
+    Mutant(
+        "two parameters of one name", OPTIMIZER,
+        "        if clash:\n", "        if False:\n", "test_optimizer.py -k malformed",
+    ),
+    Mutant(
+        "a group with options that do not exist", OPTIMIZER,
+        '        refuse_unknown(type(self), [key for key in group if key != "params"])\n', "",
+        f"test_optimizer.py {GAPS} -k unknown",
+    ),
+    Mutant(
+        "state of parameters that took no step", OPTIMIZER,
+        "if count == 0 and not self.state_from_start:", "if False:", LOADING,
+    ),
+    Mutant(
+        "large counts in float32", OPTIMIZER,
+        "np.float32 if count <= LAST_FLOAT_COUNT else np.float64)", "np.float32)", LOADING,
+    ),
+    Mutant(
+        "groups that count from 0 again", OPTIMIZER,
+        "            first += n\n", "", LOADING,
+    ),
+    Mutant(
+        "schedules called from 0 in a copy", OPTIMIZER,
+        'self._plan.set_steps(saved["state_dict"]["fastopt"]["steps"], 0)', "self._plan.set_steps(0, 0)",
+        f"test_optimizer.py {GAPS} -k 'cop or pickle'",
+    ),
+    Mutant(
+        "PyTorch's nesterov without momentum", SGD,
+        "(still or not is_zero(group[\"dampening\"]))", "not is_zero(group[\"dampening\"])",
+        "test_optimizer.py -k nesterov",
+    ),
+    Mutant(
+        "a buffer that is new at the second step", SGD,
+        "return float(step > 1)", "return float(step > 2)", "test_functional.py",
+    ),
+    Mutant(
+        "AMSGrad of the paper corrected", ADAM,
+        "bias_correction = False if bias_correction is None else bias_correction", "pass",
+        "test_forms.py test_paper.py -k 'amsgrad or paper'",
+    ),
+    Mutant(
+        "any product of momenta", ADAM,
+        "if not 0 <= product <= 1:", "if product < 0:", "test_state_dict.py -k product",
+    ),
+
+    # --- Loading a state dict
+    Mutant(
+        "one's own live state is overwritten while it is read", STATE,
+        "return fit.copy(order) if plan.touches(fit) else fit", "return fit", LOADING,
+    ),
+    Mutant(
+        "a parameter that is listed twice", STATE,
+        "if len(set(order)) != len(order):", "if False:", f"{LOADING} {GAPS}",
+    ),
+    Mutant(
+        "state of a parameter in no group", STATE,
+        "        if key not in listed:\n", "        if False:\n", f"{LOADING} {GAPS}",
+    ),
+    Mutant(
+        "a dict of another version", STATE,
+        'if "version" in own and not (is_number(own["version"]) and own["version"] == 1):', "if False:", LOADING,
+    ),
+    Mutant(
+        "a dict of another optimizer", STATE,
+        "if key in own and not (isinstance(own[key], str) and own[key] == mine):", "if False:", LOADING,
+    ),
+    Mutant(
+        "state of another shape", STATE,
+        "if array.shape != param.shape:", "if array.size != param.size:",
+        "test_arrays.py test_state_dict.py -k refused",
+    ),
+    Mutant(
+        "integers and text as state", STATE,
+        'if array.dtype.kind != "f":', "if False:", "test_arrays.py -k bad_state",
+    ),
+    Mutant(
+        "counts for other parameters", STATE,
+        'if "counts" in own and len(', 'if False and len(', LOADING,
+    ),
+    Mutant(
+        "counts as the state tells them", STATE,
+        '    if "counts" in own:\n', "    if False:\n", LOADING,
+    ),
+    Mutant(
+        "a count beyond what is left to count", STATE,
+        "0 <= count <= LARGEST:", "0 <= count < 2**63:", f"{LOADING} {GAPS}",
+    ),
+    Mutant(
+        "a step in the middle of loading", STATE,
+        "optimizer._plan.run(_load, optimizer, state_dict)", "_load(optimizer, state_dict)", LOADING,
+    ),
+
+    # --- Checkpoint files
+    Mutant(
+        "a header that was changed", CHECKPOINT,
+        "if hashlib.sha256(length + header.replace(found[0], BLANK, 1)).hexdigest().encode() != found[0]:",
+        "if False:", "proof/test_damaged_files.py -k flipped",
+    ),
+    Mutant(
+        "an array that was changed", CHECKPOINT,
+        'if sha256(array) != value["$sha256"]:', "if False:", "proof/test_damaged_files.py -k flipped",
+    ),
+    Mutant(
+        "a file of another version", CHECKPOINT,
+        'if document["version"] != VERSION:', "if False:", FORGED,
+    ),
+    Mutant(
+        "a file with two digests", CHECKPOINT,
+        "if len(found) != 1:", "if not found:", FORGED,
+    ),
+    Mutant(
+        "arrays of nobody in the file", CHECKPOINT,
+        "    if arrays:\n", "    if False:\n", FORGED,
+    ),
+    Mutant(
+        "bytes of nobody in the file", CHECKPOINT,
+        "    if at != size:\n", "    if False:\n", "proof/test_damaged_files.py -k 'cut_anywhere'",
+    ),
+    Mutant(
+        "a file that is written over, not replaced", CHECKPOINT,
+        "os.replace(temporary, target)", "shutil.copyfile(temporary, target)", "test_checkpoint.py -k hard_link",
+    ),
+    Mutant(
+        "a file that need not reach the disk", CHECKPOINT,
+        "        file.flush()\n        os.fsync(file.fileno())\n", "", "proof/test_killed_saves.py -k reaches",
+    ),
+    Mutant(
+        "what a failed save wrote is left", CHECKPOINT,
+        '            os.unlink(os.path.join(folder, "new"))\n        with contextlib.suppress(OSError):\n'
+        "            os.rmdir(folder)\n        shutil.rmtree(folder, ignore_errors=True)\n",
+        "            pass\n", "test_checkpoint.py -k interrupted_save",
+    ),
+    Mutant(
+        "what another is just saving is taken for a leftover", CHECKPOINT,
+        "        if lock is not None and lock >= 0:\n            shutil.rmtree(folder, ignore_errors=True)\n"
+        "            os.close(lock)\n",
+        "        shutil.rmtree(folder, ignore_errors=True)\n", AT_THE_SAME_TIME,
+    ),
+    Mutant(
+        "the mode of the file that is replaced", CHECKPOINT,
+        "        os.chmod(temporary, stat.S_IMODE(mode))\n", "", "test_checkpoint.py -k mode_of_new_files",
+    ),
+    Mutant(
+        "a link is replaced by a file", CHECKPOINT,
+        "os.path.realpath(os.fsdecode(path))", "os.fsdecode(path)", "test_checkpoint.py -k what_a_link",
+    ),
+    Mutant(
+        "a folder or a pipe is replaced by a file", CHECKPOINT,
+        "if not stat.S_ISREG(mode):", "if False:", "test_checkpoint.py -k places",
+    ),
+    Mutant(
+        "a schedule that two groups share is two", CHECKPOINT,
+        "if id(value) not in self.known:", "if True:", "test_checkpoint.py -k plateau_goes_on",
+    ),
+
+    # --- Functions
+    Mutant(
+        "step 0", FUNCTIONAL,
+        "if not 1 <= count < 2**63:", "if not 0 <= count < 2**63:", "test_functional.py",
+    ),
+    Mutant(
+        "schedules one step ahead", FUNCTIONAL,
+        "plan.set_steps(count - 1, 0)", "plan.set_steps(count, 0)", f"test_functional.py {GAPS}",
+    ),
+    Mutant(
+        "a skipped step that says it was taken", FUNCTIONAL,
+        "return plan.skipped == 0", "return True", "test_functional.py",
+    ),
+    Mutant(
+        "a product in the memory of a parameter", FUNCTIONAL,
+        "if plan.touches(array) or any(", "if any(", "test_functional.py",
+    ),
+    Mutant(
+        "a product that is read-only", FUNCTIONAL,
+        "    if not array.flags.writeable:\n", "    if False:\n", f"test_functional.py {GAPS}",
+    ),
+
+    # --- Schedules
+    Mutant(
+        "a warm-up that is one step longer", SCHEDULES,
+        "        if step < self.steps:\n", "        if step <= self.steps:\n", "test_schedules.py",
+    ),
+    Mutant(
+        "stairs one step after the milestone", SCHEDULES,
+        "bisect_right(self.milestones, step))", "bisect_right(self.milestones, step - 1))", "test_schedules.py",
+    ),
+    Mutant(
+        "the next schedule one step after the boundary", SCHEDULES,
+        "i = bisect_right(self.boundaries, step)", "i = bisect_right(self.boundaries, step - 1)", "test_schedules.py",
+    ),
+    Mutant(
+        "a restart one step late", SCHEDULES,
+        "while step >= period:", "while step > period:", "test_schedules.py",
+    ),
+    Mutant(
+        "a curve that nearly begins at its value", SCHEDULES,
+        "return a if w == 1.0 else b + (a - b) * w", "return b + (a - b) * w", "test_schedules.py",
+    ),
+    Mutant(
+        "a decay that goes on beyond its end", SCHEDULES,
+        "left = max(self.total_steps - step, 0) / self.total_steps",
+        "left = abs(self.total_steps - step) / self.total_steps", "test_schedules.py",
+    ),
+    Mutant(
+        "a phase of no length", SCHEDULES,
+        "        if step == peak:  # said apart, since a phase can have no length\n", "        if False:\n",
+        "test_schedules.py",
+    ),
+    Mutant(
+        "patience that ends one update early", SCHEDULES,
+        "if self.bad_updates > self.patience:", "if self.bad_updates >= self.patience:", "test_schedules.py",
+    ),
+]  # fmt: skip
+"""In the order of what has to be built for them: little changes from one to the next."""
