@@ -794,7 +794,8 @@ class ReduceOnPlateau(Schedule):
         _ints(self, "patience", "cooldown", "bad_updates", "cooldown_left", least=0)
         _not_negative(self, "threshold", "eps")
         _one_of(self, "threshold_mode", ("rel", "abs"))
-        if self.best is not None and self.best not in (math.inf, -math.inf):  # metrics may be infinite
+        infinite = isinstance(self.best, Real) and self.best in (math.inf, -math.inf)  # as metrics may be
+        if self.best is not None and not infinite:
             _numbers(self, "best")
 
     def _at(self, step: int) -> float:
