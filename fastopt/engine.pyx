@@ -29,7 +29,7 @@ from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
 from cython.parallel cimport parallel
 from libc.math cimport isfinite
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
-from libc.stdlib cimport qsort
+from libc.stdlib cimport getenv, qsort
 from libc.string cimport memcpy, memset, strcmp
 
 cdef extern from "Python.h":
@@ -78,6 +78,7 @@ cdef extern from "fastopt_threads.h" nogil:
     int fo_omp_thread_num()
     double fo_omp_time()
     Py_ssize_t fo_take(Py_ssize_t *next, Py_ssize_t end, Py_ssize_t n)
+    void fo_set_flag(int *flag)
     int fo_affinity_cpus()
     int fo_cpu()
     void fo_leave_cpu()
@@ -297,13 +298,13 @@ cdef class Plan:
             apart = (len(states[0]) + 1 if states else 0) * (PAGE // 4)
             arena = np.empty(PAGE + sum([arrays[i].nbytes + (PAGE if arrays[i].nbytes >= PAGE else BLOCK)
                                          for i in missing]), np.uint8)
-            base = place = arena.ctypes.data
+            base = place = <Py_ssize_t>cnp.PyArray_DATA(<cnp.ndarray>arena)
             place += (apart - place) & (PAGE - 1)
             for i in missing:
                 array = arrays[i]
                 place += -place & (BLOCK - 1)
                 if array.nbytes >= PAGE:
-                    lead = array.ctypes.data + apart
+                    lead = <Py_ssize_t>cnp.PyArray_DATA(<cnp.ndarray>array) + apart
                     place += (lead - lead % BLOCK - place) & (PAGE - 1)
                 flat = arena[place - base:][:array.nbytes].view(array.dtype)
                 states[i][name] = flat.reshape(array.shape, order="C" if array.flags.c_contiguous else "F")
@@ -433,9 +434,7 @@ cdef class Plan:
         self.enter()
         try:
             self.set_scale(grad_scale)
-            self.take_step(grads)
-            for i, array in enumerate(carried):      # here, where no KeyboardInterrupt comes in between
-                array[...] = self.params[i].carry
+            self.take_step(grads, list(carried) if carried else None)
         finally:
             self.leave()
 
@@ -447,9 +446,11 @@ cdef class Plan:
                 raise HyperparameterError(f"grad_scale={grad_scale!r} must be a finite number above 0")
             self.grad_scale = float(grad_scale)
 
-    cdef take_step(self, grads):
+    cdef take_step(self, grads, list carried):
         cdef Job job
         cdef Work *w
+        cdef cnp.ndarray array
+        cdef list carries = None          # the numbers to be, made before anything is written
         cdef Py_ssize_t i
         cdef bint hold
         if type(grads) is not list:
@@ -463,6 +464,11 @@ cdef class Plan:
         if self.foreign:
             self.check_states()
         job.look, job.found = self.nonfinite != "propagate", 0
+        if carried is not None:
+            carries = []
+            for i in range(job.n_work):
+                w = &job.work[i]
+                carries.append(np.array([job.slots[w.slot].carry], carried[w.q - self.params].dtype))
         # Without the GIL, another thread may drop what the caller's list holds.
         hold = is_large(&job) and self.held is None
         if hold:
@@ -483,6 +489,9 @@ cdef class Plan:
             w = &job.work[i]
             w.q.t += 1
             w.q.carry = job.slots[w.slot].carry
+            if carries is not None:
+                array = carried[w.q - self.params]
+                memcpy(cnp.PyArray_DATA(array), cnp.PyArray_DATA(<cnp.ndarray>carries[i]), cnp.PyArray_ITEMSIZE(array))
         self.steps += 1
 
     cdef bint collect(self, Job *job, list grads) except -1:

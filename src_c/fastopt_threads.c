@@ -147,6 +147,15 @@ ptrdiff_t fo_take(ptrdiff_t *next, ptrdiff_t end, ptrdiff_t n)
     return begin;
 }
 
+void fo_set_flag(int *flag)
+{
+#if defined(_MSC_VER)
+    *(volatile int *)flag = 1;
+#else
+    __atomic_store_n(flag, 1, __ATOMIC_RELAXED);
+#endif
+}
+
 #if defined(__linux__)
 
 /* The CPUs in this thread's mask; 0 if the system does not tell. */

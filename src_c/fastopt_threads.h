@@ -35,6 +35,9 @@ double fo_omp_time(void);
  * Any number of threads may do so at once. */
 ptrdiff_t fo_take(ptrdiff_t *next, ptrdiff_t end, ptrdiff_t n);
 
+/* The flag becomes 1; other threads of the team may set it at the same time, and read it after a barrier. */
+void fo_set_flag(int *flag);
+
 /* The CPUs that this process may run on; the online CPUs where the system has no affinity. At least 1. */
 int fo_affinity_cpus(void);
 

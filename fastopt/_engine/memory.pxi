@@ -30,7 +30,7 @@ cdef class Memory:
         qsort(self.intervals, self.n, sizeof(Interval), by_address)
         for i in range(1, self.n):
             if self.intervals[i - 1].high > self.intervals[i].low:
-                raise OverlapError(clash(self.intervals[i - 1], self.intervals[i], names, states))
+                raise OverlapError(clash(&self.intervals[i - 1], &self.intervals[i], names, states))
 
     def __dealloc__(self):
         PyMem_Free(self.intervals)
@@ -85,14 +85,16 @@ cdef int by_address(const void *a, const void *b) noexcept nogil:
     return (x > y) - (x < y)
 
 
-cdef str clash(Interval a, Interval b, list names, list states):
+cdef str owner_of(const Interval *x, list names, list states):
+    """What messages call the owner of an interval."""
+    label = label_of(names, x.param)
+    return f"state {list(states[x.param])[x.slot]!r} of {label}" if x.slot >= 0 else label
+
+
+cdef str clash(const Interval *a, const Interval *b, list names, list states):
     """What to say of two intervals that share memory."""
     same = a.low == b.low and a.high == b.high
     if (a.param, a.slot) > (b.param, b.slot):
         a, b = b, a
-    called = []
-    for owner in (a, b):
-        label = label_of(names, owner.param)
-        called.append(f"state {list(states[owner.param])[owner.slot]!r} of {label}" if owner.slot >= 0 else label)
-    return (f"{called[1]} {'is the same memory as' if same else 'overlaps'} {called[0]}; "
-            "every parameter and state needs memory of its own")
+    return (f"{owner_of(b, names, states)} {'is the same memory as' if same else 'overlaps'} "
+            f"{owner_of(a, names, states)}; every parameter and state needs memory of its own")

@@ -39,7 +39,7 @@ cdef int read_quota():
 
 cdef int automatic_threads():
     cdef int n = fo_omp_max_threads(), quota
-    if "OMP_NUM_THREADS" in os.environ:
+    if getenv(b"OMP_NUM_THREADS") != NULL:     # os.environ would ask for memory in the middle of a step
         return n
     quota = read_quota()
     n = min(n, fo_affinity_cpus())

@@ -269,7 +269,7 @@ cdef void run_member(Job *job, int k, int n) noexcept nogil:
     if job.look:
         if any_nonfinite(job.work, job.n_work, share_begin(job.blocks, k, n),
                          share_begin(job.blocks, k + 1, n)):
-            job.found = 1
+            fo_set_flag(&job.found)
         fo_barrier()
     if not job.found:
         if k == 0:
