@@ -17,7 +17,7 @@ TOOLS = {
     COMPILER: "gcc-aarch64-linux-gnu", "qemu-aarch64": "qemu-user", "apt-get": "apt", "dpkg-deb": "dpkg",
 }  # fmt: skip
 PACKAGES = ("python3", "libpython3-dev", "libgomp1", "libstdc++6")
-WHEELS = ("numpy", "cython", "setuptools", "pytest", "hypothesis", "safetensors")
+WHEELS = ("numpy", "cython<3.3", "setuptools", "pytest", "hypothesis", "safetensors")
 PLATFORMS = ("manylinux2014_aarch64", "manylinux_2_17_aarch64", "manylinux_2_27_aarch64", "manylinux_2_28_aarch64")
 
 
