@@ -79,7 +79,8 @@ def fitting(plan: Plan, i: int, array: np.ndarray) -> np.ndarray:
     order: Literal["C", "F"] = "C" if param.flags.c_contiguous else "F"
     with np.errstate(all="ignore"):  # a cast may overflow, which is not an error
         fit = np.require(array, param.dtype, ["ENSUREARRAY", "ALIGNED", order])
-    return fit.copy(order) if plan.touches(fit) else fit
+    # A state_factory, which has its turn after this, may hand out or change this very memory.
+    return fit.copy(order) if plan.state_factory is not None or plan.touches(fit) else fit
 
 
 def expect(value: Any, kind: Any, what: str) -> Any:

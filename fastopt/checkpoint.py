@@ -25,7 +25,6 @@ import json
 import math
 import os
 import re
-import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -58,7 +57,10 @@ Path = str | bytes | os.PathLike[Any]
 def save(optimizer: Optimizer, path: Path) -> None:
     """See `Optimizer.save`."""
     import_safetensors()
-    optimizer._plan.run(_save, optimizer, os.path.realpath(os.fsdecode(path)))  # what a link leads to is replaced
+    name = os.fsdecode(path)
+    if not os.path.basename(name):
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    optimizer._plan.run(_save, optimizer, os.path.realpath(name))  # what a link leads to is replaced
 
 
 def _save(optimizer: Optimizer, target: str) -> None:
@@ -66,7 +68,7 @@ def _save(optimizer: Optimizer, target: str) -> None:
     document = packer.document(optimizer.state_dict())
     try:
         with replacing(target) as temporary:
-            write(temporary, packer.arrays, document)
+            write(temporary, packer.arrays, document, target)
     except OSError as error:  # which names a temporary file that nobody has heard of
         raise OSError(error.errno, error.strerror, target) from error
 
@@ -111,19 +113,22 @@ def import_safetensors() -> ModuleType:
 # --- Writing
 
 
-def write(path: str, arrays: Mapping[str, np.ndarray], document: str) -> None:
-    """Write a checkpoint into `path`, with the digest of its header, as far as the disk."""
+def write(path: str, arrays: Mapping[str, np.ndarray], document: str, called: str) -> None:
+    """Write a checkpoint into `path`, with the digest of its header, as far as the disk. Messages call it `called`."""
     safetensors = import_safetensors()
     try:
         safetensors.numpy.save_file(arrays, path, {"fastopt": document, "fastopt.digest": BLANK.decode()})
     except safetensors.SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
-            raise CheckpointError(f"{path} could not be written: {error}") from error
+            raise CheckpointError(f"{called} could not be written: {error}") from error
         raise OSError(int(number[1]), os.strerror(int(number[1])), path) from error
     with open(path, "r+b") as file:
         header = file.read(8)
-        header += file.read(int.from_bytes(header, "little"))
+        length = int.from_bytes(header, "little")
+        if length > LARGEST_HEADER:
+            raise CheckpointError(f"{called} would need a header of {length:,} bytes; {LARGEST_HEADER:,} can be read")
+        header += file.read(length)
         at = header.index(b'"fastopt.digest":"' + BLANK) + len(b'"fastopt.digest":"')
         file.seek(at)
         file.write(hashlib.sha256(header).hexdigest().encode())
@@ -149,46 +154,54 @@ def replacing(target: str) -> Iterator[str]:
             mode = mode or os.fstat(file.fileno()).st_mode
         yield temporary
         os.chmod(temporary, stat.S_IMODE(mode))
-        os.replace(temporary, target)
-        sync_folder(parent)
+        with synced(parent):
+            os.replace(temporary, target)
 
 
 @contextlib.contextmanager
 def own_folder(parent: str, name: str) -> Iterator[str]:
     """A new folder beside a file, locked as long as it is used: a killed process leaves it unlocked."""
-    while True:
-        folder = tempfile.mkdtemp(prefix=f".{stem(name)}.", suffix=".saving", dir=parent)
-        try:
-            lock = try_lock(folder)
-        except BaseException:
-            os.rmdir(folder)
-            raise
-        if lock is not None and os.path.isdir(folder):
-            break  # else it was taken for a leftover before it was locked
-        if lock is not None and lock >= 0:
-            os.close(lock)
+    folder, lock = "", None
     try:
+        while lock is None:
+            folder = tempfile.mkdtemp(prefix=f".{stem(name)}.", suffix=".saving", dir=parent)
+            lock = try_lock(folder)
+            if lock is not None and lock >= 0 and not os.path.isdir(folder):
+                os.close(lock)  # it was taken for a leftover before it was locked
+                lock = None
         yield folder
     finally:
-        with contextlib.suppress(OSError):  # what follows needs descriptors, of which none may be left
-            os.unlink(os.path.join(folder, "new"))
-        with contextlib.suppress(OSError):
-            os.rmdir(folder)
-        shutil.rmtree(folder, ignore_errors=True)
-        if lock >= 0:
-            os.close(lock)
+        try:
+            remove(folder)
+        finally:
+            if lock is not None and lock >= 0:
+                os.close(lock)
 
 
 def remove_leftovers(parent: str, name: str) -> None:
     """Remove what saves of this file that were killed have left."""
-    for folder in glob.glob(os.path.join(glob.escape(parent), f".{glob.escape(stem(name))}.*.saving")):
+    for folder in glob.glob(os.path.join(glob.escape(parent), f".{glob.escape(stem(name))}.????????.saving")):
         try:
             lock = try_lock(folder)
-        except OSError:  # it is somebody else's
+        except OSError:  # it is somebody else's, or no folder
             continue
         if lock is not None and lock >= 0:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
             os.close(lock)
+
+
+def remove(folder: str) -> None:
+    """Remove a folder of `own_folder`, and what a save or safetensors puts there; nothing else that is in it."""
+    with contextlib.suppress(OSError):  # first what takes no descriptor, of which none may be left
+        os.unlink(os.path.join(folder, "new"))
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
+        return
+    for file in glob.glob(os.path.join(glob.escape(folder), ".tmp*")):
+        with contextlib.suppress(OSError):
+            os.unlink(file)
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
 
 
 def stem(name: str) -> str:
@@ -202,7 +215,7 @@ def try_lock(folder: str) -> int | None:
     if fcntl is None:
         return -1
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
     try:
@@ -216,15 +229,24 @@ def try_lock(folder: str) -> int | None:
     return descriptor
 
 
-def sync_folder(folder: str) -> None:
-    """Have a renaming reach the disk."""
-    if os.name == "nt":  # where folders cannot be opened
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+@contextlib.contextmanager
+def synced(folder: str) -> Iterator[None]:
+    """Have a renaming in the body reach the disk, where a folder can be opened and synced."""
+    descriptor = -1
     try:
-        os.fsync(descriptor)
+        if os.name != "nt":
+            with contextlib.suppress(PermissionError):  # one may write to it, and not read it
+                descriptor = os.open(folder, os.O_RDONLY)
+        yield
+        if descriptor >= 0:
+            try:
+                os.fsync(descriptor)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+                    raise  # else the file system has no such thing
     finally:
-        os.close(descriptor)
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def sha256(array: np.ndarray) -> str:
@@ -243,13 +265,17 @@ class Packer:
 
     def document(self, state_dict: Mapping[str, Any]) -> str:
         """The JSON; what it has no form for is an error."""
+        unknown = state_dict.keys() - {"state", "param_groups", "fastopt"}
+        if unknown:
+            raise CheckpointError(f"state_dict() has what no file has a place for: {', '.join(map(repr, unknown))}")
+        own = {key: self.value(value, f"fastopt[{key!r}]") for key, value in state_dict["fastopt"].items()}
         state = {str(i): self.entry(i, entry) for i, entry in state_dict["state"].items()}
         groups = [
             {self.key(key, k): self.value(value, f"param_groups[{k}][{key!r}]") for key, value in group.items()}
             for k, group in enumerate(state_dict["param_groups"])
         ]
         document = {
-            "version": VERSION, "fastopt": state_dict["fastopt"], "state": state, "param_groups": groups,
+            "version": VERSION, "fastopt": own, "state": state, "param_groups": groups,
             "schedules": self.schedules,
         }  # fmt: skip
         return json.dumps(document, separators=(",", ":"), allow_nan=False)
@@ -344,7 +370,8 @@ def read(file: BufferedReader, path: str) -> dict[str, Any]:
             {key: unpacker.unpack(value) for key, value in group.items()} for group in document["param_groups"]
         ]
         state = read_state(path, document["state"], unpacker, read_arrays(file, parsed, path))
-        return {"state": state, "param_groups": groups, "fastopt": dict(document["fastopt"])}
+        own = {key: unpacker.unpack(value) for key, value in document["fastopt"].items()}
+        return {"state": state, "param_groups": groups, "fastopt": own}
     except (CheckpointError, OSError, MemoryError):
         raise
     except Exception as error:  # the header is as somebody wrote it, who was not this module

@@ -101,7 +101,8 @@ cdef class Turn:
 
     def run(self, function, *args):
         if self.busy:
-            raise ConcurrentStepError("this optimizer is in the middle of a step in another thread; one at a time")
+            raise ConcurrentStepError("this optimizer is in the middle of a step (another thread, or something that "
+                                      "calls back); one at a time")
         self.busy = True
         try:
             return function(*args)
@@ -450,6 +451,7 @@ cdef class Plan:
         cdef Job job
         cdef Work *w
         cdef cnp.ndarray array
+        cdef Memory memory
         cdef list carries = None          # the numbers to be, made before anything is written
         cdef Py_ssize_t i
         cdef bint hold
@@ -465,9 +467,12 @@ cdef class Plan:
             self.check_states()
         job.look, job.found = self.nonfinite != "propagate", 0
         if carried is not None:
-            carries = []
+            carries, memory = [], Memory(carried, self.names, [])
             for i in range(job.n_work):
                 w = &job.work[i]
+                if not memory.is_free(w.g, w.g + w.q.n_bytes):
+                    raise OverlapError(f"gradient of {self.label(w.q - self.params)} overlaps the number that a "
+                                       "parameter carries (mu_product); gradients need other memory")
                 carries.append(np.array([job.slots[w.slot].carry], carried[w.q - self.params].dtype))
         # Without the GIL, another thread may drop what the caller's list holds.
         hold = is_large(&job) and self.held is None
@@ -594,9 +599,9 @@ cdef class Plan:
                 states[a:b] = [dict(state) for state in states[a:b]]
                 self.allocate(fresh, names, self.arrays[a:b], labels, states[a:b])
                 check_unchanged(self.arrays[a:b], labels, states[a:b])
+            memory = Memory(self.arrays, self.names, states)
             for _, fresh, _ in edited:
                 self.hold(fresh, states[fresh.first:fresh.first + fresh.n_params])
-            memory = Memory(self.arrays, self.names, states)
             # Nothing below can fail.
             self.remap(memory)
             self.states = states

@@ -69,9 +69,12 @@ def _take(cls: type[Optimizer], p: Any, g: Any, state: Mapping[str, Any], step: 
     states = [{name: column[i] for name, column in columns.items()} for i in range(len(params))]
     plan.add_group(full, params, [None] * len(params), states)
     for i, array in enumerate(carried or []):
-        others = [*(carried or [])[:i], *(g for g in grads if isinstance(g, np.ndarray))]
-        if plan.touches(array) or any(np.may_share_memory(array, other) for other in others):
-            raise OverlapError(f"{cls.carried} of parameter {i} overlaps a parameter, state, gradient or another one")
+        if plan.touches(array):
+            raise OverlapError(f"{cls.carried} of parameter {i} overlaps a parameter or a state")
+    places = sorted((array.ctypes.data, i) for i, array in enumerate(carried or []))
+    for (a, i), (b, j) in zip(places, places[1:], strict=False):
+        if a + carried[i].nbytes > b:
+            raise OverlapError(f"{cls.carried} of parameter {max(i, j)} overlaps that of parameter {min(i, j)}")
     for i, value in enumerate(carry):
         plan.set_count(i, count - 1, value)
     plan.step(grads, carried=carried or ())

@@ -419,6 +419,8 @@ class Optimizer:
         2**24. What PyTorch has no place for is under the key ``fastopt``, which it ignores.
         """
         plan = self._plan
+        if len(self.param_groups) != len(plan.groups):
+            raise ParameterError("param_groups changed its length; use add_param_group()")
         counts = [plan.count(i)[0] for i in range(len(plan.arrays))]
         state = {i: entry for i in range(len(counts)) if (entry := self._state_entry(i)) is not None}
         groups, first = [], 0
@@ -504,10 +506,11 @@ class Optimizer:
         Raises
         ------
         CheckpointError
-            If a parameter group holds what has no place in a file, such as a lambda for a schedule, or `path` is
-            there and is no regular file.
+            If a parameter group holds what has no place in a file, such as a lambda for a schedule; if `path` is there
+            and is no regular file; if there are too many arrays for a header of 100 MB, some 230,000 of them.
         OSError
-            If the file cannot be written, for want of space or permission; the old one is then untouched.
+            If the file cannot be written, for want of space or permission. The old one is then untouched; only where
+            the system could rename the new file, but not bring the renaming to the disk, the new one is there.
         MissingExtraError
             Without the safetensors library, which ``fastopt[checkpoint]`` brings.
         """

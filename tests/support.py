@@ -41,7 +41,7 @@ def build(cls: type[Optimizer], params: Any, convention: str | None = None, **op
 def frozen(value: Any) -> Any:
     """A comparable copy of plain data; arrays to the bit."""
     if isinstance(value, np.ndarray):
-        return value.dtype.str, value.shape, value.tobytes("A")
+        return value.dtype.str, value.shape, value.tobytes(order="A")
     if isinstance(value, Mapping):
         return {key: frozen(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

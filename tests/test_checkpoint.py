@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -772,3 +774,65 @@ def test_safetensors_is_not_imported_before_it_is_needed():
     code = "import sys, numpy as np, fastopt; fastopt.Adam(np.zeros(3)).step(np.ones(3)); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "fastopt" in done.stdout.split() and "safetensors" not in done.stdout.split()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="what only POSIX systems have")
+def test_what_only_looks_like_a_leftover_is_left_alone_and_holds_nothing_up(tmp_path):
+    (tmp_path / ".run.backup.saving").mkdir()
+    (tmp_path / ".run.backup.saving" / "precious").write_text("mine")
+    (tmp_path / ".run.12345678.saving").mkdir()
+    (tmp_path / ".run.12345678.saving" / "precious").write_text("mine")
+    os.mkfifo(tmp_path / ".run.abcdefgh.saving")
+    os.symlink(tmp_path / ".run.backup.saving", tmp_path / ".run.zzzzzzzz.saving")
+    before = sorted(os.listdir(tmp_path))
+    opt = fastopt.Adam(np.zeros(3))
+    opt.step(np.ones(3))
+    opt.save(tmp_path / "run")
+    assert sorted(os.listdir(tmp_path)) == sorted([*before, "run"])
+    assert [path.read_text() for path in sorted(tmp_path.glob(".run.*.saving/precious"))] == ["mine"] * 3
+    assert fastopt.load(tmp_path / "run")["fastopt"]["steps"] == 1
+
+
+def test_a_header_that_could_not_be_read_again_is_not_written(tmp_path, monkeypatch):
+    from fastopt import checkpoint
+
+    opt = fastopt.Adam(np.zeros(3))
+    opt.save(tmp_path / "run")
+    before = (tmp_path / "run").read_bytes()
+    monkeypatch.setattr(checkpoint, "LARGEST_HEADER", 100)
+    with pytest.raises(CheckpointError, match=r"run would need a header of [\d,]+ bytes; 100 can be read"):
+        opt.save(tmp_path / "run")
+    assert (tmp_path / "run").read_bytes() == before and os.listdir(tmp_path) == ["run"]
+
+
+@pytest.mark.parametrize("answer", ["EINVAL", "EIO"])
+def test_a_folder_that_cannot_be_synced(tmp_path, monkeypatch, answer):
+    """Where there is no such thing, it is done without; where the disk fails, it is told, and the file is whole."""
+    sync = os.fsync
+
+    def fails_for_folders(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(getattr(errno, answer), os.strerror(getattr(errno, answer)))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fails_for_folders)
+    opt = fastopt.Adam(np.zeros(3))
+    opt.step(np.ones(3))
+    with contextlib.nullcontext() if answer == "EINVAL" else pytest.raises(OSError, match="Input/output"):
+        opt.save(tmp_path / "run")
+    assert fastopt.load(tmp_path / "run")["fastopt"]["steps"] == 1 and os.listdir(tmp_path) == ["run"]
+
+
+def test_what_a_subclass_adds_to_its_state_dict_is_not_lost_in_silence(tmp_path):
+    class Averaged(fastopt.Adam):
+        def state_dict(self):
+            return {**super().state_dict(), "ema": np.zeros(3)}
+
+    with pytest.raises(CheckpointError, match="'ema'"):
+        Averaged(np.zeros(3)).save(tmp_path / "run")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_as_path_is_no_name_for_a_file(tmp_path):
+    with pytest.raises(IsADirectoryError):
+        fastopt.Adam(np.zeros(3)).save(f"{tmp_path}/new/")

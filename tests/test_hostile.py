@@ -9,6 +9,7 @@ import pickle
 import sys
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -227,3 +228,60 @@ def test_a_copy_made_in_the_middle_of_a_step_is_refused(copied):
     with pytest.raises(errors.ConcurrentStepError):
         opt.step([np.ones(3)])
     assert opt.steps == 0 and (opt.params[0] == 1).all()
+
+
+def test_a_factory_that_hands_out_the_memory_of_the_state_that_is_loaded():
+    pool = {}
+    source = fastopt.AdamW([np.ones(5)], lr=0.1, amsgrad=True)
+    source.step([np.full(5, 0.5)])
+    saved = source.state_dict()
+    want = saved["state"][0]["max_exp_avg_sq"].copy()
+    pool["max_exp_avg_sq"] = saved["state"][0]["max_exp_avg_sq"] = want.copy()
+    given = lambda name, shape, dtype: pool.setdefault(name, np.zeros(shape))  # noqa: E731
+    opt = fastopt.AdamW([np.ones(5)], lr=0.1, state_factory=given)
+    opt.load_state_dict(saved)
+    assert (opt.state[0]["max_exp_avg_sq"] == want).all() and opt.state[0]["max_exp_avg_sq"] is pool["max_exp_avg_sq"]
+
+
+def test_a_factory_that_shrinks_the_state_that_is_loaded():
+    source = fastopt.AdamW([np.ones(100_000)], lr=0.1, amsgrad=True)
+    source.step([np.full(100_000, 0.5)])
+    saved = copy.deepcopy(source.state_dict())
+    want = saved["state"][0]["exp_avg"].copy()
+
+    def factory(name, shape, dtype):
+        if name == "max_exp_avg_sq":
+            shrink(saved["state"][0]["exp_avg"])
+        return np.zeros(shape, dtype)
+
+    opt = fastopt.AdamW([np.ones(100_000)], lr=0.1, state_factory=factory)
+    opt.load_state_dict(saved)
+    assert (opt.state[0]["exp_avg"] == want).all()
+
+
+def test_memory_of_a_factory_whose_state_is_refused_is_given_up():
+    def factory(name, shape, dtype):
+        if name != "max_exp_avg_sq":
+            return np.zeros(shape, dtype)
+        array = np.zeros(4)
+        made.append(weakref.ref(array))
+        return array[:2] if len(made) == 1 else opt.params[0]
+
+    made = []
+    params = [np.ones(2), np.ones(2)]
+    opt = fastopt.AdamW(params, lr=0.1, state_factory=factory)
+    opt.param_groups[0]["amsgrad"] = True
+    with pytest.raises(errors.OverlapError):
+        opt.step([np.ones(2), np.ones(2)])
+    assert made[0]() is None
+
+
+@pytest.mark.parametrize("foreign", [np.asarray, memoryview])
+def test_a_gradient_over_the_product_that_nadam_carries(foreign):
+    p, m, v = np.ones((3, 3))
+    base = np.ones(3)
+    with pytest.raises(errors.OverlapError, match="gradient of parameter 0"):
+        functional.nadam_(p, foreign(base[:3]), m, v, base[2:3], step=1)
+    assert (base == 1).all() and (p == 1).all()
+    with pytest.raises(errors.OverlapError, match="mu_product of parameter 1 overlaps that of parameter 0"):
+        functional.nadam_([p, p * 1], [p * 1] * 2, [m, m * 1], [v, v * 1], [base[2:3]] * 2, step=1)

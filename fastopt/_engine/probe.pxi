@@ -22,6 +22,8 @@ cdef void note_f64(double *p, const double *g, double **s, const double *h, Py_s
 
 def shares(Py_ssize_t blocks, int n):
     """Where the shares of n threads begin, and the last one ends. For tests."""
+    if n < 1 or blocks < 0:
+        raise ValueError(f"{blocks} blocks for {n} threads")
     return [share_begin(blocks, k, n) for k in range(n + 1)]
 
 
@@ -40,6 +42,8 @@ def cut(list arrays, Py_ssize_t begin, Py_ssize_t end):
     rule.n_states, rule.f32, rule.f64 = 0, note_f32, note_f64
     around.rule = around.short_rule = &rule
     around.bare = True
+    if not all(width in (4, 8) for _, width in arrays):
+        raise ValueError("an element has 4 or 8 bytes")
     for i, (n, width) in enumerate(arrays[:MOST_NOTED]):
         q[i].p, q[i].n, q[i].type = NULL, n, cnp.NPY_DOUBLE if width == 8 else cnp.NPY_FLOAT
         work[i].q, work[i].around, work[i].g, work[i].slot, work[i].first_block = &q[i], &around, NULL, i, blocks

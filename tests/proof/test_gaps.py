@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import os
 import pickle
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +24,7 @@ import fastopt
 from fastopt import (
     SGD,
     Adam,
+    CheckpointError,
     ConventionError,
     HyperparameterError,
     LayoutError,
@@ -510,6 +513,24 @@ def test_state_from_reversed_views_of_one_s_own_live_state(view):
     opt.load_state_dict(live)
     other.load_state_dict(apart)
     assert same_bits([s["exp_avg"] for s in opt.state], [s["exp_avg"] for s in other.state])
+
+
+def test_a_header_with_two_digests_is_refused(tmp_path):
+    """Of two keys of one name JSON keeps the last; the digest that is checked is the first that is found."""
+    pytest.importorskip("safetensors")
+    path = tmp_path / "run"
+    opt = Adam(three())
+    opt.step(three(5))
+    opt.save(path)
+    data = path.read_bytes()
+    n = int.from_bytes(data[:8], "little")
+    entry = re.search(rb'"fastopt\.digest":"([0-9a-f]{64})"', data[8 : 8 + n])
+    header = data[8 : 8 + n].replace(entry[0], entry[0] + b"," + entry[0])
+    head, digest = len(header).to_bytes(8, "little") + header, entry[1]
+    right = hashlib.sha256(head.replace(digest, b"0" * 64, 1)).hexdigest().encode()
+    path.write_bytes(head.replace(digest, right, 1) + data[8 + n :])
+    with unchanged(opt, CheckpointError, "has 2 digests, not one"):
+        opt.load(path)
 
 
 # --- Functions
