@@ -150,11 +150,13 @@ class Reader:
             check(frozen_optimizer(self.opt) == self.before, *what, "a load that failed has changed the optimizer")
             self.seen["do not fit"] += 1
             return False
-        with contextlib.suppress(fastopt.FastoptError):
+        try:
             self.opt.step({"w": np.ones(3, np.float32), "b": np.ones((2, 2))})
+            self.seen["loaded"] += 1
+        except fastopt.FastoptError:                            # a hyperparameter for this very step
+            self.seen["loaded, and refuse to step"] += 1
         self.opt = optimizer(3)
         self.before = frozen_optimizer(self.opt)
-        self.seen["loaded"] += 1
         return True
 
 
@@ -168,7 +170,10 @@ def strangers(value: Any) -> Iterator[str]:
     if type(value) in (list, tuple, dict):
         items = [*value.keys(), *value.values()] if type(value) is dict else value
         yield from itertools.chain.from_iterable(map(strangers, items))
-    elif not isinstance(value, (type(None), bool, int, float, str, np.generic, np.ndarray)) or callable(value):
+    elif isinstance(value, (np.generic, np.ndarray)):
+        if value.dtype.kind not in "biuf":
+            yield repr(value)
+    elif not isinstance(value, (type(None), bool, int, float, str)) or callable(value):
         yield repr(value)
 
 

@@ -247,6 +247,35 @@ def test_loading_a_file_interrupted_anywhere_is_whole_or_did_not_happen(amount, 
     tally("places in Python code interrupted", places)
 
 
+def test_saving_a_file_interrupted_anywhere_leaves_the_old_or_the_new(amount, tally, tmp_path):
+    pytest.importorskip("safetensors", reason="files need safetensors, the extra checkpoint")
+    path = tmp_path / "saved"
+    old, new = stepped(lr=0.5), stepped(lr=0.25, amsgrad=True)
+    wanted = []
+    for opt in (old, new):
+        opt.save(path)
+        wanted.append(frozen(fastopt.load(path)))
+    for k in range(1, 1_000_000, amount(25, 1)):
+        old.save(path)
+        interrupt, before = InterruptAt(k), sys.gettrace()
+        sys.settrace(interrupt)
+        try:
+            new.save(path)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        assert frozen(fastopt.load(path)) in wanted, f"place {k}: {interrupt.where}"
+        if interrupt.where is None:
+            break
+        new.save(path)  # nothing holds it, or the file
+        assert frozen(fastopt.load(path)) == wanted[1]
+        tally("places of a save interrupted")
+        left = [name for name in os.listdir(tmp_path) if name != "saved"]
+        assert len(left) <= 1, f"place {k}: {interrupt.where}: {left}"
+    assert k > 100
+
+
 def test_loading_any_optimizer_interrupted_anywhere_is_whole_or_did_not_happen(amount, tally):
     for cls, convention in amount([(fastopt.NAdam, "torch")], ALL):
         make = lambda c=cls, v=convention: of(stepped(c, v), with_saved)  # noqa: E731
