@@ -73,7 +73,7 @@ lint: .venv/test/ready  ## ruff, mypy, cython-lint, and the C sources with every
 	.venv/test/bin/ruff check .
 	.venv/test/bin/mypy
 	PATH="$(CURDIR)/.venv/test/bin:$$PATH" cython-lint fastopt
-	for openmp in "" -fopenmp; do for source in src_c/*.[ch]; do \
+	for openmp in "" -fopenmp; do for source in src_c/*.[ch] tests/*/*.c; do \
 	    $(CC) $(STRICT) $(HEADERS) $$openmp -x c $$source || exit 1; done; done
 
 wheel: dist/ready  ## build dist/fastopt-*.whl
