@@ -174,6 +174,7 @@ cdef class Plan:
             raise HyperparameterError(f"copy_grads={copy_grads!r} must be True or False")
         if state_factory is not None and not callable(state_factory):
             raise HyperparameterError(f"state_factory={state_factory!r} must be None or callable(name, shape, dtype)")
+        read_quota()                  # now: it runs Python code, which no step may
         self.derive = derive
         self.n_threads = None if n_threads is None else int(n_threads)
         self.most_threads = 0 if n_threads is None else min(self.n_threads, MOST_THREADS)
