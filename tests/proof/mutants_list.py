@@ -780,7 +780,12 @@ MUTANTS = [
     # --- Loading a state dict
     Mutant(
         "one's own live state is overwritten while it is read", STATE,
-        "return fit.copy(order) if plan.touches(fit) else fit", "return fit", LOADING,
+        "plan.state_factory is not None or plan.touches(fit) else", "plan.state_factory is not None else", LOADING,
+    ),
+    Mutant(
+        "state that a factory may hand out is not copied", STATE,
+        "if plan.state_factory is not None or plan.touches(fit) else", "if plan.touches(fit) else",
+        "test_hostile.py -k factory",
     ),
     Mutant(
         "a parameter that is listed twice", STATE,
@@ -860,15 +865,22 @@ MUTANTS = [
     ),
     Mutant(
         "what a failed save wrote is left", CHECKPOINT,
-        '            os.unlink(os.path.join(folder, "new"))\n        with contextlib.suppress(OSError):\n'
-        "            os.rmdir(folder)\n        shutil.rmtree(folder, ignore_errors=True)\n",
-        "            pass\n", "test_checkpoint.py -k interrupted_save",
+        "            remove(folder)\n        finally:\n", "            pass\n        finally:\n",
+        "test_checkpoint.py -k interrupted_save",
     ),
     Mutant(
         "what another is just saving is taken for a leftover", CHECKPOINT,
-        "        if lock is not None and lock >= 0:\n            shutil.rmtree(folder, ignore_errors=True)\n"
-        "            os.close(lock)\n",
-        "        shutil.rmtree(folder, ignore_errors=True)\n", AT_THE_SAME_TIME,
+        "        if lock is not None and lock >= 0:\n            remove(folder)\n            os.close(lock)\n",
+        "        remove(folder)\n", AT_THE_SAME_TIME,
+    ),
+    Mutant(
+        "what others keep in a folder is removed, too", CHECKPOINT,
+        'os.path.join(glob.escape(folder), ".tmp*")', 'os.path.join(glob.escape(folder), "*")',
+        "test_checkpoint.py -k only_looks_like",
+    ),
+    Mutant(
+        "a header that is too long to be read", CHECKPOINT,
+        "        if length > LARGEST_HEADER:\n", "        if False:\n", "test_checkpoint.py -k could_not_be_read_again",
     ),
     Mutant(
         "the mode of the file that is replaced", CHECKPOINT,
@@ -876,7 +888,7 @@ MUTANTS = [
     ),
     Mutant(
         "a link is replaced by a file", CHECKPOINT,
-        "os.path.realpath(os.fsdecode(path))", "os.fsdecode(path)", "test_checkpoint.py -k what_a_link",
+        "os.path.realpath(name)", "os.path.abspath(name)", "test_checkpoint.py -k what_a_link",
     ),
     Mutant(
         "a folder or a pipe is replaced by a file", CHECKPOINT,
@@ -902,7 +914,11 @@ MUTANTS = [
     ),
     Mutant(
         "a product in the memory of a parameter", FUNCTIONAL,
-        "if plan.touches(array) or any(", "if any(", "test_functional.py",
+        "        if plan.touches(array):\n", "        if False:\n", "test_functional.py",
+    ),
+    Mutant(
+        "a product in the memory of a gradient", ENGINE,
+        "if not memory.is_free(w.g, w.g + w.q.n_bytes):", "if False:", "test_hostile.py -k product",
     ),
     Mutant(
         "a product that is read-only", FUNCTIONAL,
