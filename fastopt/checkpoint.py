@@ -172,7 +172,8 @@ def own_folder(parent: str, name: str) -> Iterator[str]:
         yield folder
     finally:
         try:
-            remove(folder)
+            if folder:  # else none was made
+                remove(folder)
         finally:
             if lock is not None and lock >= 0:
                 os.close(lock)

@@ -836,3 +836,12 @@ def test_what_a_subclass_adds_to_its_state_dict_is_not_lost_in_silence(tmp_path)
 def test_a_folder_as_path_is_no_name_for_a_file(tmp_path):
     with pytest.raises(IsADirectoryError):
         fastopt.Adam(np.zeros(3)).save(f"{tmp_path}/new/")
+
+
+def test_a_save_that_cannot_begin_removes_nothing_where_the_process_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("new", ".tmp123"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(FileNotFoundError):
+        fastopt.Adam(np.zeros(3)).save("missing/run")
+    assert sorted(os.listdir(tmp_path)) == [".tmp123", "new"]

@@ -865,7 +865,7 @@ MUTANTS = [
     ),
     Mutant(
         "what a failed save wrote is left", CHECKPOINT,
-        "            remove(folder)\n        finally:\n", "            pass\n        finally:\n",
+        "                remove(folder)\n        finally:\n", "                pass\n        finally:\n",
         "test_checkpoint.py -k interrupted_save",
     ),
     Mutant(
