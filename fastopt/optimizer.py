@@ -484,8 +484,8 @@ class Optimizer:
         ------
         StateDictError
             For a dict of another layout, optimizer, convention or shape, or with state missing.
-        HyperparameterError
-            For hyperparameters out of range.
+        HyperparameterError, ConventionError
+            For hyperparameters out of range, or that the convention has not.
         """
         from fastopt._state import load
 
