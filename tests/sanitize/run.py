@@ -142,7 +142,9 @@ def valgrind(folder: Path, arguments: Sequence[str]) -> str:
     library, xml = folder / "checks.so", folder / "valgrind.xml"
     output(run(program("cc", "gcc"), "-O1", "-shared", "-fPIC", str(HERE / "checks.c"), "-o", str(library)))
     environ = {"PYTHONPATH": python_path(), "PYTHONMALLOC": "malloc", "OMP_NUM_THREADS": "1"}
-    command = [program("valgrind"), "-q", "--num-callers=30", "--xml=yes", f"--xml-file={xml}", sys.executable]
+    # Strict: a vector that reaches past the end by a part of itself is a fault, too.
+    command = [program("valgrind"), "-q", "--partial-loads-ok=no", "--num-callers=30", "--xml=yes", f"--xml-file={xml}",
+               sys.executable]  # fmt: skip
 
     def ours() -> list[str]:
         """The errors with a function of fastopt's, or in what it wrote. Python itself has others, and frees not all."""
