@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ..errors import FastoptError
-from . import demo, info
+from . import compare, demo, info
 
 __all__ = ["main"]
 
-COMMANDS = (demo, info)
+COMMANDS = (demo, compare, info)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,8 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import HyperparameterError, MissingExtraError
+from .. import OPTIMIZERS
+from .._compare.data import load, split
+from .._compare.models import HIDDEN, LEARNING_RATES, accuracy, initial_weights, loss_and_gradients
+from .._compare.results import finite
 from ..training import MinimizeState, minimize
+from ._arguments import above_zero, made_folder, need, optimizers, whole
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -29,23 +32,6 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 __all__ = ["add_parser", "run"]
-
-HIDDEN = 64
-
-# Where the default of the class is not what this network likes; the other optimizers take their default.
-LEARNING_RATES = {
-    "SGD": 0.1,
-    "Momentum": 0.02,
-    "NAG": 0.02,
-    "Adagrad": 0.02,
-    "RMSprop": 1e-3,
-    "Adam": 2e-3,
-    "AdamW": 2e-3,
-    "Adamax": 5e-3,
-    "RAdam": 5e-3,
-    "Lion": 5e-4,
-}
-
 
 # --- the command line
 
@@ -73,13 +59,13 @@ def add_parser(commands: Any) -> None:
         help="of weights, data and gradients (%(default)s)",
     )
     parser.add_argument(
-        "--epochs", type=_whole(1), default=15, metavar="N", help="passes through the data (%(default)s)"
+        "--epochs", type=whole(1), default=15, metavar="N", help="passes through the data (%(default)s)"
     )
-    parser.add_argument("--batch-size", type=_whole(1), default=32, metavar="N", help="samples in a step (%(default)s)")
-    parser.add_argument("--lr", type=_rate, metavar="X", help="learning rate of all of them (one that suits each)")
-    parser.add_argument("--threads", type=_whole(1), metavar="N", help="threads of the optimizer step (automatic)")
+    parser.add_argument("--batch-size", type=whole(1), default=32, metavar="N", help="samples in a step (%(default)s)")
+    parser.add_argument("--lr", type=above_zero, metavar="X", help="learning rate of all of them (one that suits each)")
+    parser.add_argument("--threads", type=whole(1), metavar="N", help="threads of the optimizer step (automatic)")
     parser.add_argument(
-        "--seed", type=_whole(0), default=0, metavar="N", help="for weights, split and shuffles (%(default)s)"
+        "--seed", type=whole(0), default=0, metavar="N", help="for weights, split and shuffles (%(default)s)"
     )
     parser.add_argument(
         "--out",
@@ -93,97 +79,10 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run, command="demo")
 
 
-def _whole(least: int) -> Any:
-    def parse(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = least - 1
-        if number < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
-        return number
-
-    return parse
-
-
-def _rate(text: str) -> float:
-    try:
-        rate = float(text)
-    except ValueError:
-        rate = math.nan
-    if not 0 < rate < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return rate
-
-
-def _chosen(names: list[str] | None) -> dict[str, type]:
-    """Return the optimizer classes by name: those asked for, in that order, or all."""
-    from .. import OPTIMIZERS as classes
-
-    if names is None:
-        return dict(classes)
-    by_lower = {name.lower(): name for name in classes}
-    wanted = [name.strip().lower() for item in names for name in item.split(",")]
-    unknown = [name for name in wanted if name not in by_lower]
-    if unknown:
-        raise HyperparameterError(f"--optimizer: {unknown[0]!r} is none of {', '.join(classes)}")
-    return {by_lower[name]: classes[by_lower[name]] for name in wanted}
-
-
-# --- the network
-
-
-def initial_weights(sizes: tuple[int, int, int], rng: np.random.Generator, dtype: str) -> list[Array]:
-    """Return weights and biases of two layers: He's normal weights, no biases."""
-    n_in, n_hidden, n_out = sizes
-    w1 = rng.normal(0, math.sqrt(2 / n_in), (n_in, n_hidden))
-    w2 = rng.normal(0, math.sqrt(2 / n_hidden), (n_hidden, n_out))
-    return [a.astype(dtype) for a in (w1, np.zeros(n_hidden), w2, np.zeros(n_out))]
-
-
-def scores(params: list[Array], x: Array) -> tuple[Array, Array]:
-    """Return the hidden layer, after its ReLU, and the scores of the classes."""
-    w1, b1, w2, b2 = params
-    hidden = np.maximum(x @ w1 + b1, 0)
-    return hidden, hidden @ w2 + b2
-
-
-def loss_and_gradients(params: list[Array], batch: tuple[Array, Array]) -> tuple[float, list[Array]]:
-    """Return the mean cross-entropy of the batch and its gradient."""
-    x, y = batch
-    w2 = params[2]
-    rows = np.arange(len(y))
-    hidden, z = scores(params, x)
-    z = z - z.max(axis=1, keepdims=True)  # so that exp cannot overflow
-    exp = np.exp(z)
-    total = exp.sum(axis=1, keepdims=True)
-    loss = np.mean(np.log(total[:, 0]) - z[rows, y])
-
-    dz = exp / total  # softmax - onehot, over the batch
-    dz[rows, y] -= 1
-    dz /= len(y)
-    dhidden = (dz @ w2.T) * (hidden > 0)
-    return float(loss), [x.T @ dhidden, dhidden.sum(axis=0), hidden.T @ dz, dz.sum(axis=0)]
-
-
-def accuracy(params: list[Array], data: tuple[Array, Array]) -> float:
-    """Return the share of samples whose highest score is that of their class."""
-    x, y = data
-    return float(np.mean(scores(params, x)[1].argmax(axis=1) == y))
-
-
 def load_digits(seed: int, dtype: str) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """Return the training and the test samples of the digits, standardized."""
-    from sklearn import datasets
-    from sklearn.model_selection import train_test_split
-    from sklearn.preprocessing import StandardScaler
-
-    x, y = datasets.load_digits(return_X_y=True)
-    x_train, x_test, y_train, y_test = train_test_split(x, y, test_size=0.2, random_state=seed, stratify=y)
-    # Fitted on the training samples alone. Border pixels that are constant there are divided by 1.
-    scaler = StandardScaler().fit(x_train)
-    x_train, x_test = (np.ascontiguousarray(scaler.transform(part), dtype) for part in (x_train, x_test))
-    return (x_train, y_train), (x_test, y_test)
+    parts = split(load("digits"), seed, dtype)
+    return parts.train, parts.test
 
 
 # --- the run
@@ -296,20 +195,11 @@ def steps_per_epoch(data: tuple[Array, Array], batch_size: int) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Train with each optimizer, print the table, write the picture; return the exit code."""
-    try:
-        import matplotlib  # noqa: F401
-        import sklearn  # noqa: F401
-        from tqdm import tqdm
-    except ImportError as error:
-        raise MissingExtraError(f'{error}; pip install "fastopt[demo]" brings what the demo needs') from error
-    classes = _chosen(args.optimizer)
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        if not os.access(args.out, os.W_OK):
-            raise PermissionError("not writable")
-    except OSError as error:
-        raise HyperparameterError(f"--out: cannot write to {args.out}: {error.strerror or error}") from error
+    need("demo", "matplotlib", "sklearn", "tqdm")
+    from tqdm import tqdm
 
+    classes = optimizers(args.optimizer) or dict(OPTIMIZERS)
+    made_folder(args.out)
     train_set, test_set = load_digits(args.seed, args.dtype)
     per_epoch = steps_per_epoch(train_set, args.batch_size)
     sizes = (train_set[0].shape[1], HIDDEN, 10)
@@ -383,17 +273,8 @@ def write_json(rows: list[Row], args: argparse.Namespace) -> Path:
     settings = {key: getattr(args, key) for key in ("dtype", "epochs", "batch_size", "lr", "threads", "seed")}
     path: Path = args.out / "results.json"
     report = {"settings": settings, "results": [asdict(row) for row in rows]}
-    path.write_text(json.dumps(_finite(report), indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(finite(report), indent=1) + "\n", encoding="utf-8")
     return path
-
-
-def _finite(value: Any) -> Any:
-    """Return the same with null for NaN and infinity, which JSON does not know."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def draw(rows: list[Row], path: Path, window: int) -> None:

@@ -41,6 +41,10 @@ LEFT_OUT = {
     "test_vectorized.py": "reads machine code, which is another here",
     "test_bench_tools.py": "no code of the extension modules",
     "test_bench_steady.py": "no code of the extension modules",
+    "test_examples.py": "whole programs, which call nothing that the other tests do not",
+    "test_compare.py": "likewise",
+    "test_compare_data.py": "likewise",
+    "test_compare_pictures.py": "likewise",
 }
 
 

@@ -1,0 +1,251 @@
+"""What a race on real data comes to: the table, what the lecture notes claim of it, the curves as CSV and drawn."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from .learning import HIDDEN, MEASURED_PER_EPOCH, Curves
+from .race import Finding
+from .report import Picture, Section, Table
+
+__all__ = ["findings", "headline", "leaders", "section", "table", "write_csv"]
+
+WHOLE, TWO = "{:,.0f}".format, "{:.2g}".format
+
+
+def section(curves: Curves, folder: Path, formats: Iterable[str] = ("png", "svg")) -> Section:
+    """Draw the curves into a folder, write them as CSV beside, and return all that is to be said.
+
+    Parameters
+    ----------
+    curves : Curves
+        From `learning.race`.
+    folder : pathlib.Path
+        Where the files go, ``NAME-curves.png`` and so on, with the data set's name. Made if missing.
+    formats : iterable of str, optional
+        The endings of the pictures.
+    """
+    from . import curve_pictures
+
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = folder / re.sub(r"[^\w.-]+", "-", curves.dataset.name)
+    pictures: Sequence[Picture] = curve_pictures.draw(curves, stem, tuple(formats))
+    return Section(
+        name=stem.name,
+        title=f"Real data: {curves.dataset.name}",
+        story=story(curves),
+        table=table(curves),
+        findings=tuple(findings(curves)),
+        pictures=tuple(pictures),
+        files=(write_csv(curves, stem.with_name(f"{stem.name}-curves.csv")),),
+    )
+
+
+def story(curves: Curves) -> str:
+    """Return what was learned, with what, and how to read the figures."""
+    dataset, seeds = curves.dataset, len(curves.seeds)
+    n_features, n_out = len(dataset.features), len(dataset.classes) or 1
+    scaled = {"standard": "to mean 0 and standard deviation 1", "minmax": "to the range from 0 to 1"}[dataset.scale]
+    if dataset.classes:
+        goal = f"{n_out} classes of {dataset.target!r} to tell apart: the loss is the mean cross-entropy."
+    else:
+        goal = (
+            f"The number {dataset.target!r} to tell: the loss is the mean squared error, in standard deviations of the "
+            "training part, so that 1 is the loss of always guessing the mean."
+        )
+    repeated = (
+        f"Figures are medians over {seeds} seeds, with the lowest and the highest in parentheses; a seed decides on "
+        "split, weights and shuffles, for all optimizers alike."
+        if seeds > 1
+        else "Split, weights and shuffles are the same for all optimizers; with one seed, differences may be chance."
+    )
+    return (
+        f"{goal} {curves.n_train:,} samples to train with, {len(dataset.y) - curves.n_train:,} to test with; "
+        f"{n_features} features, normalized {scaled} by what the training part is like. "
+        f"Network {n_features}-{HIDDEN}-{n_out} with ReLU, float64; batches of {curves.batch_size}, "
+        f"{curves.epochs} epoch{'s' * (curves.epochs > 1)}, measured {MEASURED_PER_EPOCH} times in each. {repeated} "
+        "Who is ahead depends on the learning rates, which the table shows, and times on the machine."
+    )
+
+
+# --- the table
+
+
+def table(curves: Curves) -> Table:
+    """Return what each optimizer came to, a line each."""
+    goal = _goal(curves)
+    scores = ("test accuracy",) if curves.dataset.classes else ("test R²", "test RMSE")
+    heads = ("optimizer", "settings", "training loss", *scores, f"steps to {goal}", f"ms to {goal}", "µs a step")
+    return Table(heads, tuple(_row(curves, runner) for runner in curves.runners))
+
+
+def _row(curves: Curves, runner: Any) -> tuple[str, ...]:
+    name, runs = runner.name, curves.of(runner.name)
+    failed = sum(not run.learned for run in runs)
+    losses = [spread(curves.finals(name), TWO)] * (failed < len(runs))
+    losses += [f"diverged ({failed} of {len(runs)})" if failed < len(runs) else "diverged"] * (failed > 0)
+    if curves.dataset.classes:
+        scores = [spread([100 * value for value in curves.finals(name, "scores")], "{:.1f}".format, " %")]
+    else:
+        scores = [spread(curves.finals(name, "scores"), "{:.2f}".format), spread(curves.finals(name, "rmse"), number)]
+    settings = f"{runner.settings}, batch {runner.batch_size}" if runner.batch_size else runner.settings
+    steps, seconds = (curves.arrivals(name, quantity) for quantity in ("steps", "seconds"))
+    a_step = [1e6 * run.step_seconds[-1] / run.steps[-1] for run in runs if run.steps[-1]]
+    timed = [spread(steps, WHOLE), spread([1000 * s for s in seconds], number), spread(a_step, TWO)]
+    return (name, settings, "; ".join(losses), *scores, *timed)
+
+
+def spread(values: Sequence[float], form: Callable[[float], str], unit: str = "") -> str:
+    """Return the median, with the lowest and the highest value in parentheses where they differ."""
+    if not values:
+        return "–"
+    low, middle, high = (
+        "never" if value == math.inf else form(value) for value in (min(values), median(values), max(values))
+    )
+    return f"{middle}{unit}" if low == high else f"{middle}{unit} ({low}–{high})"
+
+
+def number(value: float) -> str:
+    """Return a value with three digits, and commas rather than an exponent where it is large."""
+    return f"{float(f'{value:.3g}'):,.10g}"
+
+
+def _goal(curves: Curves) -> str:
+    return f"loss {curves.to_loss:g}"
+
+
+# --- who is first
+
+
+@dataclass(frozen=True)
+class Lead:
+    """Who came first to the loss, and whether the seeds agree on it."""
+
+    order: tuple[str, ...]
+    """Those who came there with most of the seeds, by their median."""
+    level: tuple[str, ...]
+    """Those of them whom the first did not beat clearly: with every seed, and by a tenth."""
+    medians: dict[str, float]
+
+
+def leaders(curves: Curves, quantity: str = "steps") -> Lead | None:
+    """Return who came first, by steps or by ``"seconds"``; None if nobody came."""
+    medians = {runner.name: median(curves.arrivals(runner.name, quantity)) for runner in curves.runners}
+    order = sorted((name for name in medians if medians[name] < math.inf), key=medians.__getitem__)
+    if not order:
+        return None
+    first = order[0]
+    level = [name for name in order[1:] if not curves.before(first, name, quantity)]
+    return Lead(tuple(order), tuple(level), medians)
+
+
+def headline(curves: Curves, quantity: str = "steps") -> str:
+    """Return who is the first to the loss, in a sentence; honest where the seeds do not agree."""
+    if not any(run.learned for run in curves.runs):
+        return f"No optimizer learns {curves.dataset.name} with these settings"
+    lead = leaders(curves, quantity)
+    goal = f"a training loss of {curves.to_loss:g}"
+    if lead is None:
+        return f"None of the optimizers gets to {goal} in {curves.epochs} epochs"
+
+    def after(name: str) -> str:
+        value = lead.medians[name]
+        return f"{WHOLE(value)} steps" if quantity == "steps" else f"{number(1000 * value)} ms"
+
+    first, *rest = lead.order
+    if not rest:
+        alone = "" if len(curves.runners) == 1 else " alone"
+        return f"{first}{alone} gets to {goal}, after {after(first)}"
+    if lead.level:
+        fastest, slowest = after(first), after(max(lead.level, key=lead.medians.__getitem__))
+        between = fastest if fastest == slowest else f"{fastest.split()[0]} to {slowest}"
+        if len(lead.level) > 2:
+            return f"No clear winner: {len(lead.level) + 1} of {len(curves.runners)} get to {goal} first, in {between}"
+        if all(lead.medians[name] <= 1.1 * lead.medians[first] for name in lead.level):
+            return f"{_listed([first, *lead.level])} get to {goal} about equally fast, in {between}"
+        return f"{first} is the first to {goal}, after {fastest}; with some seeds {_listed(lead.level)} as fast"
+    seeds = " with every seed" if len(curves.seeds) > 1 else ""
+    longer = f"; {rest[0]} needs {after(rest[0])}"
+    return f"{first} is the first to {goal}{seeds}, after {after(first)}{longer}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+# --- what the lecture notes claim
+
+
+def findings(curves: Curves) -> list[Finding]:
+    """Return what the lecture notes claim of training, as far as the optimizers took part that it is about."""
+    present = {runner.name for runner in curves.runners}
+    found = [
+        Finding(claim, source, curves.before(first, then), _steps_of(curves, (first, then)))
+        for claim, source, first, then in (
+            ("Momentum converges faster than SGD", "notes 004, Momentum; 001, 8-1", "Momentum", "SGD"),
+            ("NAG converges faster than Momentum", "notes 004, NAG", "NAG", "Momentum"),
+            ("RMSprop is more effective than Adagrad", "notes 004, RMSprop", "RMSprop", "Adagrad"),
+        )
+        if {first, then} <= present
+    ]
+    adaptive, others = (
+        [name for name in names if name in present]
+        for names in (("Adagrad", "Adadelta", "RMSprop", "Adam"), ("SGD", "Momentum", "NAG"))
+    )
+    if adaptive and others:
+        best = [min(names, key=lambda name: median(curves.arrivals(name))) for names in (adaptive, others)]
+        claim = "It is better to use an adaptive learning rate (Adagrad, Adadelta, RMSprop, Adam)"
+        measured = "the fastest of each kind: " + _steps_of(curves, best)
+        found.append(Finding(claim, "notes 003, which optimizer to use", curves.before(*best), measured))
+    if {"Adam", "SGD"} <= present:
+        found.append(_generalization(curves))
+    return found
+
+
+def _steps_of(curves: Curves, names: Sequence[str]) -> str:
+    rates = {runner.name: runner.settings for runner in curves.runners}
+    said = [f"{name} {spread(curves.arrivals(name), WHOLE)} ({rates[name]})" for name in names]
+    return f"steps to {_goal(curves)}: {', '.join(said)}"
+
+
+def _generalization(curves: Curves) -> Finding:
+    what, factor, form, unit = (
+        ("test accuracy", 100, "{:.1f}".format, " %") if curves.dataset.classes else ("test R²", 1, "{:.2f}".format, "")
+    )
+    scores = {name: [factor * run.scores[-1] for run in curves.of(name)] for name in ("Adam", "SGD")}
+    worse = all(adam < sgd for adam, sgd in zip(*scores.values(), strict=True))
+    measured = f"{what} at the end: " + ", ".join(f"{name} {spread(v, form, unit)}" for name, v in scores.items())
+    return Finding("Adam may generalize worse than plain SGD, on some problems", "notes 004, Adam", worse, measured)
+
+
+# --- the curves as CSV
+
+
+def write_csv(curves: Curves, file: Path) -> Path:
+    """Write a row for each time that a run was measured; what is not a number stays empty."""
+    columns: dict[str, Callable[[Any], Any]] = {
+        "step": lambda run: run.steps.astype(int),
+        "epoch": lambda run: run.epochs,
+        "training_loss": lambda run: run.losses,
+        "batch_loss": lambda run: run.batch_losses,
+        "test_loss": lambda run: run.test_losses,
+        "test_accuracy" if curves.dataset.classes else "test_r2": lambda run: run.scores,
+        **({} if curves.dataset.classes else {"test_rmse": lambda run: run.rmse}),
+        "seconds": lambda run: run.seconds,
+        "seconds_in_steps": lambda run: run.step_seconds,
+    }
+    with open(file, "w", newline="", encoding="utf-8") as out:
+        writer = csv.writer(out)
+        writer.writerow(["optimizer", "seed", *columns])
+        for run in curves.runs:
+            values = [column(run).tolist() for column in columns.values()]
+            for row in zip(*values, strict=True):
+                writer.writerow([run.runner.name, run.seed, *("" if value != value else value for value in row)])
+    return file

@@ -1,0 +1,403 @@
+"""The pictures of the lecture notes, and others like them: surfaces with everybody on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from .findings import (
+    Claim,
+    all_before,
+    all_before_at_best,
+    crossings,
+    distance,
+    each,
+    judge,
+    late,
+    left_saddle,
+    said,
+    settled,
+    turns,
+)
+from .race import Path, Race, Scene, line_up, run
+from .surfaces import SURFACES
+
+__all__ = ["LANDSCAPES"]
+
+FOUR = ("SGD", "Momentum", "Adagrad", "Adam")
+SEVEN = ("SGD", "Momentum", "NAG", "Adagrad", "Adadelta", "RMSprop", "Adam")
+ADAPTIVE = ("Adagrad", "Adadelta", "RMSprop")
+
+
+# --- x²/20 + y²: the four panels of notes 000
+
+
+def _zig_zag(race: Race) -> tuple[bool, str]:
+    sgd = race.paths["SGD"]
+    steps = len(sgd.points) - 1
+    over = {path.name: crossings(path) for path in race.paths.values()}
+    others = max(over[name] for name in over if name != "SGD")
+    return over["SGD"] > 2 * others and turns(sgd) > 90, (
+        f"crossings of the valley floor in {steps} steps: {each(over)}; "
+        f"SGD turns by {turns(sgd):.0f} degrees from one step to the next (median)"
+    )
+
+
+def _even_rates(race: Race) -> tuple[bool, str]:
+    rates = race.paths["Adagrad"].rates
+    x, y = rates[-1]
+    return x > 2 * y, f"after {len(rates)} steps: {x:.3g} along x (gentle), {y:.3g} along y (steep)"
+
+
+def _sooner_along_x(race: Race) -> tuple[bool, str]:
+    def arrival(path: Path) -> int | None:
+        return path.first(np.abs(path.points[:, 0]) < 0.5)
+
+    rates = {name: race.paths[name].runner.options.get("lr") for name in ("SGD", "Momentum")}
+    holds, steps = all_before(race, ["Momentum"], ["SGD"], arrival)
+    return holds, f"until |x| < 0.5, {steps}, with a learning rate of {rates['Momentum']} against {rates['SGD']}"
+
+
+def _ravine_headline(race: Race) -> str:
+    over = {path.name: crossings(path) for path in race.paths.values()}
+    most, least = max(over, key=over.__getitem__), min(over, key=over.__getitem__)
+    if over[most] == over[least]:
+        return f"In {race.scene.steps} steps {most} crosses the floor of the valley {over[most]} times"
+    return (
+        f"{most} crosses the floor of the valley {over[most]} times in {race.scene.steps} steps, {least} {over[least]}"
+    )
+
+
+RAVINE = Scene(
+    name="ravine",
+    title="A long valley: SGD zig-zags",
+    story="The slope along y is twenty times that along x, so the gradient hardly ever points at the minimum. "
+    "Rates and start are those of the textbook picture that the notes show.",
+    surface=SURFACES["ravine"],
+    start=(-7.0, 2.0),
+    steps=30,
+    runners=line_up(
+        FOUR,
+        SGD={"lr": 0.95},
+        Momentum={"lr": 0.1, "momentum": 0.9},
+        Adagrad={"lr": 1.5},
+        Adam={"lr": 0.3},
+    ),
+    findings=judge(
+        Claim("SGD zig-zags on f(x, y) = x²/20 + y²", "notes 000, comparison; 004", ("SGD", "Momentum"), _zig_zag),
+        Claim(
+            "AdaGrad gives the parameter that is updated little the larger learning rate",
+            "notes 001, 8-3",
+            ("Adagrad",),
+            _even_rates,
+        ),
+        Claim(
+            "Momentum reaches the minimum sooner than SGD, since steps add up along a steady slope",
+            "notes 001, 8-1; 004",
+            ("SGD", "Momentum"),
+            _sooner_along_x,
+        ),
+    ),
+    headline=_ravine_headline,
+    panels=True,
+    animated=True,
+)
+
+
+# --- x² - y²: the saddle of notes 001
+
+
+def _saddle_headline(race: Race) -> str:
+    steps = {path.name: left_saddle(path) for path in race.paths.values()}
+    order = sorted(steps, key=lambda name: late(steps[name]))
+    first, last = order[0], order[-1]
+    tail = f"{last} not in {race.scene.steps}" if steps[last] is None else f"{last} after {steps[last]}"
+    return f"{first} leaves the saddle after {said(steps[first])} steps, {tail}"
+
+
+def _nearer(race: Race) -> tuple[bool, str]:
+    """Measure how many steps more it takes from a start a thousand times nearer, with time enough for all."""
+    x, y = race.scene.start
+    far, near = (replace(race.scene, start=(x, start), steps=1000) for start in (y, y / 1000))
+    more = {}
+    for path in race.of(*ADAPTIVE, "SGD", "Momentum", "NAG"):
+        before, after = (left_saddle(run(scene, path.runner)) for scene in (far, near))
+        more[path.name] = late(after) - late(before)
+    holds = max(more[name] for name in ADAPTIVE) < 0.5 * min(more[name] for name in ("SGD", "Momentum", "NAG"))
+    return holds, "steps more: " + each({name: f"{steps:.0f}" for name, steps in more.items()})
+
+
+SADDLE = Scene(
+    name="saddle",
+    title="A saddle: who leaves it",
+    story="The start is a thousandth off the ridge, where the gradient that leads away is next to nothing. Methods "
+    "that divide by the gradient's size do not mind; the others have to wait until it has grown.",
+    surface=SURFACES["saddle"],
+    start=(-1.0, 1e-3),
+    steps=120,
+    runners=line_up(
+        SEVEN,
+        SGD={"lr": 0.01},
+        Momentum={"lr": 0.01, "momentum": 0.9},
+        NAG={"lr": 0.01, "momentum": 0.9},
+        Adagrad={"lr": 0.1},
+        RMSprop={"lr": 0.02},
+        Adam={"lr": 0.02},
+    ),
+    findings=judge(
+        Claim(
+            "AdaGrad, AdaDelta and RMSProp leave the saddle easily, SGD, Momentum and NAG do not",
+            "notes 001, 8-7",
+            (*ADAPTIVE, "SGD", "Momentum", "NAG"),
+            lambda race: all_before(race, ADAPTIVE, ("SGD", "Momentum", "NAG"), left_saddle),
+        ),
+        Claim(
+            "The same with every method at its best learning rate",
+            "notes 001, 8-7",
+            (*ADAPTIVE, "SGD", "Momentum", "NAG"),
+            lambda race: all_before_at_best(race, ADAPTIVE, ("SGD", "Momentum", "NAG"), left_saddle),
+        ),
+        Claim(
+            "A start a thousand times nearer to the ridge delays SGD, Momentum and NAG, but not the adaptive methods",
+            "what lies behind it",
+            (*ADAPTIVE, "SGD", "Momentum", "NAG"),
+            _nearer,
+        ),
+        Claim(
+            "Momentum helps to get away from a saddle",
+            "notes 001, 8-1; 004",
+            ("SGD", "Momentum"),
+            lambda race: all_before(race, ["Momentum"], ["SGD"], left_saddle),
+        ),
+    ),
+    headline=_saddle_headline,
+    animated=True,
+)
+
+
+# --- Beale: who reaches the minimum
+
+
+def _arrives(path: Path) -> int | None:
+    return settled(path, SURFACES["beale"].minima, 0.1)
+
+
+def _near(path: Path) -> int | None:
+    return settled(path, SURFACES["beale"].minima, 0.5)
+
+
+def _arrival_headline(where: str) -> Callable[[Race], str]:
+    def headline(race: Race) -> str:
+        steps = {path.name: settled(path, race.scene.surface.minima) for path in race.paths.values()}
+        there = sorted((k, name) for name, k in steps.items() if k is not None)
+        if not there:
+            return f"None of them settles within 0.1 of the minimum of {where} in {race.scene.steps} steps"
+        missing = [name for name, k in steps.items() if k is None]
+        tail = f"; {' and '.join(missing)} not in {race.scene.steps}" if 0 < len(missing) <= 3 else ""
+        return f"{there[0][1]} is the first to settle in the minimum of {where}, after {there[0][0]} steps{tail}"
+
+    return headline
+
+
+BEALE = Scene(
+    name="beale",
+    title="Beale's function: who reaches the minimum first",
+    story="The start is beside the saddle at (0, 1), the minimum lies at (3, 0.5) at the end of a long, flat valley. "
+    "Settled: within 0.1 of the minimum, from then on.",
+    surface=SURFACES["beale"],
+    start=(0.05, 1.02),
+    steps=1000,
+    runners=line_up(
+        SEVEN,
+        SGD={"lr": 0.01},
+        Momentum={"lr": 0.01, "momentum": 0.9},
+        NAG={"lr": 0.01, "momentum": 0.9},
+        Adagrad={"lr": 0.1},
+        RMSprop={"lr": 0.01},
+        Adam={"lr": 0.05},
+    ),
+    findings=judge(
+        Claim(
+            "After the saddle, Momentum and NAG are the fastest to the minimum",
+            "notes 001, 8-7",
+            SEVEN,
+            lambda race: all_before(race, ("Momentum", "NAG"), ("SGD", *ADAPTIVE, "Adam"), _arrives),
+        ),
+        Claim(
+            "The same with every method at its best learning rate",
+            "notes 001, 8-7",
+            SEVEN,
+            lambda race: all_before_at_best(race, ("Momentum", "NAG"), ("SGD", *ADAPTIVE, "Adam"), _arrives),
+        ),
+        Claim(
+            "AdaGrad and RMSProp are slower there than AdaDelta",
+            "notes 001, 8-4 and 8-7",
+            ADAPTIVE,
+            lambda race: all_before(race, ["Adadelta"], ("Adagrad", "RMSprop"), _arrives),
+        ),
+        Claim(
+            "The same with every method at its best learning rate",
+            "notes 001, 8-4 and 8-7",
+            ADAPTIVE,
+            lambda race: all_before_at_best(race, ["Adadelta"], ("Adagrad", "RMSprop"), _arrives),
+        ),
+        Claim(
+            "The adaptive methods leave the saddle first, here as well",
+            "notes 001, 8-7",
+            (*ADAPTIVE, "SGD", "Momentum", "NAG"),
+            lambda race: all_before(
+                race,
+                ADAPTIVE,
+                ("SGD", "Momentum", "NAG"),
+                lambda path: path.first(distance(path, [(0.0, 1.0)]) > 1),
+            ),
+        ),
+    ),
+    headline=_arrival_headline("Beale's function"),
+    animated=True,
+)
+
+
+# --- Rosenbrock, Himmelblau, Rastrigin
+
+
+def _settles_sooner(race: Race) -> tuple[bool, str]:
+    minima = race.scene.surface.minima
+    return all_before(race, ["Momentum"], ["SGD"], lambda path: settled(path, minima))
+
+
+ROSENBROCK = Scene(
+    name="rosenbrock",
+    title="Rosenbrock's function: a bent, flat valley",
+    story="Finding the valley takes a few steps, following it to (1, 1) the rest: its floor falls a thousand times "
+    "more gently than its walls.",
+    surface=SURFACES["rosenbrock"],
+    start=(-1.5, 2.0),
+    steps=1500,
+    runners=line_up(
+        SEVEN,
+        SGD={"lr": 0.001},
+        Momentum={"lr": 0.001, "momentum": 0.9},
+        NAG={"lr": 0.001, "momentum": 0.9},
+        Adagrad={"lr": 0.5},
+        RMSprop={"lr": 0.01},
+        Adam={"lr": 0.1},
+    ),
+    findings=judge(
+        Claim(
+            "Momentum converges faster than SGD at the same learning rate",
+            "notes 001, 8-1",
+            ("SGD", "Momentum"),
+            _settles_sooner,
+        ),
+    ),
+    headline=_arrival_headline("Rosenbrock's function"),
+    animated=True,
+)
+
+
+def _ends(race: Race) -> dict[str, tuple[float, ...]]:
+    """Return the minimum that each one ended nearest to."""
+    minima = race.scene.surface.minima
+    return {
+        path.name: minima[int(np.argmin([np.linalg.norm(path.points[-1] - np.array(at)) for at in minima]))]
+        for path in race.paths.values()
+    }
+
+
+def _spot(at: tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{number:.3g}" for number in at) + ")"
+
+
+def _himmelblau_headline(race: Race) -> str:
+    ends = list(_ends(race).values())
+    common = max(set(ends), key=ends.count)
+    others = [name for name, at in _ends(race).items() if at != common]
+    rest = f", {' and '.join(others)} to another" if others else ""
+    most = f"{ends.count(common)} of {len(ends)} go to {_spot(common)}"
+    return f"One start, {len(set(ends))} of four minima: {most}{rest}"
+
+
+def _other_starts(race: Race) -> tuple[bool, str]:
+    ends = {}
+    for start in ((0.0, 0.0), (0.0, 4.0), (-0.3, -1.0)):
+        moved = replace(race.scene, start=start)
+        path = run(moved, race.paths["SGD"].runner)
+        ends[_spot(start)] = _ends(Race(moved, {"SGD": path}))["SGD"]
+    return len(set(ends.values())) > 1, "SGD: " + ", ".join(f"from {a} to {_spot(b)}" for a, b in ends.items())
+
+
+HIMMELBLAU = Scene(
+    name="himmelblau",
+    title="Himmelblau's function: four minima, equally deep",
+    story="All start from one point. Where they end depends on the start, and on how far they shoot.",
+    surface=SURFACES["himmelblau"],
+    start=(0.0, 0.0),
+    steps=200,
+    runners=line_up(
+        SEVEN,
+        SGD={"lr": 0.01},
+        Momentum={"lr": 0.01, "momentum": 0.9},
+        NAG={"lr": 0.01, "momentum": 0.9},
+        Adagrad={"lr": 0.5},
+        Adadelta={"eps": 1e-4},
+        RMSprop={"lr": 0.05},
+        Adam={"lr": 0.2},
+    ),
+    findings=judge(
+        Claim("The starting point decides where descent ends", "notes 000, review", ("SGD",), _other_starts),
+    ),
+    headline=_himmelblau_headline,
+)
+
+
+def _many_minima(race: Race) -> tuple[bool, str]:
+    lowest = {path.name: float(path.losses[-1]) for path in race.paths.values()}
+    text = each({name: f"{value:.3g}" for name, value in lowest.items()})
+    return min(lowest.values()) > 0.5, f"f at the end (the global minimum is 0): {text}"
+
+
+def _escapes_lower(race: Race) -> tuple[bool, str]:
+    sgd, momentum = race.paths["SGD"].losses[-1], race.paths["Momentum"].losses[-1]
+    mu = race.paths["Momentum"].runner.options.get("momentum")
+    return bool(momentum < sgd - 0.5), f"f at the end: SGD {sgd:.3g}, Momentum ({mu}) {momentum:.3g}"
+
+
+def _rastrigin_headline(race: Race) -> str:
+    ends = {path.name: float(path.losses[-1]) for path in race.paths.values()}
+    best = min(ends, key=ends.__getitem__)
+    found = sum(value < 0.5 for value in ends.values())
+    if found:
+        return f"{found} of {len(ends)} find the global minimum among a hundred local ones"
+    return f"None finds the global minimum among a hundred; {best} gets lowest, f = {ends[best]:.2g}"
+
+
+RASTRIGIN = Scene(
+    name="rastrigin",
+    title="Rastrigin's function: local minima everywhere",
+    story="A bowl with a hundred dents. Momentum and NAG run with a momentum of 0.98: less does not get out of a dent.",
+    surface=SURFACES["rastrigin"],
+    start=(2.4, 1.6),
+    steps=400,
+    runners=line_up(
+        SEVEN,
+        SGD={"lr": 0.002},
+        Momentum={"lr": 0.002, "momentum": 0.98},
+        NAG={"lr": 0.002, "momentum": 0.98},
+        Adagrad={"lr": 1.0},
+        Adadelta={"eps": 1e-4},
+        RMSprop={"lr": 0.1},
+        Adam={"lr": 0.3},
+    ),
+    findings=judge(
+        Claim("Where there are many local minima, descent ends in one of them", "notes 002", ("SGD",), _many_minima),
+        Claim("Momentum can get out of local minima", "notes 001, 8-1; 000", ("SGD", "Momentum"), _escapes_lower),
+    ),
+    headline=_rastrigin_headline,
+)
+
+
+LANDSCAPES = (RAVINE, SADDLE, BEALE, ROSENBROCK, HIMMELBLAU, RASTRIGIN)
+"""The scenes of this file, in the order shown."""

@@ -1,0 +1,429 @@
+"""One thing at a time: learning rate, overshoot, batches, effective rates, first steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .findings import Claim, each, judge, length, overshoot, rises, turns
+from .race import Path, Race, Runner, Scene, run
+from .surfaces import SURFACES, Array, Surface
+
+__all__ = ["LESSONS"]
+
+
+# --- one variable, two minima: learning rates, and momentum
+
+LOW, TOP = SURFACES["dip"].minima[0][0], 0.12705084  # the global minimum, and the ridge between the two
+SMALL, SUITED, LARGE = "SGD, rate 0.005", "SGD, rate 0.1", "SGD, rate 0.9"
+ROLLING, LOOKING = "Momentum, rate 0.1", "NAG, rate 0.1"
+
+
+def _end(path: Path) -> float:
+    return float(path.points[-1, 0])
+
+
+def _swing(path: Path) -> float:
+    """Return how wide it still swings in its last ten steps."""
+    return float(np.ptp(path.points[-10:, 0]))
+
+
+def _escaped(path: Path) -> bool:
+    return _end(path) < TOP
+
+
+def _too_small(race: Race) -> tuple[bool, str]:
+    small, suited = race.paths[SMALL], race.paths[SUITED]
+    gap = abs(_end(small) - _end(suited))
+    return gap > 0.05 and abs(small.gradients[-1, 0]) > 10 * abs(suited.gradients[-1, 0]), (
+        f"after {race.scene.steps} steps it is still {gap:.2f} away from where rate 0.1 has come to rest"
+    )
+
+
+def _too_large(race: Race) -> tuple[bool, str]:
+    return _swing(race.paths[LARGE]) > 0.1 > _swing(race.paths[SUITED]), (
+        f"width of the swing in the last ten steps: {_swing(race.paths[LARGE]):.2g} with rate 0.9, "
+        f"{_swing(race.paths[SUITED]):.2g} with rate 0.1"
+    )
+
+
+def _large_escapes(race: Race) -> tuple[bool, str]:
+    ends = {name: f"x = {_end(race.paths[name]):.2f}" for name in (SMALL, SUITED, LARGE)}
+    holds = _escaped(race.paths[LARGE]) and not _escaped(race.paths[SMALL])
+    return holds, f"at the end (ridge at {TOP:.2f}): {each(ends)}"
+
+
+def _momentum_escapes(race: Race) -> tuple[bool, str]:
+    sgd, momentum = race.paths[SUITED], race.paths[ROLLING]
+    return _escaped(momentum) and not _escaped(sgd), (
+        f"at the same learning rate SGD ends at x = {_end(sgd):.2f}, f = {sgd.losses[-1]:.2f}; "
+        f"Momentum at x = {_end(momentum):.2f}, f = {momentum.losses[-1]:.2f}"
+    )
+
+
+def _nag_escapes(race: Race) -> tuple[bool, str]:
+    nag, momentum = race.paths[LOOKING], race.paths[ROLLING]
+    return _escaped(nag), (
+        f"NAG ends at x = {_end(nag):.2f}, Momentum at x = {_end(momentum):.2f}: the gradient from ahead brakes it "
+        "on the way up the ridge as well"
+    )
+
+
+def _dip_headline(race: Race) -> str:
+    out = [name for name, path in race.paths.items() if _escaped(path)]
+    held = [name for name in race.paths if name not in out]
+    if not out or not held:
+        return f"{'All' if out else 'None'} of them get out of the local minimum"
+    return f"Out of the local minimum: {' and '.join(out)}"
+
+
+DIP = Scene(
+    name="dip",
+    title="A local minimum: learning rates, and momentum",
+    story="A ball that starts on the right meets the shallow minimum first. A small step creeps, a suitable one "
+    "settles there, a large one jumps out but does not come to rest; momentum rolls through.",
+    surface=SURFACES["dip"],
+    start=(1.5,),
+    steps=80,
+    runners=(
+        Runner("SGD", {"lr": 0.005}, SMALL),
+        Runner("SGD", {"lr": 0.1}, SUITED),
+        Runner("SGD", {"lr": 0.9}, LARGE),
+        Runner("Momentum", {"lr": 0.1, "momentum": 0.9}, ROLLING),
+        Runner("NAG", {"lr": 0.1, "momentum": 0.9}, LOOKING),
+        Runner("Adam", {"lr": 0.1}, "Adam, rate 0.1"),
+    ),
+    findings=judge(
+        Claim("Too small a learning rate takes too long", "notes 002, learning rate", (SMALL, SUITED), _too_small),
+        Claim("Too large a learning rate oscillates and does not settle", "notes 002", (SUITED, LARGE), _too_large),
+        Claim("A large learning rate can leave a false local minimum, a small one cannot", "notes 002",
+              (SMALL, SUITED, LARGE), _large_escapes),
+        Claim("Momentum leaves the local minimum that gradient descent falls into", "notes 001, 8-1; 000; 004",
+              (SUITED, ROLLING), _momentum_escapes),
+        Claim("NAG, which brakes before a deep minimum is left, still leaves the shallow one", "notes 002, NAG",
+              (ROLLING, LOOKING), _nag_escapes),
+    ),
+    headline=_dip_headline,
+    panels=True,
+)  # fmt: skip
+
+
+# --- an ill-conditioned quadratic: momentum against NAG
+
+
+def _less_overshoot(race: Race) -> tuple[bool, str]:
+    far = {name: overshoot(race.paths[name]) for name in ("Momentum", "NAG")}
+    return far["NAG"] < 0.9 * far["Momentum"], "farthest beyond the valley floor: " + each(
+        {name: f"{value:.2f}" for name, value in far.items()}
+    )
+
+
+def _less_swing(race: Race) -> tuple[bool, str]:
+    half = race.scene.steps // 2
+    left = {name: float(np.abs(race.paths[name].points[half:, 1]).max()) for name in ("Momentum", "NAG")}
+    ways = {name: f"{length(race.paths[name]):.1f}" for name in ("Momentum", "NAG")}
+    swings = each({name: f"{value:.2g}" for name, value in left.items()})
+    return left["NAG"] < left["Momentum"], f"widest swing after {half} steps: {swings}; way travelled: {each(ways)}"
+
+
+def _over_all_rates(race: Race) -> tuple[bool, str]:
+    """Whether NAG overshoots less at every learning rate and momentum of a grid, not only at those of the picture."""
+    ratios = []
+    for lr in (0.02, 0.05, 0.1, 0.2):
+        for momentum in (0.8, 0.9, 0.95):
+            options = {"lr": lr, "momentum": momentum}
+            nag, plain = (overshoot(run(race.scene, Runner(name, options))) for name in ("NAG", "Momentum"))
+            ratios.append(nag / plain)
+    return max(ratios) < 1, f"NAG's overshoot is {min(ratios):.2f} to {max(ratios):.2f} times that of Momentum"
+
+
+def _overshoot_headline(race: Race) -> str:
+    far = {path.name: overshoot(path) for path in race.paths.values()}
+    if {"Momentum", "NAG"} <= far.keys():
+        return f"Momentum shoots {far['Momentum']:.2f} beyond the floor of the valley, NAG {far['NAG']:.2f}"
+    return "Beyond the floor of the valley: " + each({name: f"{value:.2f}" for name, value in far.items()})
+
+
+OVERSHOOT = Scene(
+    name="overshoot",
+    title="Overshoot: momentum against Nesterov's look ahead",
+    story="The slope along y is two hundred times that along x. Learning rate and momentum are the same; NAG takes the "
+    "gradient from where momentum would carry it.",
+    surface=SURFACES["canyon"],
+    start=(-10.0, 2.0),
+    steps=100,
+    runners=(
+        Runner("SGD", {"lr": 0.1}),
+        Runner("Momentum", {"lr": 0.1, "momentum": 0.9}),
+        Runner("NAG", {"lr": 0.1, "momentum": 0.9}),
+    ),
+    findings=judge(
+        Claim("NAG overshoots less than Momentum", "notes 001, 8-2; 002; 004", ("Momentum", "NAG"), _less_overshoot),
+        Claim("NAG oscillates less than Momentum", "notes 001, 8-2; 004", ("Momentum", "NAG"), _less_swing),
+        Claim("NAG overshoots less at other learning rates (0.02 to 0.2) and momenta (0.8 to 0.95), too",
+              "notes 001, 8-2", ("Momentum", "NAG"), _over_all_rates),
+    ),
+    headline=_overshoot_headline,
+    panels=True,
+    animated=True,
+)  # fmt: skip
+
+
+# --- samples with noise: the three gradient descents
+
+FULL, MINI, ONE, ROLLED = "Full batch", "Mini-batches of 8", "Stochastic", "Stochastic, momentum"
+SAMPLES = 64
+
+
+def _samples() -> tuple[Array, Array]:
+    rng = np.random.default_rng(7)
+    x = rng.normal(0, 1, SAMPLES)
+    return x, 1.5 * x - 0.7 + rng.normal(0, 0.8, SAMPLES)
+
+
+X, Y = _samples()
+
+
+def _batch_gradient(point: Array, batch: tuple[Array, Array]) -> Array:
+    x, y = batch
+    error = point[0] * x + point[1] - y
+    return np.array([np.mean(error * x), np.mean(error)])
+
+
+def _mean_squares(w: Any, b: Any) -> npt.NDArray[np.float64]:
+    w, b = np.asarray(w)[..., None], np.asarray(b)[..., None]
+    return np.asarray(np.mean((w * X + b - Y) ** 2, axis=-1) / 2)
+
+
+BEST = np.linalg.lstsq(np.stack([X, np.ones(SAMPLES)], axis=1), Y, rcond=None)[0]
+LINE = Surface(
+    "line",
+    r"f(w, b) = \frac{1}{2N} \sum_i (w x_i + b - y_i)^2",
+    _mean_squares,
+    lambda w, b: tuple(_batch_gradient(np.array([w, b]), (X, Y))),
+    ((-1.5, 3.0), (-2.5, 2.0)),
+    (tuple(BEST),),
+    float(_mean_squares(*BEST)),
+)
+
+
+def _heights(path: Path) -> Array:
+    return path.losses - LINE.floor
+
+
+def _steady(race: Race) -> tuple[bool, str]:
+    share = {name: rises(race.paths[name]) for name in (FULL, MINI, ONE)}
+    way = {name: f"{length(race.paths[name]):.1f}" for name in (FULL, MINI, ONE)}
+    higher = each({name: f"{value:.0%}" for name, value in share.items()})
+    return share[FULL] == 0 and share[FULL] < share[MINI] <= share[ONE], (
+        f"steps after which the loss was higher: {higher}; way travelled: {each(way)}"
+    )
+
+
+def _unsettled(race: Race) -> tuple[bool, str]:
+    last = {name: float(_heights(race.paths[name])[-30:].mean()) for name in (FULL, MINI, ONE)}
+    return last[FULL] < last[MINI] < last[ONE], "mean height above the minimum in the last 30 steps: " + each(
+        {name: f"{max(value, 0):.1g}" for name, value in last.items()}
+    )
+
+
+def _cheaper(race: Race) -> tuple[bool, str]:
+    seen = {}
+    for name in (ONE, MINI, FULL):
+        path = race.paths[name]
+        k = path.first(_heights(path) < 0.1)
+        seen[name] = float("inf") if k is None else path.samples[k]
+    return seen[ONE] < seen[MINI] < seen[FULL], "samples looked at until 0.1 above the minimum: " + each(
+        {name: f"{value:,.0f}" for name, value in seen.items()}
+    )
+
+
+def _noise_cancels(race: Race) -> tuple[bool, str]:
+    one, rolled = race.paths[ONE], race.paths[ROLLED]
+    return length(rolled) < length(one) and turns(rolled) < turns(one), (
+        "with the same learning rate in all, lr / (1 - momentum): "
+        f"way travelled {length(one):.1f} without, {length(rolled):.1f} with momentum; "
+        f"turn from step to step {turns(one):.0f} and {turns(rolled):.0f} degrees"
+    )
+
+
+def _noise_headline(race: Race) -> str:
+    if {FULL, ONE} <= race.paths.keys():
+        up = rises(race.paths[ONE])
+        return f"The fewer samples in a step, the more its path wanders: {up:.0%} of the stochastic steps go up"
+    share = {path.name: f"{rises(path):.0%}" for path in race.paths.values()}
+    return "Steps after which the loss was higher: " + each(share)
+
+
+BATCHES = Scene(
+    name="batches",
+    title="Three gradient descents: full batch, mini-batch, stochastic",
+    story=f"A straight line through {SAMPLES} noisy samples: the surface is the loss over all of them, the gradient "
+    "that of the samples in the batch.",
+    surface=LINE,
+    start=(-1.0, 1.5),
+    steps=128,
+    runners=(
+        Runner("SGD", {"lr": 0.1}, FULL),
+        Runner("SGD", {"lr": 0.1}, MINI, batch_size=8),
+        Runner("SGD", {"lr": 0.1}, ONE, batch_size=1),
+        Runner("Momentum", {"lr": 0.01, "momentum": 0.9}, ROLLED, batch_size=1),
+    ),
+    findings=judge(
+        Claim("The full batch converges steadily, the fewer samples the less so", "notes 000; 002",
+              (FULL, MINI, ONE), _steady),
+        Claim("Stochastic descent does not come to rest: it goes on oscillating around the minimum", "notes 000; 004",
+              (FULL, MINI, ONE), _unsettled),
+        Claim("Stochastic descent learns faster for the samples that it looks at", "notes 000; 002; 004",
+              (FULL, MINI, ONE), _cheaper),
+        Claim("Momentum averages the noise out", "notes 001, 8-1", (ONE, ROLLED), _noise_cancels),
+    ),
+    headline=_noise_headline,
+    panels=True,
+    animated=True,
+    samples=(X, Y),
+    batch_gradient=_batch_gradient,
+)  # fmt: skip
+
+
+# --- effective learning rates, under noise that does not end
+
+
+def _middle(rates: Array) -> float:
+    """Return the median of what can be said; NaN where nothing can."""
+    known = rates[np.isfinite(rates)]
+    return float(np.median(known)) if known.size else math.nan
+
+
+def _change(path: Path) -> float:
+    """Return by what factor the effective rate changed over the last three quarters of the run: a fourfold of steps."""
+    n, width = len(path.rates), max(len(path.rates) // 50, 1)
+    return _middle(path.rates[-2 * width :]) / _middle(path.rates[max(n // 4 - width, 0) : n // 4 + width])
+
+
+def _decays(race: Race) -> tuple[bool, str]:
+    path = race.paths["Adagrad"]
+    first, last = _middle(path.rates[:1]), _middle(path.rates[-20:])
+    return _change(path) < 0.7, (
+        f"{first:.2g} at the first step, {last:.2g} after {len(path.rates):,}; times {_change(path):.2f} over the last "
+        "three quarters, where 1/sqrt(t) would be times 0.5"
+    )
+
+
+def _stays(name: str) -> Any:
+    def measure(race: Race) -> tuple[bool, str]:
+        change = _change(race.paths[name])
+        return change > 0.8, f"times {change:.2f} over the last three quarters of {len(race.paths[name].rates):,} steps"
+
+    return measure
+
+
+def _decay_needs_gradients(race: Race) -> tuple[bool, str]:
+    """Without noise the gradients fade, and the sum of their squares stops growing."""
+    steps = 100  # later the gradients are nothing but rounding
+    still = run(replace(race.scene, steps=steps), Runner("Adagrad", race.paths["Adagrad"].runner.options))
+    return _change(still) < 0.7, (
+        f"with the full batch, whose gradients fade: times {_change(still):.2f} "
+        f"over the last three quarters of {steps} steps"
+    )
+
+
+def _rates_headline(race: Race) -> str:
+    changes = {path.name: _change(path) for path in race.paths.values()}
+    if "Adagrad" not in changes:
+        return "Effective learning rate over the last three quarters of the run: times " + each(
+            {name: f"{change:.2f}" for name, change in changes.items()}
+        )
+    others = [name for name in ("RMSprop", "Adadelta") if changes.get(name, 0) > 0.8]
+    tail = f", those of {' and '.join(others)} do not" if others else ""
+    return f"AdaGrad's learning rates fade (times {changes['Adagrad']:.2f} in the last three quarters){tail}"
+
+
+RATES = Scene(
+    name="rates",
+    title="Effective learning rates: AdaGrad's fade",
+    story="One sample a step, so that the gradients never end. The effective learning rate is what stands before the "
+    "gradient of each coordinate.",
+    surface=LINE,
+    start=(1.0, -0.5),
+    steps=4000,
+    runners=(
+        Runner("SGD", {"lr": 0.02}, batch_size=1),
+        Runner("Adagrad", {"lr": 0.1}, batch_size=1),
+        Runner("Adadelta", {}, batch_size=1),
+        Runner("RMSprop", {"lr": 0.01}, batch_size=1),
+        Runner("Adam", {"lr": 0.01}, batch_size=1),
+    ),
+    findings=judge(
+        Claim("AdaGrad's effective learning rate goes to zero", "notes 001, 8-3; 000; 002 to 004",
+              ("Adagrad",), _decays),
+        Claim("RMSProp's does not", "notes 001, 8-4; 002 to 004", ("RMSprop",), _stays("RMSprop")),
+        Claim("AdaDelta's does not", "notes 001, 8-4; 003; 004", ("Adadelta",), _stays("Adadelta")),
+        Claim("AdaGrad's goes to zero whatever the gradients do", "notes 001, 8-3",
+              ("Adagrad",), _decay_needs_gradients),
+    ),
+    headline=_rates_headline,
+    samples=(X, Y),
+    batch_gradient=_batch_gradient,
+)  # fmt: skip
+
+
+# --- first steps: bias correction, and AdaDelta's eps
+
+CORRECTED, UNCORRECTED = "Adam", "Adam, uncorrected"
+TINY_EPS, LARGE_EPS = "Adadelta, eps 1e-6", "Adadelta, eps 1e-2"
+
+
+def _first_step(path: Path) -> float:
+    return float(np.abs(path.points[1] - path.points[0]).max())
+
+
+def _correction(race: Race) -> tuple[bool, str]:
+    with_it, without = race.paths[CORRECTED], race.paths[UNCORRECTED]
+    rate = with_it.runner.options["lr"]
+    return abs(_first_step(with_it) / rate - 1) < 0.01 and _first_step(without) > 2 * rate, (
+        f"learning rate {rate}: first step {_first_step(with_it):.3f} with, {_first_step(without):.3f} without the "
+        "correction (times (1 - b1) / sqrt(1 - b2) = 3.16); way travelled "
+        f"{length(with_it):.1f} and {length(without):.1f}"
+    )
+
+
+def _eps_decides(race: Race) -> tuple[bool, str]:
+    first = {name: _first_step(race.paths[name]) for name in (TINY_EPS, LARGE_EPS)}
+    return first[LARGE_EPS] > 10 * first[TINY_EPS], "first step: " + each({k: f"{v:.2g}" for k, v in first.items()})
+
+
+def _first_headline(race: Race) -> str:
+    first = {path.name: f"{_first_step(path):.2g}" for path in race.paths.values()}
+    return f"The first step: {each(first)}"
+
+
+FIRST = Scene(
+    name="first-steps",
+    title="The first steps: bias correction, and AdaDelta's eps",
+    story="Averages that begin at zero are too small at first. Adam corrects them; AdaDelta lets eps decide.",
+    surface=SURFACES["ravine"],
+    start=(-7.0, 2.0),
+    steps=60,
+    runners=(
+        Runner("Adam", {"lr": 0.3}, CORRECTED),
+        Runner("Adam", {"lr": 0.3, "bias_correction": False}, UNCORRECTED),
+        Runner("Adadelta", {"eps": 1e-6}, TINY_EPS),
+        Runner("Adadelta", {"eps": 1e-2}, LARGE_EPS),
+    ),
+    findings=judge(
+        Claim("Adam's averages begin at zero and have to be corrected", "notes 003; 001, 8-5",
+              (CORRECTED, UNCORRECTED), _correction),
+        Claim("AdaDelta needs no learning rate, but its eps sets it going", "notes 003",
+              (TINY_EPS, LARGE_EPS), _eps_decides),
+    ),
+    headline=_first_headline,
+    panels=True,
+)  # fmt: skip
+
+LESSONS = (DIP, OVERSHOOT, BATCHES, RATES, FIRST)
+"""The scenes of this file, in the order shown."""

@@ -1,0 +1,147 @@
+"""A scene or a data set from start to end: run, measured, drawn, written, and made into a section of the page."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import learning
+from .data import Dataset
+from .findings import length, said, settled
+from .race import Path as Way
+from .race import Race, Runner, Scene, run_scene
+from .report import Section, Table
+
+__all__ = ["Part", "of_data", "of_scene"]
+
+# What the parts of a run take, in seconds on one core; a progress bar needs no more than a guess.
+RUN, DRAWING, ANIMATION, LEARNING_STEP = 0.1, 6.0, 6.0, 6e-5
+
+Tick = Callable[[float], Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something to be done, and how long it will take."""
+
+    name: str
+    work: float
+    """Seconds, roughly."""
+    perform: Callable[[Tick], tuple[Section, dict[str, Any]]]
+    """Told how to report work done, it returns the section, and the results as JSON takes them."""
+
+
+# --- surfaces
+
+
+def of_scene(scene: Scene, folder: Path, formats: Sequence[str], animated: bool, seed: int) -> Part:
+    """Return the part that runs a scene and draws it."""
+    from . import pictures
+
+    animated = animated and scene.animated
+    work = RUN * len(scene.runners) + DRAWING + (ANIMATION if animated else 0)
+
+    def perform(tick: Tick) -> tuple[Section, dict[str, Any]]:
+        race = run_scene(scene, seed, lambda steps: tick(RUN))
+        findings = tuple(scene.findings(race))
+        drawn = pictures.draw(race, folder, formats)
+        tick(DRAWING)
+        if animated:
+            share = ANIMATION / pictures.frames(race)
+            drawn.append(pictures.animate(race, folder / f"{scene.name}.gif", lambda: tick(share)))
+        paths = write_paths(race, folder / f"{scene.name}.csv")
+        section = Section(scene.name, scene.title, scene.story, table(race), findings, tuple(drawn), (paths,))
+        return section, as_json(race, section)
+
+    return Part(scene.name, work, perform)
+
+
+def table(race: Race) -> Table:
+    """Return what each runner did, a line each."""
+    surface = race.scene.surface
+    heads = ["optimizer", "settings", "steps", "ends at", "f there", "way"]
+    if surface.minima:
+        heads.insert(5, "settled after")
+    rows = []
+    for path in race.paths.values():
+        way = f"{length(path):.3g}" if path.finite else "diverged"
+        row = [path.name, path.runner.settings, str(len(path.points) - 1), place(path), f"{path.losses[-1]:.3g}", way]
+        if surface.minima:
+            row.insert(5, said(settled(path, surface.minima)))
+        rows.append(tuple(row))
+    return Table(tuple(heads), tuple(rows))
+
+
+def place(path: Way) -> str:
+    """Return where a path ends."""
+    return ", ".join(f"{number:.3g}" for number in path.points[-1])
+
+
+def write_paths(race: Race, file: Path) -> Path:
+    """Write every point of every path: optimizer, step, coordinates, loss, samples, gradients and effective rates."""
+    axes = ("x", "y")[: race.scene.surface.dimensions]
+    heads = ["optimizer", "step", *axes, "f", "samples", *(f"gradient_{a}" for a in axes), *(f"rate_{a}" for a in axes)]
+    with open(file, "w", newline="", encoding="utf-8") as out:
+        writer = csv.writer(out)
+        writer.writerow(heads)
+        for path in race.paths.values():
+            writer.writerows(_rows(path))
+    return file
+
+
+def _rows(path: Way) -> Iterable[list[Any]]:
+    """Return the rows of one path. The gradient and the rate in a row are those of the step that led there."""
+    none = np.full((1, path.points.shape[1]), np.nan)
+    columns = (path.points, path.losses[:, None], path.samples[:, None], np.vstack([none, path.gradients]),
+               np.vstack([none, path.rates]))  # fmt: skip
+    for step, row in enumerate(np.hstack(columns).tolist()):
+        yield [path.name, step, *("" if number != number else number for number in row)]
+
+
+def as_json(race: Race, section: Section) -> dict[str, Any]:
+    """Return settings, paths and findings as plain data."""
+    scene = race.scene
+    return {
+        "surface": scene.surface.name,
+        "formula": scene.surface.formula,
+        "start": list(scene.start),
+        "steps": scene.steps,
+        "findings": [asdict(finding) for finding in section.findings],
+        "paths": [
+            {
+                "name": path.name,
+                "optimizer": path.runner.optimizer,
+                "options": dict(path.runner.options),
+                "batch_size": path.runner.batch_size,
+                "diverged": not path.finite,
+                "points": path.points.tolist(),
+                "losses": path.losses.tolist(),
+                "rates": path.rates.tolist(),
+            }
+            for path in race.paths.values()
+        ],
+    }
+
+
+# --- real data
+
+
+def of_data(dataset: Dataset, runners: Sequence[Runner], folder: Path, formats: Sequence[str], **settings: Any) -> Part:
+    """Return the part that lets optimizers learn a data set; `settings` are those of `learning.race`."""
+    from . import curves
+
+    sized = {key: value for key, value in settings.items() if key != "to_loss"}
+    steps = learning.total_steps(dataset, runners, **sized)
+
+    def perform(tick: Tick) -> tuple[Section, dict[str, Any]]:
+        raced = learning.race(dataset, runners, on_step=lambda name, made: tick(LEARNING_STEP * made), **settings)
+        section = curves.section(raced, folder, formats)
+        tick(DRAWING)
+        return section, raced.as_json()
+
+    return Part(dataset.name, LEARNING_STEP * steps + DRAWING, perform)
