@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from .race import Race
 from .report import Picture
-from .style import entitle, house
+from .style import entitle, house, lay_out
 from .terrain import backdrop, fit, on_paper, shape, view
 
 __all__ = ["animate", "frames"]
@@ -104,7 +104,7 @@ class _Film:
         back.set_dpi(DPI)
         if race.scene.surface.dimensions == 2:
             fit(back, shape(view(race)))
-        back.draw_without_rendering()
+        lay_out(back)
         back.canvas.draw()
         self.figure = _copy_of(back)
         self.counter = self.figure.text(0.99, 0.985, "", ha="right", va="top", fontsize=10)

@@ -11,13 +11,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from .learning import HIDDEN, MEASURED_PER_EPOCH, Curves
 from .race import Finding
 from .report import Picture, Section, Table
 
 __all__ = ["findings", "headline", "leaders", "section", "table", "write_csv"]
 
-WHOLE, TWO = "{:,.0f}".format, "{:.2g}".format
+WHOLE = "{:,.0f}".format
 
 
 def section(curves: Curves, folder: Path, formats: Iterable[str] = ("png", "svg")) -> Section:
@@ -71,7 +73,8 @@ def story(curves: Curves) -> str:
         f"{n_features} features, normalized {scaled} by what the training part is like. "
         f"Network {n_features}-{HIDDEN}-{n_out} with ReLU, float64; batches of {curves.batch_size}, "
         f"{curves.epochs} epoch{'s' * (curves.epochs > 1)}, measured {MEASURED_PER_EPOCH} times in each. {repeated} "
-        "Who is ahead depends on the learning rates, which the table shows, and times on the machine."
+        "Who is ahead depends on the learning rates, which the table shows. Times, to a loss and of a step of the "
+        "optimizer alone, are those of this machine, with whatever else it did."
     )
 
 
@@ -80,25 +83,37 @@ def story(curves: Curves) -> str:
 
 def table(curves: Curves) -> Table:
     """Return what each optimizer came to, a line each."""
-    goal = _goal(curves)
     scores = ("test accuracy",) if curves.dataset.classes else ("test R²", "test RMSE")
-    heads = ("optimizer", "settings", "training loss", *scores, f"steps to {goal}", f"ms to {goal}", "µs a step")
+    heads = (
+        "optimizer",
+        "settings",
+        "training loss",
+        *scores,
+        f"steps to {_goal(curves)}",
+        f"ms to {_goal(curves)}",
+        "µs a step",
+    )
     return Table(heads, tuple(_row(curves, runner) for runner in curves.runners))
 
 
 def _row(curves: Curves, runner: Any) -> tuple[str, ...]:
     name, runs = runner.name, curves.of(runner.name)
     failed = sum(not run.learned for run in runs)
-    losses = [spread(curves.finals(name), TWO)] * (failed < len(runs))
+    losses = [spread(curves.finals(name), two_digits)] * (failed < len(runs))
     losses += [f"diverged ({failed} of {len(runs)})" if failed < len(runs) else "diverged"] * (failed > 0)
     if curves.dataset.classes:
         scores = [spread([100 * value for value in curves.finals(name, "scores")], "{:.1f}".format, " %")]
     else:
         scores = [spread(curves.finals(name, "scores"), "{:.2f}".format), spread(curves.finals(name, "rmse"), number)]
     settings = f"{runner.settings}, batch {runner.batch_size}" if runner.batch_size else runner.settings
-    steps, seconds = (curves.arrivals(name, quantity) for quantity in ("steps", "seconds"))
-    a_step = [1e6 * run.step_seconds[-1] / run.steps[-1] for run in runs if run.steps[-1]]
-    timed = [spread(steps, WHOLE), spread([1000 * s for s in seconds], number), spread(a_step, TWO)]
+    milliseconds = 1000 * median(curves.arrivals(name, "seconds"))
+    # The median: other work on the machine interrupts some of the steps.
+    a_step = [1e6 * np.median(np.diff(run.step_seconds) / np.diff(run.steps)) for run in runs if len(run.steps) > 1]
+    timed = [
+        spread(curves.arrivals(name), WHOLE),
+        number(milliseconds) if milliseconds < math.inf else "never",
+        two_digits(median(a_step)) if a_step else "–",
+    ]
     return (name, settings, "; ".join(losses), *scores, *timed)
 
 
@@ -112,13 +127,19 @@ def spread(values: Sequence[float], form: Callable[[float], str], unit: str = ""
     return f"{middle}{unit}" if low == high else f"{middle}{unit} ({low}–{high})"
 
 
+def two_digits(value: float) -> str:
+    """Return a value with two digits."""
+    return f"{value:#.2g}".rstrip(".")
+
+
 def number(value: float) -> str:
     """Return a value with three digits, and commas rather than an exponent where it is large."""
     return f"{float(f'{value:.3g}'):,.10g}"
 
 
 def _goal(curves: Curves) -> str:
-    return f"loss {curves.to_loss:g}"
+    """Return the loss that they race to; where nobody learned, there is none."""
+    return "the loss" if math.isnan(curves.to_loss) else f"{curves.to_loss:g}"
 
 
 # --- who is first
@@ -185,7 +206,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def findings(curves: Curves) -> list[Finding]:
     """Return what the lecture notes claim of training, as far as the optimizers took part that it is about."""
-    present = {runner.name for runner in curves.runners}
+    present = {runner.name for runner in curves.runners if any(run.learned for run in curves.of(runner.name))}
     found = [
         Finding(claim, source, curves.before(first, then), _steps_of(curves, (first, then)))
         for claim, source, first, then in (
@@ -212,7 +233,7 @@ def findings(curves: Curves) -> list[Finding]:
 def _steps_of(curves: Curves, names: Sequence[str]) -> str:
     rates = {runner.name: runner.settings for runner in curves.runners}
     said = [f"{name} {spread(curves.arrivals(name), WHOLE)} ({rates[name]})" for name in names]
-    return f"steps to {_goal(curves)}: {', '.join(said)}"
+    return f"steps to loss {_goal(curves)}: {', '.join(said)}"
 
 
 def _generalization(curves: Curves) -> Finding:

@@ -21,7 +21,7 @@ from .findings import (
     settled,
     turns,
 )
-from .race import Path, Race, Scene, line_up, run
+from .race import Path, Race, Runner, Scene, line_up, run
 from .surfaces import SURFACES
 
 __all__ = ["LANDSCAPES"]
@@ -58,6 +58,19 @@ def _sooner_along_x(race: Race) -> tuple[bool, str]:
     rates = {name: race.paths[name].runner.options.get("lr") for name in ("SGD", "Momentum")}
     holds, steps = all_before(race, ["Momentum"], ["SGD"], arrival)
     return holds, f"until |x| < 0.5, {steps}, with a learning rate of {rates['Momentum']} against {rates['SGD']}"
+
+
+def _damps(race: Race) -> tuple[bool, str]:
+    """Measure the swing at a learning rate just beyond 1, where plain descent on y² must fly apart."""
+    beyond = replace(race.scene, steps=60)
+    ends = {}
+    for name, options in (("SGD", {}), ("Momentum", {"momentum": 0.9}), ("NAG", {"momentum": 0.9})):
+        path = run(beyond, Runner(name, {"lr": 1.02, **options}))
+        ends[name] = float(np.abs(path.points[-10:, 1]).max())
+    return ends["Momentum"] < 0.5 * abs(race.scene.start[1]) < ends["SGD"], (
+        "widest |y| in the last ten of 60 steps with learning rate 1.02: "
+        + each({name: f"{value:.2g}" for name, value in ends.items()})
+    )
 
 
 def _ravine_headline(race: Race) -> str:
@@ -98,6 +111,12 @@ RAVINE = Scene(
             "notes 001, 8-1; 004",
             ("SGD", "Momentum"),
             _sooner_along_x,
+        ),
+        Claim(
+            "Momentum damps the oscillation that too large a learning rate causes",
+            "notes 001, 8-1; 002",
+            ("SGD", "Momentum"),
+            _damps,
         ),
     ),
     headline=_ravine_headline,

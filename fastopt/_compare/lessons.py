@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..schedules import Linear
 from .findings import Claim, each, judge, length, overshoot, rises, turns
 from .race import Path, Race, Runner, Scene, run
 from .surfaces import SURFACES, Array, Surface
@@ -141,6 +142,19 @@ def _over_all_rates(race: Race) -> tuple[bool, str]:
     return max(ratios) < 1, f"NAG's overshoot is {min(ratios):.2f} to {max(ratios):.2f} times that of Momentum"
 
 
+def _let_down(race: Race) -> tuple[bool, str]:
+    """Measure what a momentum that falls to a half does to the swing, and to the way forward."""
+    steps = race.scene.steps
+    options = race.paths["Momentum"].runner.options
+    falling = run(race.scene, Runner("Momentum", {**options, "momentum": Linear(options["momentum"], 0.5, steps // 2)}))
+    swing, ahead = {}, {}
+    for name, path in (("held", race.paths["Momentum"]), ("let down", falling)):
+        swing[name] = f"{np.abs(path.points[-20:, 1]).max():.1g}"
+        ahead[name] = f"{path.points[-1, 0]:.2f}"
+    holds = np.abs(falling.points[-20:, 1]).max() < 0.1 * np.abs(race.paths["Momentum"].points[-20:, 1]).max()
+    return bool(holds), f"widest swing in the last 20 steps: {each(swing)}; but x at the end: {each(ahead)}"
+
+
 def _overshoot_headline(race: Race) -> str:
     far = {path.name: overshoot(path) for path in race.paths.values()}
     if {"Momentum", "NAG"} <= far.keys():
@@ -166,6 +180,8 @@ OVERSHOOT = Scene(
         Claim("NAG oscillates less than Momentum", "notes 001, 8-2; 004", ("Momentum", "NAG"), _less_swing),
         Claim("NAG overshoots less at other learning rates (0.02 to 0.2) and momenta (0.8 to 0.95), too",
               "notes 001, 8-2", ("Momentum", "NAG"), _over_all_rates),
+        Claim("A momentum that is let down near the minimum stops the oscillation", "notes 001, 8-1",
+              ("Momentum",), _let_down),
     ),
     headline=_overshoot_headline,
     panels=True,

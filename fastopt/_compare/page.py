@@ -16,6 +16,7 @@ from .report import Picture, Section, Table, numbers
 __all__ = ["write"]
 
 SVG_UP_TO = 200_000  # bytes; of a larger drawing the PNG is shown
+Named = Sequence[tuple[str, Section]]
 TYPES = {".svg": "image/svg+xml", ".png": "image/png", ".gif": "image/gif"}
 
 STYLE = """
@@ -38,6 +39,7 @@ ul.findings { list-style: none; padding: 0; }
 ul.findings li { margin: .6rem 0; padding: .1rem 0 .1rem .8rem; border-left: .3rem solid; }
 ul.findings li.yes { border-color: #1b6e3c; }
 ul.findings li.no { border-left-style: double; border-color: #a33a00; }
+ul.summary li { margin: .25rem 0; }
 .verdict { font-weight: 600; }
 .yes .verdict { color: #1b6e3c; }
 .no .verdict { color: #a33a00; }
@@ -75,6 +77,7 @@ def write(sections: Sequence[Section], path: Path, *, title: str, facts: Sequenc
     pathlib.Path
         The file.
     """
+    named = list(zip(_anchors(sections), sections, strict=True))
     parts = [
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8" />',
         '<meta name="viewport" content="width=device-width, initial-scale=1" />',
@@ -82,10 +85,10 @@ def write(sections: Sequence[Section], path: Path, *, title: str, facts: Sequenc
         f"<title>{_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<header>\n<h1>{_text(title)}</h1>",
         _facts(facts),
         "</header>",
-        _contents(sections),
+        _contents(named),
         "<main>",
-        _summary(sections),
-        *(_section(section, path.parent) for section in sections),
+        _summary(named),
+        *(_section(anchor, section, path.parent) for anchor, section in named),
         "</main>\n</body>\n</html>\n",
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,9 +101,10 @@ def _text(text: str) -> str:
     return escape(re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", text))
 
 
-def _anchor(section: Section) -> str:
-    """Return a name for links: letters, digits and hyphens."""
-    return "at-" + re.sub(r"[^A-Za-z0-9]+", "-", section.name).strip("-").lower()
+def _anchors(sections: Sequence[Section]) -> list[str]:
+    """Return names for links: letters, digits and hyphens, each only once."""
+    names = (re.sub(r"[^a-z0-9]+", "-", section.name.lower()).strip("-") for section in sections)
+    return [f"part-{number}-{name}".rstrip("-") for number, name in enumerate(names, 1)]
 
 
 def _facts(facts: Sequence[tuple[str, str]]) -> str:
@@ -108,27 +112,27 @@ def _facts(facts: Sequence[tuple[str, str]]) -> str:
     return f'<dl class="facts">\n{items}\n</dl>' if items else ""
 
 
-def _contents(sections: Sequence[Section]) -> str:
-    links = "\n".join(f'<li><a href="#{_anchor(s)}">{_text(s.title)}</a></li>' for s in sections)
+def _contents(named: Named) -> str:
+    links = "\n".join(f'<li><a href="#{anchor}">{_text(section.title)}</a></li>' for anchor, section in named)
     return f'<nav aria-label="Contents">\n<ol>\n{links}\n</ol>\n</nav>' if links else ""
 
 
-def _summary(sections: Sequence[Section]) -> str:
+def _summary(named: Named) -> str:
     """Return the findings of all sections in two lists: those that hold, those that do not."""
-    found = [(section, finding) for section in sections for finding in section.findings]
+    found = [(anchor, section, finding) for anchor, section in named for finding in section.findings]
     if not found:
         return ""
     lists = []
     for holds, head in ((True, "hold"), (False, "do not hold here")):
         items = [
             f'<li class="{_class(finding)}">{_mark(finding)} {_text(finding.claim)} '
-            f'<a href="#{_anchor(section)}">{_text(section.title)}</a></li>'
-            for section, finding in found
+            f'<span class="source">(<a href="#{anchor}">{_text(section.title)}</a>)</span></li>'
+            for anchor, section, finding in found
             if finding.holds is holds
         ]
         if items:
-            lists.append(f'<h3>{len(items)} {head}</h3>\n<ul class="findings">\n' + "\n".join(items) + "\n</ul>")
-    return '<section aria-labelledby="findings">\n<h2 id="findings">Findings</h2>\n' + "\n".join(lists) + "\n</section>"
+            lists += [f"<h3>{len(items)} {head}</h3>", '<ul class="findings summary">', *items, "</ul>"]
+    return "\n".join(['<section aria-labelledby="findings">', '<h2 id="findings">Findings</h2>', *lists, "</section>"])
 
 
 def _class(finding: Finding) -> str:
@@ -144,8 +148,7 @@ def _verdict(finding: Finding) -> str:
     return _mark(finding, " holds:" if finding.holds else " does not hold here:")
 
 
-def _section(section: Section, folder: Path) -> str:
-    anchor = _anchor(section)
+def _section(anchor: str, section: Section, folder: Path) -> str:
     parts = [
         f'<section aria-labelledby="{anchor}">\n<h2 id="{anchor}">{_text(section.title)}</h2>',
         f"<p>{_text(section.story)}</p>" if section.story else "",

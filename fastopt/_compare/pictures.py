@@ -118,7 +118,8 @@ def _ratio(race: Race) -> float | None:
 
 
 def _lengths(race: Race) -> str:
-    ways = {path.name: length(path) for path in race.paths.values() if path.finite}
+    with np.errstate(over="ignore"):  # far outside the window
+        ways = {path.name: length(path) for path in race.paths.values() if path.finite}
     if len(ways) < 2:
         return race.scene.headline(race)
     far, near = max(ways, key=ways.__getitem__), min(ways, key=ways.__getitem__)
@@ -168,8 +169,8 @@ def losses(race: Race) -> Drawing:
 
 
 def above(path: Path, race: Race) -> Array:
-    """Return the height above the minimum; the loss itself where there is no minimum."""
-    return path.losses - race.scene.surface.floor if race.scene.surface.minima else path.losses
+    """Return the height above the minimum, the loss itself where there is none; no numbers that axes cannot take."""
+    return np.clip(path.losses - (race.scene.surface.floor if race.scene.surface.minima else 0.0), -1e100, 1e100)
 
 
 def _curve(axes: Any, at: Any, values: Array, look: Look) -> Any:

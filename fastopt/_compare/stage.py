@@ -131,17 +131,36 @@ def as_json(race: Race, section: Section) -> dict[str, Any]:
 # --- real data
 
 
-def of_data(dataset: Dataset, runners: Sequence[Runner], folder: Path, formats: Sequence[str], **settings: Any) -> Part:
-    """Return the part that lets optimizers learn a data set; `settings` are those of `learning.race`."""
+def of_data(
+    dataset: Dataset,
+    runners: Sequence[Runner],
+    folder: Path,
+    formats: Sequence[str],
+    seeds: Sequence[int],
+    tune: bool,
+    to_loss: float | None,
+    **settings: Any,
+) -> Part:
+    """Return the part that lets optimizers learn a data set.
+
+    With `tune` each gets the best learning rate of a few, found with a seed that is not raced with. `settings` are the
+    others of `learning.race`.
+    """
     from . import curves
 
-    sized = {key: value for key, value in settings.items() if key != "to_loss"}
-    steps = learning.total_steps(dataset, runners, **sized)
+    spare = max(seeds) + 1
+    steps = learning.total_steps(dataset, runners, seeds=seeds, **settings)
+    if tune:
+        steps += len(learning.FACTORS) * learning.total_steps(dataset, runners, seeds=(spare,), **settings)
 
     def perform(tick: Tick) -> tuple[Section, dict[str, Any]]:
-        raced = learning.race(dataset, runners, on_step=lambda name, made: tick(LEARNING_STEP * made), **settings)
+        def on_step(name: str, made: int) -> None:
+            tick(LEARNING_STEP * made)
+
+        entrants = learning.tuned(dataset, runners, seed=spare, on_step=on_step, **settings) if tune else runners
+        raced = learning.race(dataset, entrants, seeds=seeds, to_loss=to_loss, on_step=on_step, **settings)
         section = curves.section(raced, folder, formats)
         tick(DRAWING)
-        return section, raced.as_json()
+        return section, {**raced.as_json(), "findings": [asdict(finding) for finding in section.findings]}
 
     return Part(dataset.name, LEARNING_STEP * steps + DRAWING, perform)

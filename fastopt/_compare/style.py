@@ -18,6 +18,7 @@ __all__ = [
     "Look",
     "entitle",
     "house",
+    "lay_out",
     "legend",
     "line",
     "look",
@@ -172,7 +173,9 @@ def new_figure(width: float, height: float) -> Any:
 
 def save(figure: Any, stem: Path, formats: Iterable[str], title: str) -> tuple[Path, ...]:
     """Write a figure once in each format, without dates: the same figure gives the same bytes."""
-    figure.draw_without_rendering()  # the first layout does not know yet how wide the labels of the axes are
+    for _ in range(2):  # the first layout does not know yet how wide the labels of the axes are
+        lay_out(figure)
+    figure.set_layout_engine("none")  # it stays, in every format
     files = []
     for suffix in formats:
         file = stem.with_name(f"{stem.name}.{suffix}")
@@ -182,6 +185,13 @@ def save(figure: Any, stem: Path, formats: Iterable[str], title: str) -> tuple[P
     return tuple(files)
 
 
+def lay_out(figure: Any) -> None:
+    """Let the layout engine place everything now."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+
+
 def entitle(figure: Any, title: str) -> None:
     """Write a sentence above a figure, in as many lines as it needs."""
     per_line = int(figure.get_figwidth() * 12.5)
@@ -189,7 +199,7 @@ def entitle(figure: Any, title: str) -> None:
 
 
 def legend(owner: Any, handles: Sequence[Any], labels: Sequence[str], **keywords: Any) -> None:
-    """Give a figure or axes a legend that takes the labels as they are."""
-    drawn = owner.legend(handles, labels, **keywords)
-    for text in drawn.get_texts():
-        text.set_parse_math(False)
+    """Give a figure or axes a legend that takes the labels as they are: an underscore or a dollar means nothing."""
+    drawn = owner.legend(handles, [" "] * len(labels), **keywords)
+    for text, label in zip(drawn.get_texts(), labels, strict=True):
+        text.set(text=label, parse_math=False)

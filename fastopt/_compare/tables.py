@@ -124,12 +124,12 @@ def is_number(cell: str) -> bool:
 
 
 def _text(path: Path) -> str:
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder, not a CSV file")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: is a folder, not a CSV file") from None
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise DataError(f"{path}: not UTF-8 text (byte 0x{byte:02x} at {error.start}): save it as UTF-8") from None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .race import Path, Race, Scene
-from .style import Look, legend, looks, new_figure, overlaid
+from .style import Look, lay_out, legend, looks, new_figure, overlaid
 from .surfaces import Array, Surface, Window
 
 __all__ = ["backdrop", "draw_ground", "draw_path", "fit", "head", "levels", "on_paper", "shape", "view", "within"]
@@ -79,7 +79,7 @@ def head(axes: Any, name: str, look: Look) -> None:
 def fit(figure: Any, ratio: float) -> None:
     """Make a figure as high as it needs to be for panels of that height over width, whatever stands around them."""
     for _ in range(2):  # the labels of the axes may change with the height
-        figure.draw_without_rendering()
+        lay_out(figure)
         panels = [axes for axes in figure.axes if axes.get_visible()]
         lines = panels[0].get_gridspec().nrows
         box = panels[0].get_position()
@@ -241,6 +241,8 @@ def within(points: Array, window: Window) -> tuple[Array, Array]:
     leave = np.where(still, np.where(between, np.inf, -np.inf), np.maximum(to_low, to_high)).min(axis=1).clip(None, 1)
     seen = enter <= leave
     first, last = (start + np.where(seen, share, 0)[:, None] * move for share in (enter, leave))
+    last[leave == 1] = points[1:][leave == 1]  # to the last bit
+    first, last = first.clip(low, high), last.clip(low, high)  # what is left of the direction from very far away
     gap = np.full_like(first, np.nan)
     pieces = np.stack([first, last, gap], axis=1)
     # Where one segment goes on from the last one there is no gap, and no point twice.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["add_parser", "run"]
 
 FORMATS = ("png", "svg")
-FOR_DATA = ("target", "task", "scale", "epochs", "batch_size", "repeats", "to_loss")
+FOR_DATA = ("target", "task", "scale", "epochs", "batch_size", "repeats", "to_loss", "tune")
 FOR_SCENES = ("steps", "start")
 REPEATS = 3
 
@@ -40,7 +40,7 @@ def add_parser(commands: Any) -> None:
         description="Let optimizers run side by side from one starting point, on surfaces that can be drawn or on real "
         "data, and collect pictures, tables and findings in one HTML page. Without arguments: every scene. "
         'Defaults are in parentheses. Needs pip install "fastopt[demo]".',
-        epilog="exit code: 0 good, 1 if the run failed, 2 if it could not start",
+        epilog="exit code: 0 good, 1 if no optimizer learns anything of the data, 2 if it could not start",
     )
     parser.add_argument("scene", nargs="*", metavar="SCENE", help="only these; --list shows them (all)")
     parser.add_argument("--list", action="store_true", help="list the scenes and stop")
@@ -99,6 +99,12 @@ def add_parser(commands: Any) -> None:
         "--repeats", type=whole(1), metavar="N", help="seeds, from --seed on; the band shows them all (3)"
     )
     data.add_argument("--to-loss", type=above_zero, metavar="X", help="training loss to race to (one that most reach)")
+    data.add_argument(
+        "--tune",
+        action="store_true",
+        default=None,
+        help="first find the best learning rate of five for each, by the test loss with one seed more",
+    )
     parser.set_defaults(run=run, command="compare")
 
 
@@ -141,7 +147,11 @@ def _parts(args: argparse.Namespace) -> list[Part]:
     from .._compare.scenes import SCENES
 
     names = list(dict.fromkeys(args.scene)) or ([] if args.data else list(SCENES))
-    return [_scene(name, args) for name in names] + [_data(name, args) for name in args.data or ()]
+    parts = [_scene(name, args) for name in names] + [_data(name, args) for name in args.data or ()]
+    for i, part in enumerate(parts):
+        if any(part.name == other.name for other in parts[:i]):
+            raise HyperparameterError(f"--data: two things by the name of {part.name}, which files are called by")
+    return parts
 
 
 def _scene(name: str, args: argparse.Namespace) -> Part:
@@ -153,7 +163,7 @@ def _scene(name: str, args: argparse.Namespace) -> Part:
         wanted = "one number" if dimensions == 1 else "two numbers, X,Y"
         raise HyperparameterError(f"--start: {name} takes {wanted}")
     chosen = optimizers(args.optimizer)
-    scene = changed(SCENES[name], chosen and list(chosen), args.lr, args.steps, args.start)
+    scene = changed(SCENES[name], None if chosen is None else list(chosen), args.lr, args.steps, args.start)
     return stage.of_scene(scene, args.out, args.format, not args.no_animation, args.seed)
 
 
@@ -163,9 +173,9 @@ def _data(name: str, args: argparse.Namespace) -> Part:
 
     dataset = data.load(name, args.target, args.task, args.scale or "standard")
     runners = learning.entrants(dataset, list(optimizers(args.optimizer) or SEVEN), args.lr)
-    asked = {key: getattr(args, key) for key in ("epochs", "batch_size", "to_loss") if getattr(args, key) is not None}
+    asked = {key: getattr(args, key) for key in ("epochs", "batch_size") if getattr(args, key) is not None}
     seeds = range(args.seed, args.seed + (args.repeats or REPEATS))
-    return stage.of_data(dataset, runners, args.out, args.format, seeds=tuple(seeds), **asked)
+    return stage.of_data(dataset, runners, args.out, args.format, seeds, bool(args.tune), args.to_loss, **asked)
 
 
 # --- the run
@@ -204,7 +214,15 @@ def run(args: argparse.Namespace) -> int:
     if not args.quiet:
         print(_summary(sections))
         print(f"Everything on one page: {index}")
-    return 0
+    nothing = [name for name, result in results.items() if "runs" in result and not _learned(result)]
+    for name in nothing:
+        print(f"fastopt compare: {name}: nothing was learned by any optimizer", file=sys.stderr)
+    return 1 if nothing else 0
+
+
+def _learned(result: dict[str, Any]) -> bool:
+    """Return whether any optimizer learned the data set, with any seed."""
+    return any(run["learned"] for run in result["runs"])
 
 
 def _list() -> int:
@@ -270,7 +288,9 @@ def _command(args: argparse.Namespace) -> str:
     for key in ("optimizer", "lr", "steps", "start", "data", *FOR_DATA, "seed"):
         value = getattr(args, key)
         for item in value if isinstance(value, list) else [value]:
-            if item is not None:
+            if item is True:
+                words.append(f"--{key}")
+            elif item is not None:
                 text = ",".join(map(str, item)) if isinstance(item, tuple) else str(item)
                 words.append(f"--{key.replace('_', '-')}={text}")
     return shlex.join(words)
