@@ -1,0 +1,240 @@
+"""What the pages say of fastopt, taken from fastopt itself. Nothing of Sphinx in here: the tests read it, too."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import os
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import fastopt
+from fastopt.errors import HyperparameterError
+from fastopt.optimizer import (
+    DECOUPLED,
+    DECOUPLED_LAST,
+    DECOUPLED_WITHOUT_LR,
+    FLAGS,
+    L2,
+    NEUTRAL,
+    Optimizer,
+    with_defaults,
+)
+
+MODULES = ("fastopt", "fastopt.errors", "fastopt.functional", "fastopt.reference", "fastopt.schedules")
+DECAY = {
+    L2: "added to the gradient",
+    DECOUPLED: "shrinks first",
+    DECOUPLED_WITHOUT_LR: "shrinks first, without lr",
+    DECOUPLED_LAST: "shrinks last",
+}
+NONE = "–"  # where a library has no such thing
+NOT_RUN = {"scaling": "parts of programs that need several processes", "pytorch": "needs PyTorch"}
+"""Pages whose Python code is not run with the others, and why not."""
+
+# --- Tables
+
+
+def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown."""
+    lines = [list(heads), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def number(value: Any) -> str:
+    """A default as one would type it: 1e-8, not 1e-08; strings without their quotes."""
+    if isinstance(value, tuple):
+        return "(" + ", ".join(map(number, value)) + ")"
+    if isinstance(value, float):
+        short = f"{value:.0e}"
+        return (short if value < 1e-3 and value == float(short) != 0 else f"{value:g}").replace("e-0", "e-")
+    return str(value)
+
+
+def default(cls: type[Optimizer], convention: str, key: str) -> str:
+    """What a convention makes of an option: its default, what it is fixed to, or that there is none."""
+    offered = cls.conventions[convention]
+    if key in offered.defaults:
+        value = offered.defaults[key]
+        return "give one" if value is None else number(value)
+    if key in cls.ours:
+        return number(cls.ours[key])
+    return f"always {number(offered.fixed[key])}" if key in offered.fixed else NONE
+
+
+def options(cls: type[Optimizer]) -> str:
+    """The options of an optimizer and their defaults, by convention."""
+    names = list(cls.conventions)
+    rows = [[f"`{key}`", *(default(cls, name, key) for name in names)] for key in cls.hyperparameters]
+    decays = [cls.conventions[name].decay for name in names]
+    if any(decays):
+        for choice in (False, True):
+            if any(choice in decay for decay in decays):
+                cells = [DECAY[decay[choice]] if choice in decay else NONE for decay in decays]
+                cells = [f"{cell} *" if cell != NONE and choice == next(iter(decay)) else cell
+                         for cell, decay in zip(cells, decays, strict=True)]  # fmt: skip
+                rows.append([f"`decoupled_weight_decay={choice}`", *cells])
+    return table(["option", *(f'`"{name}"`' for name in names)], rows)
+
+
+def brought_by(cls: type[Optimizer], slot: str) -> list[str]:
+    """The options that bring a state slot which not every rule of the class has."""
+    found = []
+    for convention in cls.conventions:
+        group = with_defaults(cls, convention, {})
+        group["momentum"] = group.get("momentum") and 0.0
+        for key in cls.hyperparameters:
+            if NEUTRAL.get(key) not in (0, False) or key in found:
+                continue
+            try:
+                _, slots = cls.rule({**group, key: True if key in FLAGS else 0.5}, convention)
+            except HyperparameterError:  # an option that needs another one
+                continue
+            if slot in slots:
+                found.append(key)
+    return found
+
+
+def state(cls: type[Optimizer]) -> str:
+    """The state of an optimizer: slots, shapes, when they are there."""
+    like = "like the parameter"
+    counted = "always" if cls.counts_in_state else "always; not in `state_dict()`, as in PyTorch"
+    rows = [["`step`", "one number", counted]]
+    if cls.carried:
+        rows.append([f"`{cls.carried}`", "one number", "always"])
+    rows += [[f"`{slot}`", like, "always"] for slot in cls.slots]
+    rows += [[f"`{slot}`", like, "with " + ", ".join(f"`{key}`" for key in brought_by(cls, slot))]
+             for slot in cls.optional_slots]  # fmt: skip
+    return table(["state", "shape and type", "when"], rows)
+
+
+def conventions() -> str:
+    """Which optimizer exists in which convention."""
+    names = list(dict.fromkeys(name for cls in fastopt.OPTIMIZERS.values() for name in cls.conventions))
+    rows = []
+    for name, cls in fastopt.OPTIMIZERS.items():
+        marks = ["default" if key == next(iter(cls.conventions)) else "yes" if key in cls.conventions else NONE
+                 for key in names]  # fmt: skip
+        rows.append([f"[{name}](optimizers/{name.lower()}.md)", *marks])
+    return table(["", *(f'`"{name}"`' for name in names)], rows)
+
+
+# --- The command line
+
+
+def command_help(command: str) -> str:
+    """What ``fastopt COMMAND --help`` prints; the whole program's for "fastopt"."""
+    from fastopt.cli import build_parser
+
+    before = {key: os.environ.get(key) for key in ("COLUMNS", "NO_COLOR")}
+    os.environ.update(COLUMNS="88", NO_COLOR="1")
+    try:
+        parser = build_parser()
+        return (parser if command == "fastopt" else parsers(parser)[command]).format_help()
+    finally:
+        for key, value in before.items():
+            os.environ.pop(key) if value is None else os.environ.update({key: value})
+
+
+def parsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parsers of the commands, by name."""
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(commands.choices)
+
+
+def commands() -> list[str]:
+    """The names of all commands."""
+    from fastopt.cli import build_parser
+
+    return list(parsers(build_parser()))
+
+
+# --- fastopt.torch, without PyTorch: from its source
+
+
+def torch_module() -> ast.Module:
+    """The syntax tree of fastopt.torch."""
+    spec = find_spec("fastopt.torch")
+    assert spec is not None and spec.origin is not None
+    return ast.parse(Path(spec.origin).read_text("utf-8"))
+
+
+def torch_names() -> list[str]:
+    """``fastopt.torch.__all__``, in the order of the classes."""
+    named = {
+        target.id: node.value
+        for node in torch_module().body if isinstance(node, ast.Assign)
+        for target in node.targets if isinstance(target, ast.Name)
+    }  # fmt: skip
+    exported = ast.literal_eval(named["__all__"])
+    return [node.name for node in torch_module().body if isinstance(node, ast.ClassDef) and node.name in exported]
+
+
+def torch_docstrings() -> dict[str, str]:
+    """The docstrings of the module (""), of its classes, and of the methods that they share ("step" ...)."""
+    tree = torch_module()
+    found = {"": ast.get_docstring(tree) or ""}
+    for node in tree.body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        if node.name in torch_names():
+            found[node.name] = ast.get_docstring(node) or ""
+        elif node.name == "_Compiled":
+            for method in node.body:
+                if isinstance(method, ast.FunctionDef) and not method.name.startswith("_"):
+                    found[method.name] = ast.get_docstring(method) or ""
+    return found
+
+
+def torch_defaults(name: str) -> dict[str, Any]:
+    """The options of a class of fastopt.torch that PyTorch takes by position, with their defaults."""
+    cls = fastopt.OPTIMIZERS[name]
+    offered = next(iter(cls.conventions.values())).defaults
+    parameters = inspect.signature(cls).parameters
+    by_name = inspect.Parameter.KEYWORD_ONLY  # what fastopt adds
+    return {key: offered[key] for key in cls.hyperparameters if key in offered and parameters[key].kind != by_name}
+
+
+def torch_signature(name: str) -> str:
+    """How a class of fastopt.torch is called."""
+    given = "".join(f"{key}={number(value)}, " for key, value in torch_defaults(name).items())
+    return f"{name}(params, {given}*, n_threads=None, flush_subnormal=True, **options)"
+
+
+# --- What has to be documented
+
+
+def exported(module: ModuleType) -> list[str]:
+    """The public names of a module: its ``__all__``, or what is defined in it without an underscore."""
+    if hasattr(module, "__all__"):
+        return list(module.__all__)
+    return [name for name, value in vars(module).items()
+            if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__]  # fmt: skip
+
+
+def members(cls: type) -> Iterator[str]:
+    """The public methods and properties that a class adds to what its bases have."""
+    for name, value in vars(cls).items():
+        if not name.startswith("_") and not any(hasattr(base, name) for base in cls.__bases__) and (
+            inspect.isfunction(value) or isinstance(value, (property, classmethod, staticmethod))
+        ):  # fmt: skip
+            yield name
+
+
+def public_names() -> set[str]:
+    """Every name that a user may use, in full."""
+    names = {*MODULES, "fastopt.torch", *(f"fastopt.torch.{name}" for name in torch_names())}
+    for path in MODULES:
+        module = import_module(path)
+        for name in exported(module):
+            value = getattr(module, name)
+            names.add(f"{path}.{name}")
+            if inspect.isclass(value) and value.__module__.startswith("fastopt"):
+                names |= {f"{path}.{name}.{member}" for member in members(value)}
+    return names

@@ -1,0 +1,198 @@
+"""The documentation: nothing is left out, the code in the pages runs, the links lead somewhere.
+
+``make docs`` checks the same and more on the built pages; this needs no Sphinx.
+"""
+
+from __future__ import annotations
+
+import doctest
+import importlib.util
+import inspect
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastopt
+from fastopt import schedules
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+if not (DOCS / "conf.py").exists():
+    pytest.skip("the documentation is not beside the tests", allow_module_level=True)
+
+
+def load_facts():
+    spec = importlib.util.spec_from_file_location("facts", DOCS / "_ext" / "facts.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+facts = load_facts()
+PAGES = sorted(path for path in DOCS.rglob("*.md") if not {"_build", "_generated"} & set(path.parts))
+OTHERS = [ROOT / name for name in ("README.md", "SECURITY.md", "CHANGELOG.md", "CONTRIBUTING.md", "examples/README.md")]
+FENCE = re.compile(r"^```(\S*).*?\n(.*?)^```", re.M | re.S)
+every_optimizer = pytest.mark.parametrize("cls", fastopt.OPTIMIZERS.values(), ids=lambda cls: cls.__name__)
+
+
+def named(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+# --- Nothing is left out
+
+
+@every_optimizer
+def test_every_optimizer_has_a_page(cls):
+    page = (DOCS / "optimizers" / f"{cls.__name__.lower()}.md").read_text("utf-8")
+    for part in ("autoclass:: ", "{optimizer-options} ", "{optimizer-state} ", "{drawing} portrait-"):
+        assert re.search(rf"{re.escape(part)}{cls.__name__}$", page, re.M), part
+    for page in ("optimizers/index.md", "choosing.md", "genealogy.md", "conventions.md"):
+        assert re.search(rf"\b{cls.__name__}\b", (DOCS / page).read_text("utf-8")), page
+
+
+def test_every_schedule_is_drawn():
+    fences = FENCE.findall((DOCS / "schedules.md").read_text("utf-8"))
+    drawn = " ".join(body for kind, body in fences if kind == "{schedules}")
+    assert not [name for name in schedules.__all__ if name != "Schedule" and f"{name}(" not in drawn]
+
+
+def test_every_command_shows_its_help():
+    page = (DOCS / "command_line.md").read_text("utf-8")
+    assert not [name for name in ("fastopt", *facts.commands()) if f"{{command-help}} {name}\n" not in page]
+
+
+def test_every_public_name_is_in_the_reference():
+    """As the sources ask for it; the build looks at what came out, members of classes included."""
+    text = "\n".join(path.read_text("utf-8") for path in [*DOCS.glob("api/*.rst"), *DOCS.glob("optimizers/*.md")])
+    modules = set(re.findall(r"^\.\. automodule:: (\S+)\n   :members:$", text, re.M))
+    single = set(re.findall(r"^\.\. auto(?:class|exception|function|data):: (\w+)$", text, re.M))
+    missing = {
+        f"{path}.{name}"
+        for path in facts.MODULES if path not in modules
+        for name in set(facts.exported(importlib.import_module(path))) - single
+    }  # fmt: skip
+    assert not missing - modules
+    assert ".. torch-classes::" in text
+
+
+# --- What is taken from the library is right
+
+
+def cells(table: str) -> list[list[str]]:
+    """A table in Markdown, row by row."""
+    lines = [line.strip("| ").split("|") for line in table.split("\n")]
+    return [[cell.strip(" *").strip("`") for cell in line] for line in (lines[0], *lines[2:])]
+
+
+@every_optimizer
+def test_the_defaults_shown_are_those_of_the_optimizer(cls):
+    heads, *rows = cells(facts.options(cls))
+    assert [head.strip('"') for head in heads[1:]] == list(cls.conventions)
+    for column, convention in enumerate(cls.conventions, 1):
+        shown = {row[0]: row[column] for row in rows}
+        needed = {key: 0.125 for key, value in shown.items() if value == "give one"}
+        assert set(needed) == {key for key, value in cls.conventions[convention].defaults.items() if value is None}
+        made = cls(np.zeros(1), convention=convention, **needed).defaults
+        for key in cls.hyperparameters:
+            if shown[key] not in ("give one", facts.NONE):
+                assert shown[key].removeprefix("always ") == facts.number(made[key]), (convention, key)
+        decays = {key for key, value in shown.items() if key.startswith("decoupled") and value != facts.NONE}
+        assert decays == {f"decoupled_weight_decay={choice}" for choice in cls.conventions[convention].decay}
+
+
+@every_optimizer
+def test_the_state_shown_is_that_of_the_optimizer(cls):
+    _, *rows = cells(facts.state(cls))
+    always = {name for name, _, when in rows if when.startswith("always")}
+    assert always == set(cls(np.zeros(1)).state[0])
+    for name, _, when in rows:
+        if name in always:
+            continue
+        assert when.startswith("with ")
+        for option in re.findall(r"\w+", when.removeprefix("with ")):
+            convention = next(c for c, offered in cls.conventions.items() if option in offered.defaults)
+            value = True if isinstance(cls.conventions[convention].defaults[option], bool) else 0.5
+            made = cls(np.zeros(1), lr=0.1, convention=convention, **{option: value})
+            made.step(np.ones(1))
+            assert name in made.state[0], (name, option)
+
+
+def test_the_signatures_of_the_torch_classes_are_right():
+    pytest.importorskip("torch")
+    module = importlib.import_module("fastopt.torch")
+    assert set(facts.torch_names()) == set(module.__all__)
+    for name in facts.torch_names():
+        parameters = inspect.signature(getattr(module, name)).parameters
+        by_position = [key for key, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        shown = facts.torch_defaults(name)
+        assert by_position[: len(shown) + 1] == ["params", *shown], name
+        for key, value in shown.items():
+            assert float(np.sum(parameters[key].default)) == float(np.sum(value)), (name, key)
+        assert {"n_threads", "flush_subnormal"} <= parameters.keys()
+        assert facts.torch_docstrings()[name] == inspect.getdoc(getattr(module, name))
+
+
+# --- The code in the pages
+
+
+def code(path: Path) -> list[str]:
+    return [body for kind, body in FENCE.findall(path.read_text("utf-8")) if kind == "python"]
+
+
+RUN = [path for path in PAGES if path.stem not in facts.NOT_RUN and code(path)]
+
+
+@pytest.mark.parametrize("path", RUN, ids=named)
+def test_the_code_of_a_page_runs(path):
+    run_page(path)
+
+
+def test_the_code_for_pytorch_runs():
+    pytest.importorskip("torch")
+    run_page(DOCS / "pytorch.md")
+
+
+def run_page(path: Path) -> None:
+    """From top to bottom, in one namespace: programs as they are, dialogues with their answers."""
+    names: dict[str, object] = {}
+    for k, block in enumerate(code(path)):
+        if block.startswith(">>>"):
+            test = doctest.DocTestParser().get_doctest(block, names, f"{named(path)}, block {k}", None, None)
+            test.globs = names  # the parser copies them
+            runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+            report: list[str] = []
+            runner.run(test, out=report.append, clear_globs=False)
+            assert not runner.failures, "".join(report)
+        else:
+            exec(compile(block, f"{named(path)}, block {k}", "exec"), names)
+
+
+def test_pages_that_do_not_run_are_pages():
+    assert {path.stem for path in PAGES if path.stem in facts.NOT_RUN and code(path)} == set(facts.NOT_RUN)
+    assert len(RUN) >= 8
+
+
+# --- Links
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that headings get, here and on the pages of a forge."""
+    text = FENCE.sub("", path.read_text("utf-8"))
+    heads = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("path", [*PAGES, *(path for path in OTHERS if path.exists())], ids=named)
+def test_relative_links_lead_somewhere(path):
+    text = re.sub(r"`[^`\n]*`", "", FENCE.sub("", path.read_text("utf-8")))
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?://|mailto:", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (path.parent / file).resolve() if file else path
+        assert not file.startswith("/") and target.is_relative_to(ROOT.resolve()), link
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
