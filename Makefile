@@ -16,8 +16,8 @@ HEADERS = $(shell .venv/test/bin/python -c "import numpy, sysconfig; \
 SOURCES := setup.py pyproject.toml MANIFEST.in LICENSE README.md \
     $(shell find fastopt src_c -type f -not -name '*.so' -not -path '*/__pycache__/*')
 
-.PHONY: help demo test test-peers test-torch fuzz torture sanitize mutants coverage audit bench steady report lint \
-    wheel clean
+.PHONY: help demo compare test docs test-peers test-torch fuzz torture sanitize mutants coverage audit bench steady \
+    report lint wheel clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -26,8 +26,11 @@ help:  ## show this list
 demo: .venv/demo/ready  ## train on the handwritten digits with every optimizer in turn
 	.venv/demo/bin/fastopt demo $(ARGS)
 
+compare: .venv/demo/ready  ## optimizers side by side: pictures, findings, one page in fastopt-compare/
+	.venv/demo/bin/fastopt compare $(ARGS)
+
 test: .venv/test/ready  ## the test suite, without the comparison with other libraries
-	cd tests && ../.venv/test/bin/pytest -q . --ignore=peers --ignore=pytorch $(ARGS)
+	cd tests && ../.venv/test/bin/pytest -q -n 2 --dist loadgroup . --ignore=peers --ignore=pytorch $(ARGS)
 
 test-peers: .venv/peers/ready  ## compare with torch, keras, optax and the other peers (a large download)
 	cd tests && ../.venv/peers/bin/pytest -q peers test_arrays.py test_state_dict.py $(ARGS)
@@ -76,10 +79,15 @@ lint: .venv/test/ready  ## ruff, mypy, cython-lint, and the C sources with every
 	for openmp in "" -fopenmp; do for source in src_c/*.[ch] tests/*/*.c; do \
 	    $(CC) $(STRICT) $(HEADERS) $$openmp -x c $$source || exit 1; done; done
 
-wheel: dist/ready  ## build dist/fastopt-*.whl
+docs: .venv/docs/ready  ## the documentation, in docs/_build/html: warnings are errors, the examples in it run
+	for builder in html doctest; do .venv/docs/bin/sphinx-build -q -W --keep-going -d docs/_build/doctrees -b $$builder \
+	    $(ARGS) docs docs/_build/$$builder || exit 1; done
+
+wheel:  ## sdist and wheels for every Python here, in wheelhouse/, each tested (a quarter of an hour; ARGS=--quick)
+	$(PYTHON) tests/proof/wheels.py $(ARGS)
 
 clean:  ## remove the virtual environments and all that was built
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv build dist wheelhouse docs/_build docs/_generated *.egg-info
 
 # --- how the environments are made ------------------------------------------------------------------------
 
@@ -98,6 +106,7 @@ dist/ready: $(SOURCES) | .venv/build/bin/python
 .venv/bench/ready: EXTRAS := bench
 .venv/proof/ready: EXTRAS := test,proof
 .venv/audit/ready: EXTRAS := audit
+.venv/docs/ready: EXTRAS := docs
 
 .venv/bench/roofline: bench/roofline.pyx .venv/bench/ready
 	cd bench && ../.venv/bench/bin/cythonize -i -q roofline.pyx

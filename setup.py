@@ -68,6 +68,7 @@ class BuildExt(build_ext):
         self.parallel = self.parallel or os.cpu_count()
 
     def build_extensions(self):
+        import Cython
         import numpy as np
         from Cython.Build import cythonize
 
@@ -81,8 +82,12 @@ class BuildExt(build_ext):
         for ext in self.extensions:
             if ext.name == "fastopt.engine":
                 ext.include_dirs += [np.get_include()]
+                facts = {"FLAGS": " ".join(exact + vectorize + openmp[0]), "CYTHON": Cython.__version__,
+                         "NUMPY": np.__version__}  # fmt: skip
+                ext.define_macros += [(f"FO_{name}", f'"{value}"') for name, value in facts.items()]
                 ext.extra_compile_args += exact + openmp[0]
                 ext.extra_link_args += ([] if msvc else [*EXACT, "-pthread"]) + openmp[1]
+                ext.libraries += ["dl"] if sys.platform == "linux" else []  # dladdr, before glibc 2.34
             else:
                 flags = LEVELS[ext.name.rpartition(".")[2]][msvc]
                 ext.extra_compile_args += exact + vectorize + flags

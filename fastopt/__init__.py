@@ -75,10 +75,12 @@ __all__ = [
     "minimize",
     "reference",
     "schedules",
+    "show_config",
 ]
 
 _LAZY = {
     "load": "checkpoint",
+    "show_config": "_config",
     "minimize": "training", "minibatches": "training", "MinimizeResult": "training", "MinimizeState": "training",
 }  # fmt: skip
 

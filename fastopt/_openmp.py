@@ -42,8 +42,12 @@ def calm_openmp() -> Iterator[None]:
     finally:
         for name in SPIN:
             os.environ.pop(name, None)
-    if before:
-        outcome = f"without effect: {os.path.basename(before[0])} was loaded before fastopt"
+    from fastopt.engine import openmp_library
+
+    # A wheel brings a library of its own. Yet where another's symbols are global, PyTorch's for one, those are used.
+    used = openmp_library()
+    if before and (not used or os.path.realpath(used) in before):
+        outcome = f"without effect: {os.path.basename(used or before[0])} was loaded before fastopt"
     else:
         outcome = "set by fastopt while loading OpenMP: " + ", ".join(f"{k}={v}" for k, v in SPIN.items())
 

@@ -58,6 +58,12 @@ cdef extern from "fastopt_arrays.h" nogil:
     void fo_prefetch(const void *p, Py_ssize_t n)
     bint fo_array_fits(PyObject *array, int type, int nd, const cnp.npy_intp *dims, int flags)
 
+cdef extern from "fastopt_build.h":
+    const char *FO_COMPILER
+    const char *FO_FLAGS
+    const char *FO_CYTHON
+    const char *FO_NUMPY
+
 cdef extern from "fastopt_cpu.h" nogil:
     const char *fo_cpu_level()
     bint fo_cpu_has(const char *level)
@@ -73,6 +79,7 @@ cdef extern from "fastopt_threads.h" nogil:
     bint fo_in_forked_child()
     bint fo_have_openmp()
     int fo_omp_version()
+    const char *fo_omp_library()
     int fo_omp_max_threads()
     int fo_omp_num_threads()
     int fo_omp_thread_num()

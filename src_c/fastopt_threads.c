@@ -1,6 +1,6 @@
 /* See fastopt_threads.h. */
 #if defined(__linux__) && !defined(_GNU_SOURCE)
-#define _GNU_SOURCE /* sched_getaffinity */
+#define _GNU_SOURCE /* sched_getaffinity, dladdr */
 #endif
 
 #include "fastopt_threads.h"
@@ -12,6 +12,7 @@
 #ifdef _WIN32
 #include <windows.h>
 #else
+#include <dlfcn.h>
 #include <pthread.h>
 #include <unistd.h>
 #endif
@@ -68,6 +69,16 @@ int fo_omp_version(void)
     return _OPENMP;
 }
 
+const char *fo_omp_library(void)
+{
+#ifndef _WIN32
+    Dl_info found;
+    if (dladdr((void *)omp_get_max_threads, &found))
+        return found.dli_fname;
+#endif
+    return NULL;
+}
+
 int fo_omp_max_threads(void)
 {
     return omp_get_max_threads();
@@ -103,6 +114,11 @@ int fo_have_openmp(void)
 int fo_omp_version(void)
 {
     return 0;
+}
+
+const char *fo_omp_library(void)
+{
+    return NULL;
 }
 
 int fo_omp_max_threads(void)

@@ -18,6 +18,10 @@ int fo_have_openmp(void);
 /* The date of the OpenMP specification, such as 201511; 0 without OpenMP. */
 int fo_omp_version(void);
 
+/* The file of the OpenMP library that this module calls, which need not be the one that it came with: the first in the
+ * process with global symbols is. NULL without OpenMP and where the system does not tell. */
+const char *fo_omp_library(void);
+
 /* The threads that a region would get now: follows OMP_NUM_THREADS, omp_set_num_threads(), threadpoolctl. */
 int fo_omp_max_threads(void);
 

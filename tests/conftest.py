@@ -173,6 +173,23 @@ def nasties():
     )  # fmt: skip
 
 
+def pytest_sessionfinish(session):
+    """What a worker of pytest-xdist has counted, sent to the process that it works for."""
+    if hasattr(session.config, "workeroutput"):
+        count, tallied = session.config.stash[COUNT], session.config.stash[TALLY]
+        session.config.workeroutput["counted"] = (count.arrays, count.differing, dict(tallied))
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_testnodedown(node):
+    """Add what a worker has counted."""
+    arrays, differing, tallied = getattr(node, "workeroutput", {}).get("counted", (0, 0, {}))
+    count = node.config.stash[COUNT]
+    count.arrays += arrays
+    count.differing += differing
+    node.config.stash[TALLY].update(tallied)
+
+
 def pytest_terminal_summary(terminalreporter, config):
     count = config.stash[COUNT]
     if count.arrays:

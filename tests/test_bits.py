@@ -20,6 +20,8 @@ from fastopt import engine, reference
 from fastopt.errors import ConventionError, HyperparameterError
 from fastopt.optimizer import DECOUPLED, DECOUPLED_LAST, DECOUPLED_WITHOUT_LR, L2, derive
 
+pytestmark = pytest.mark.xdist_group("bits")  # together, since the last test counts what the others compared
+
 # --- What there is to compare
 
 # No two values are equal, or the complement of each other, so that no two scalars can be swapped unseen. An eps that

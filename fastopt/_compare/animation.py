@@ -51,39 +51,44 @@ def animate(race: Race, path: File, on_frame: Callable[[], Any] | None = None) -
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     shown = _shown(race)
-    pictures = []
+    images = []
     with house():
         film = _Film(race)
+        palette = _Palette(film.at(shown[-1]))
         for step in shown:
-            pictures.append(film.at(step))
+            images.append(palette.image(film.at(step)))
             if on_frame is not None:
                 on_frame()
-    _write(pictures, path)
+    each = int(1000 * np.clip(SECONDS / len(images), 0.05, 0.25))
+    times = [each] * (len(images) - 1) + [REST]
+    images[0].save(path, save_all=True, append_images=images[1:], duration=times, loop=0)
     title = f"{race.scene.title}, step by step"
     return Picture((path,), title, f"An animation: the ways of {', '.join(race.paths)} growing over {shown[-1]} steps.")
 
 
-def _write(pictures: list[Pixels], path: File) -> None:
-    """Write a GIF. One palette for all: with one for each frame, areas that stay the same would not be the same."""
-    from PIL import Image
+class _Palette:
+    """The colours of all frames: were there one palette for each, areas that stay the same would not be the same.
 
-    # The most frequent colours of the last picture are taken exactly, for those of edges and letters the nearest of
-    # them; Pillow's own search for the nearest makes white grey. One place of 256 is left for what does not change.
-    found, counts = np.unique(_packed(pictures[-1]), return_counts=True)
-    palette = _unpacked(found[np.argsort(-counts, kind="stable")[:255]])
-    nearest = np.full(1 << 24, -1, np.int16)
-    frames = []
-    for picture in pictures:
+    The most frequent colours of one picture are taken exactly, for those of edges and letters the nearest of them;
+    Pillow's own search for the nearest makes white grey.
+    """
+
+    def __init__(self, picture: Pixels) -> None:
+        found, counts = np.unique(_packed(picture), return_counts=True)
+        self.colors = _unpacked(found[np.argsort(-counts, kind="stable")[:255]])  # GIF keeps one for "as before"
+        self.nearest = np.full(1 << 24, -1, np.int16)
+
+    def image(self, picture: Pixels) -> Any:
+        """Return the picture as an image of Pillow's in these colours."""
+        from PIL import Image
+
         packed = _packed(picture)
-        new = np.unique(packed[nearest[packed] < 0])
-        away = ((_unpacked(new)[:, None] - palette) ** 2).sum(axis=2)
-        nearest[new] = away.argmin(axis=1)
-        frame = Image.fromarray(nearest[packed].astype(np.uint8))
-        frame.putpalette(palette.astype(np.uint8).tobytes())
-        frames.append(frame)
-    each = int(1000 * np.clip(SECONDS / len(frames), 0.05, 0.25))
-    times = [each] * (len(frames) - 1) + [REST]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0)
+        new = np.unique(packed[self.nearest[packed] < 0])
+        away = ((_unpacked(new)[:, None] - self.colors) ** 2).sum(axis=2)
+        self.nearest[new] = away.argmin(axis=1)
+        image = Image.fromarray(self.nearest[packed].astype(np.uint8))
+        image.putpalette(self.colors.astype(np.uint8).tobytes())
+        return image
 
 
 def _packed(picture: Pixels) -> npt.NDArray[np.int32]:

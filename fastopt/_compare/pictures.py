@@ -16,7 +16,7 @@ from .race import Path, Race
 from .report import Picture
 from .style import Look, entitle, house, legend, looks, new_figure, overlaid, save
 from .surfaces import Array
-from .terrain import MANY, WIDTH, axis_names, backdrop, draw_ground, draw_path, fit, head, shape, view
+from .terrain import MANY, WIDTH, axis_names, backdrop, draw_ground, draw_path, fit, head, shape, values_at, view
 
 __all__ = ["animate", "draw", "frames", "portrait"]
 
@@ -96,11 +96,11 @@ def panels(race: Race) -> Drawing | None:
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     spare = grid.flat[len(found) :]
     for axes, (name, path) in zip(grid.flat, race.paths.items(), strict=False):
-        draw_ground(axes, race.scene, window, coarse=True)
+        draw_ground(axes, race.scene, window, 180 // columns)
         draw_path(axes, path, found[name], surface)
         head(axes, name, found[name])
     for axes in spare[:1]:
-        draw_ground(axes, race.scene, window, coarse=True)
+        draw_ground(axes, race.scene, window, 180 // columns)
         axes.set_title("all")
         for path, look in zip(race.paths.values(), overlaid(found).values(), strict=True):
             draw_path(axes, path, look, surface)
@@ -182,15 +182,17 @@ def _curve(axes: Any, at: Any, values: Array, look: Look) -> Any:
 
 def _start(race: Race) -> float:
     """Return the height of the start above the minimum."""
-    return race.scene.surface.at(np.array(race.scene.start)) - race.scene.surface.floor
+    with np.errstate(all="ignore"):
+        return race.scene.surface.at(np.array(race.scene.start)) - race.scene.surface.floor
 
 
 def _scale(axes: Any, race: Race) -> None:
     """Choose the scale: logarithmic above a minimum, else the heights of the window."""
     start = _start(race)
     if not race.scene.surface.minima:
-        values = race.scene.surface.value(*np.meshgrid(*(np.linspace(*side, 51) for side in view(race))))
-        axes.set_ylim(1.05 * float(np.min(values)), 1.15 * max(start, 0.1))
+        values = values_at(race.scene.surface, *np.meshgrid(*(np.linspace(*side, 51) for side in view(race))))
+        if np.isfinite(values).any() and np.isfinite(start):
+            axes.set_ylim(1.05 * float(np.nanmin(values)), 1.15 * max(start, 0.1))
         return
     axes.set_yscale("log")
     if np.isfinite(start) and start > 0:
@@ -246,7 +248,7 @@ def rates(race: Race) -> Drawing | None:
     changes = {path.name: _change(path) for path in race.paths.values()}
     if not any(abs(np.log(change)).max() > 0.01 for change in changes.values() if len(change)):
         return None
-    found = looks(path.runner for path in race.paths.values())
+    found = overlaid(looks(path.runner for path in race.paths.values()))  # constants may be the same
     dimensions = race.scene.surface.dimensions
     figure = new_figure(WIDTH, 3.4)
     grid = figure.subplots(1, dimensions, sharey=True, squeeze=False)[0]

@@ -75,6 +75,7 @@ def portrait(name: str, path: File) -> File:
         draw_path(left, own, own_look, _VALLEY.surface)
         right.plot(_heights(own), color=own_look.color, linewidth=2)
         right.set(yscale="log", ylim=(1e-6, 30), xlabel="step", title="loss")
+        right.minorticks_off()
         note = f"{own.runner.settings}; grey: {'the others' if name in SEVEN else 'the seven'} of the lecture notes"
         left.set_title(note, fontsize=8, color="#555555")
         title = _character(own)

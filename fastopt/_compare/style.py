@@ -62,7 +62,7 @@ MARKERS: dict[str, str] = {
 # Where one optimizer runs several times: its own look, then shades. Black has hues instead: on a grey ground
 # shades of grey are not seen.
 _VARIANTS: tuple[tuple[float, Any, str], ...] = (
-    (0.0, "-", "o"), (0.45, (0, (4, 1)), "s"), (0.2, (0, (1.5, 0.8)), "^"), (0.6, (0, (6, 1, 1, 1)), "D"),
+    (0.0, "-", "o"), (0.45, (0, (4, 1)), "s"), (0.2, (0, (1.5, 0.8)), "^"), (0.68, (0, (6, 1, 1, 1)), "D"),
 )  # fmt: skip
 _VARIANTS_OF_BLACK = ("#000000", "#7A52B3", "#3F8F8F", "#8B6F4E")
 
@@ -173,9 +173,8 @@ def new_figure(width: float, height: float) -> Any:
 
 def save(figure: Any, stem: Path, formats: Iterable[str], title: str) -> tuple[Path, ...]:
     """Write a figure once in each format, without dates: the same figure gives the same bytes."""
-    for _ in range(2):  # the first layout does not know yet how wide the labels of the axes are
-        lay_out(figure)
-    figure.set_layout_engine("none")  # it stays, in every format
+    lay_out(figure)
+    figure.set_layout_engine("none")  # the same for every format, and made only once
     files = []
     for suffix in formats:
         file = stem.with_name(f"{stem.name}.{suffix}")

@@ -12,11 +12,23 @@ from .race import Path, Race, Scene
 from .style import Look, lay_out, legend, looks, new_figure, overlaid
 from .surfaces import Array, Surface, Window
 
-__all__ = ["backdrop", "draw_ground", "draw_path", "fit", "head", "levels", "on_paper", "shape", "view", "within"]
+__all__ = [
+    "backdrop",
+    "draw_ground",
+    "draw_path",
+    "fit",
+    "head",
+    "levels",
+    "on_paper",
+    "shape",
+    "values_at",
+    "view",
+    "within",
+]
 
 WIDTH = 7.5  # inches; 1200 pixels, shown at 800 or so
-GRID = 111
-LEVELS = 14
+GRID = 111  # points along each side of the contours of a large panel
+LEVELS = 12  # even, so that a saddle has the line through its middle
 TINTS = ("#FFFFFF", "#DCDCDC")
 LINES = "#BEBEBE"
 MANY = 1000  # points of one line; more are small as pixels, and large as strokes
@@ -149,7 +161,7 @@ def axis_names(surface: Surface) -> list[str]:
 # --- the ground
 
 
-def draw_ground(axes: Any, scene: Scene, window: Window, coarse: bool = False) -> None:
+def draw_ground(axes: Any, scene: Scene, window: Window, grid: int = GRID) -> None:
     """Draw contours in light grey, or the curve of a function of one variable; start and minima."""
     surface = scene.surface
     names = axis_names(surface)
@@ -157,15 +169,15 @@ def draw_ground(axes: Any, scene: Scene, window: Window, coarse: bool = False) -
     axes.set_xlabel(names[0])
     if surface.dimensions == 1:
         x = np.linspace(*window[0], 301)
-        axes.plot(x, surface.value(x), color="#AAAAAA", linewidth=1.4, zorder=1)
+        axes.plot(x, values_at(surface, x), color="#AAAAAA", linewidth=1.4, zorder=1)
         axes.set_ylabel(f"f({names[0]})")
     else:
         axes.set_ylim(*window[1])
         axes.set_ylabel(names[1])
-        _draw_contours(axes, surface, window, 2 * GRID // 3 if coarse else GRID)
+        _draw_contours(axes, surface, window, grid)
     for marks, places in ((MINIMUM, surface.minima), (START, (scene.start,))):
         for at in places:
-            height = () if surface.dimensions == 2 else (surface.at(np.array(at)),)
+            height = () if surface.dimensions == 2 else (values_at(surface, np.array(at[0])),)
             axes.plot(*([number] for number in (*at, *height)), **marks, zorder=2.5 if marks is MINIMUM else 3.5)
 
 
@@ -173,12 +185,22 @@ def _draw_contours(axes: Any, surface: Surface, window: Window, grid: int) -> No
     from matplotlib.colors import LinearSegmentedColormap
 
     x, y = np.meshgrid(*(np.linspace(*side, grid) for side in window))
-    heights = surface.value(x, y) - surface.floor
-    at = levels(heights, bool(surface.minima))
+    heights = values_at(surface, x, y) - surface.floor
+    finite = heights[np.isfinite(heights)]
+    if not finite.size:  # a start so far outside that there is nothing to see
+        return
+    at = levels(finite, bool(surface.minima))
     tints = LinearSegmentedColormap.from_list("tints", TINTS)(np.linspace(0, 1, len(at) + 1))
-    # Areas of one tint are small as pixels and large as outlines.
-    axes.contourf(x, y, heights, at, colors=tints, extend="both", zorder=0).set_rasterized(True)
+    axes.contourf(x, y, heights, at, colors=tints, extend="both", zorder=0)
+    axes.set_rasterization_zorder(0.25)  # areas of one tint are small as pixels, and large as outlines
     axes.contour(x, y, heights, at, colors=LINES, linewidths=0.5, linestyles="-", zorder=0.5)
+
+
+def values_at(surface: Surface, *at: Array) -> Array:
+    """Return values, NaN where they are larger than what can be drawn."""
+    with np.errstate(all="ignore"):
+        values = np.asarray(surface.value(*at), np.float64)
+        return np.where(np.abs(values) < 1e100, values, np.nan)
 
 
 def levels(heights: Array, has_minimum: bool) -> Array:
@@ -202,8 +224,6 @@ def levels(heights: Array, has_minimum: bool) -> Array:
 def draw_path(axes: Any, path: Path, look: Look, surface: Surface) -> None:
     """Draw where a runner went, a dot for each step where they are not too many, and its mark where it ended."""
     points = on_paper(path, surface)
-    if not len(points):
-        return
     window = (axes.get_xlim(), axes.get_ylim())
     pieces, exits = within(points, window)
     axes.plot(*pieces.T, **look.trail, alpha=0.9, solid_joinstyle="round", zorder=3, rasterized=len(points) > MANY)

@@ -46,6 +46,12 @@ cdef int automatic_threads():
     return min(n, quota) if quota else n
 
 
+def openmp_library():
+    """The file of the OpenMP library that steps run on; empty without one, and where the system does not tell."""
+    cdef const char *path = fo_omp_library()
+    return os.fsdecode(path) if path != NULL else ""
+
+
 def info():
     """What the engine found and chose, as plain data (see ``fastopt info``)."""
     n, omp, cpus, quota = automatic_threads(), fo_omp_max_threads(), fo_affinity_cpus(), read_quota()
@@ -68,7 +74,12 @@ def info():
         "cpu_level": (<bytes>fo_cpu_level()).decode(),
         "openmp": bool(fo_have_openmp()),
         "openmp_version": fo_omp_version(),
+        "openmp_library": os.path.realpath(openmp_library()) if openmp_library() else "",
         "threads": n,
         "threads_reason": reason,
         "serial_below_bytes": serial_blocks * 64,
+        "compiler": (<bytes>FO_COMPILER).decode(),
+        "compiler_flags": (<bytes>FO_FLAGS).decode(),
+        "cython": (<bytes>FO_CYTHON).decode(),
+        "numpy_at_build": (<bytes>FO_NUMPY).decode(),
     }

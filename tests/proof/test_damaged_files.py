@@ -342,6 +342,7 @@ def forgeries(folder: Path, number: int, seed: int) -> Counter[str]:
 @contextlib.contextmanager
 def no_code() -> Iterator[None]:
     """Whatever starts code is an error in the body."""
+    random.Random("")  # from Python 3.13 on it imports a hash when first seeded with a text
     forbidden = {"exec", "compile", "import", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen",
                  "pickle.find_class", "ctypes.dlopen", "marshal.loads", "code.__new__"}  # fmt: skip
     inside = True

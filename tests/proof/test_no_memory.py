@@ -33,8 +33,9 @@ from fastopt import FastoptError, Optimizer, engine, functional
 
 NUMPY_S = (SystemError, pickle.PicklingError)
 """What an array's `__reduce__` raises when it gets no memory, and what pickle makes of an import that failed."""
-LOST = "error return without exception set"
-"""CPython drops the exception at hand where it gets no memory for a frame's object, and says so in a SystemError."""
+LOST = ("error return without exception set", "NULL object passed to Py_BuildValue")
+"""CPython drops the exception at hand where it gets no memory for a frame's object, and says so in a SystemError: its
+own, or, in 3.10, that of who goes on without it."""
 
 
 # --- The calls
@@ -288,7 +289,7 @@ def run_out(
 
 def failed(call: Call, result: Any) -> bool:
     """Whether a call ended as one has to that gets no memory."""
-    lost = isinstance(result, SystemError) and LOST in str(result)
+    lost = isinstance(result, SystemError) and str(result).endswith(LOST)
     return lost or isinstance(result, (MemoryError, FastoptError, *call.errors))
 
 

@@ -129,8 +129,9 @@ def address(folder: Path, arguments: Sequence[str]) -> str:
     for name, sign in (("overrun", "heap-buffer-overflow"), ("overflow", "signed integer overflow")):
         done = run(sys.executable, str(HERE / "plants.py"), name, **environ)
         expect(name, sign, done.stderr + "".join(reports(log)))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    command += [".", "--ignore=peers", "--ignore=pytorch", *(f"--deselect=tests/{test}" for test in LEFT_OUT)]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadgroup", "-p", "no:cacheprovider"]
+    command += [*arguments, ".", "--ignore=peers", "--ignore=pytorch"]
+    command += [f"--deselect=tests/{test}" for test in LEFT_OUT]
     done = run(*command, **environ)
     found = reports(log)
     if done.returncode or found:

@@ -1,0 +1,156 @@
+"""`fastopt.show_config`: what an installation says of itself."""
+
+import ctypes
+import doctest
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+import fastopt
+from fastopt import _config, cli, engine
+from fastopt.kernels import generic
+
+OPENMP = engine.info()["openmp"]
+LIBRARY = engine.info().get("openmp_library", "")
+needs_libgomp = pytest.mark.skipif(
+    sys.platform != "linux" or "libgomp" not in LIBRARY, reason="not GNU's OpenMP on Linux"
+)
+
+
+def run(code, *arguments):
+    """What a new process prints."""
+    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_dicts_are_what_the_engine_says_and_what_is_around_it(capsys):
+    config = fastopt.show_config("dicts")
+    assert capsys.readouterr().out == ""
+    for key, value in engine.info().items():
+        assert config[key] == value
+    assert config["version"] == fastopt.__version__
+    assert config["numpy"] == np.__version__
+    assert config["python"] == f"{platform.python_implementation()} {platform.python_version()}"
+    assert config["platform"] == platform.platform()
+    assert config["cpus"] == os.cpu_count()
+
+
+def test_the_command_shows_the_same(capsys):
+    assert fastopt.show_config() is None
+    shown = capsys.readouterr().out
+    assert cli.main(["info"]) == 0
+    assert capsys.readouterr().out == shown
+    assert cli.main(["info", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == fastopt.show_config("dicts")
+
+
+def test_every_fact_is_shown_once_in_words_and_in_a_column(capsys):
+    config = fastopt.show_config("dicts")
+    labels = {key: label for section in _config._LABELS.values() for key, label in section.items()}
+    assert set(config) == set(labels)
+    fastopt.show_config()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert [re.split("  +", line.strip())[0] for line in lines] == [labels[key] for key in config]
+    assert len({re.match(r"  \S+( \S+)*  +", line).end() for line in lines}) == 1
+    assert all(not line.endswith(" ") for line in lines)
+
+
+def test_a_fact_without_words_is_shown_at_the_end():
+    assert _config.as_text({"version": "1", "new_fact": []}).splitlines()[-1].split("  ")[1:2] == ["new fact"]
+
+
+@pytest.mark.parametrize("mode", ["text", "", None, 1])
+def test_another_mode_is_an_error(mode, capsys):
+    with pytest.raises(fastopt.HyperparameterError, match=f"mode.*'stdout' or 'dicts', not {mode!r}"):
+        fastopt.show_config(mode)
+    assert capsys.readouterr().out == ""
+
+
+def test_what_it_was_built_with():
+    config = fastopt.show_config("dicts")
+    assert re.search(r"(GCC|[Cc]lang|MSVC) \d", config["compiler"])
+    assert re.match(r"3\.\d+", config["cython"])
+    assert int(config["numpy_at_build"].split(".")[0]) >= 2
+    exact = "/fp:precise" if config["compiler"].startswith("MSVC") else "-ffp-contract=off"
+    assert exact in config["compiler_flags"].split()
+    assert ("openmp" in config["compiler_flags"]) == config["openmp"]
+
+
+def test_the_example_is_true():
+    assert doctest.testmod(_config) == (0, 3)
+
+
+def test_the_openmp_library_in_use_is_one_of_those_loaded():
+    config = fastopt.show_config("dicts")
+    if OPENMP and sys.platform == "linux":
+        assert config["openmp_library"] in config["openmp_runtimes"]
+    if not OPENMP:
+        assert config["openmp_library"] == ""
+
+
+# --- Which of several OpenMP libraries it is
+
+
+@needs_libgomp
+def test_another_library_that_is_not_used_does_not_keep_openmp_from_being_calmed(tmp_path):
+    other = shutil.copy(generic.__file__, tmp_path / "libgomp-other.so")
+    said = run(
+        """
+        import ctypes, os, sys
+        for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY"):
+            os.environ.pop(name, None)
+        ctypes.CDLL(sys.argv[1])
+        import fastopt
+        config = fastopt.show_config("dicts")
+        print(config["openmp_library"])
+        print(config["wait_policy"])
+        """,
+        other,
+    )
+    library, policy = said.splitlines()
+    assert library == LIBRARY != str(other)
+    assert policy.startswith("set by fastopt")
+
+
+@needs_libgomp
+def test_a_library_with_global_symbols_is_used_and_found_even_if_it_is_not_our_own(tmp_path):
+    """As PyTorch's is, where it was imported first."""
+    other = shutil.copy(LIBRARY, tmp_path / "libgomp-other.so.1")
+    said = run(
+        """
+        import ctypes, os, sys
+        for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY"):
+            os.environ.pop(name, None)
+        ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL)
+        import fastopt
+        config = fastopt.show_config("dicts")
+        print(config["openmp_library"])
+        print(config["wait_policy"])
+        """,
+        other,
+    )
+    library, policy = said.splitlines()
+    assert library == str(other)
+    assert policy == "without effect: libgomp-other.so.1 was loaded before fastopt"
+
+
+@needs_libgomp
+def test_the_library_is_the_one_whose_threads_are_counted():
+    """What it is told by its own interface holds for a step."""
+    library = ctypes.CDLL(LIBRARY)
+    before = library.omp_get_max_threads()
+    library.omp_set_num_threads(1)
+    try:
+        assert engine.info()["threads"] == 1
+    finally:
+        library.omp_set_num_threads(before)
