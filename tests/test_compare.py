@@ -140,14 +140,14 @@ def test_a_scene_with_one_optimizer_says_what_it_can(name, optimizer):
 
 # Does not hold: reported as such on the page. A change of either kind is to be noticed.
 REFUTED = {
-    "saddle": ["The same with every method at its best learning rate"],
+    "saddle": ["With every method at its best learning rate, AdaGrad, AdaDelta and RMSProp leave the saddle first"],
     "beale": [
-        "The same with every method at its best learning rate",
-        "The same with every method at its best learning rate",
-        "The adaptive methods leave the saddle first, here as well",
+        "With every method at its best learning rate, Momentum and NAG are the fastest to the minimum",
+        "With every method at its best learning rate, AdaGrad and RMSProp are slower than AdaDelta",
+        "AdaGrad, AdaDelta and RMSProp leave the saddle of Beale's function first",
     ],
     "dip": ["NAG, which brakes before a deep minimum is left, still leaves the shallow one"],
-    "rates": ["AdaGrad's goes to zero whatever the gradients do"],
+    "rates": ["AdaGrad's effective learning rate goes to zero whatever the gradients do"],
 }
 
 

@@ -85,12 +85,14 @@ def test_every_picture_is_in_a_file_of_each_format(tmp_path):
         png, svg = picture.files
         assert png.read_bytes().startswith(PNG)
         assert image(png).width == 1200 and 300 < image(png).height < 1400
+        pixels = np.asarray(image(png).convert("L"))
+        assert all((edge == 255).all() for edge in (pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:]))
         words = "".join(ElementTree.parse(svg).getroot().itertext())
         assert picture.title in words
         assert svg.stat().st_size < 300_000
-        pixels = [element for element in ElementTree.parse(svg).iter() if element.tag.endswith("}image")]
+        areas = [element for element in ElementTree.parse(svg).iter() if element.tag.endswith("}image")]
         panels = {"little-paths": 1, "little-panels": 2}.get(svg.stem, 0)
-        assert len(pixels) == panels  # the tints; all else is strokes
+        assert len(areas) == panels  # the tints; all else is strokes
         assert "SGD" in picture.alt and "Adam" in picture.alt
     assert drawn[0].title == "Some of them arrive & some do not"
 

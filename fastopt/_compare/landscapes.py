@@ -173,7 +173,7 @@ SADDLE = Scene(
             lambda race: all_before(race, ADAPTIVE, ("SGD", "Momentum", "NAG"), left_saddle),
         ),
         Claim(
-            "The same with every method at its best learning rate",
+            "With every method at its best learning rate, AdaGrad, AdaDelta and RMSProp leave the saddle first",
             "notes 001, 8-7",
             (*ADAPTIVE, "SGD", "Momentum", "NAG"),
             lambda race: all_before_at_best(race, ADAPTIVE, ("SGD", "Momentum", "NAG"), left_saddle),
@@ -245,25 +245,25 @@ BEALE = Scene(
             lambda race: all_before(race, ("Momentum", "NAG"), ("SGD", *ADAPTIVE, "Adam"), _arrives),
         ),
         Claim(
-            "The same with every method at its best learning rate",
+            "With every method at its best learning rate, Momentum and NAG are the fastest to the minimum",
             "notes 001, 8-7",
             SEVEN,
             lambda race: all_before_at_best(race, ("Momentum", "NAG"), ("SGD", *ADAPTIVE, "Adam"), _arrives),
         ),
         Claim(
-            "AdaGrad and RMSProp are slower there than AdaDelta",
+            "AdaGrad and RMSProp are slower to the minimum than AdaDelta",
             "notes 001, 8-4 and 8-7",
             ADAPTIVE,
             lambda race: all_before(race, ["Adadelta"], ("Adagrad", "RMSprop"), _arrives),
         ),
         Claim(
-            "The same with every method at its best learning rate",
+            "With every method at its best learning rate, AdaGrad and RMSProp are slower than AdaDelta",
             "notes 001, 8-4 and 8-7",
             ADAPTIVE,
             lambda race: all_before_at_best(race, ["Adadelta"], ("Adagrad", "RMSprop"), _arrives),
         ),
         Claim(
-            "The adaptive methods leave the saddle first, here as well",
+            "AdaGrad, AdaDelta and RMSProp leave the saddle of Beale's function first",
             "notes 001, 8-7",
             (*ADAPTIVE, "SGD", "Momentum", "NAG"),
             lambda race: all_before(
