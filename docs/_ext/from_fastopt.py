@@ -164,7 +164,7 @@ class Scenes(FromLibrary):
             run = race.run_scene(scene)
             section = nodes.section("", nodes.title("", scene.title), ids=[nodes.make_id(scene.name)])
             section += nodes.paragraph("", scene.story)
-            section += found(scene.findings(run))
+            section += found(run.found)
             for drawing in pictures.draw(run, generated(self.env, "compare"), formats=("png",)):
                 section += picture(self.env, drawing.files[0], f"{drawing.title}. {drawing.alt}")
             sections.append(section)

@@ -224,6 +224,7 @@ LINE = Surface(
     ((-1.5, 3.0), (-2.5, 2.0)),
     (tuple(BEST),),
     float(_mean_squares(*BEST)),
+    letters="wb",
 )
 
 

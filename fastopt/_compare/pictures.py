@@ -16,7 +16,7 @@ from .race import Path, Race
 from .report import Picture
 from .style import Look, entitle, house, legend, looks, new_figure, overlaid, save
 from .surfaces import Array
-from .terrain import MANY, WIDTH, axis_names, backdrop, draw_ground, draw_path, fit, head, shape, values_at, view
+from .terrain import MANY, WIDTH, backdrop, draw_ground, draw_path, fit, head, shape, values_at, view
 
 __all__ = ["animate", "draw", "frames", "portrait"]
 
@@ -81,7 +81,7 @@ def paths(race: Race) -> Drawing:
         draw_path(places[name], path, found[name], race.scene.surface)
     ground = "on its curve" if race.scene.surface.dimensions == 1 else "on the contours of the surface"
     alt = f"The ways of {_names(race)} {ground}. {_ends(race)}"
-    return Drawing("paths", figure, race.scene.headline(race), alt, _ratio(race))
+    return Drawing("paths", figure, race.headline, alt, _ratio(race))
 
 
 def panels(race: Race) -> Drawing | None:
@@ -121,7 +121,7 @@ def _lengths(race: Race) -> str:
     with np.errstate(over="ignore"):  # far outside the window
         ways = {path.name: length(path) for path in race.paths.values() if path.finite}
     if len(ways) < 2:
-        return race.scene.headline(race)
+        return race.headline
     far, near = max(ways, key=ways.__getitem__), min(ways, key=ways.__getitem__)
     return f"{far} goes the longest way, {ways[far]:.3g}; {near} the shortest, {ways[near]:.3g}"
 
@@ -252,7 +252,7 @@ def rates(race: Race) -> Drawing | None:
     dimensions = race.scene.surface.dimensions
     figure = new_figure(WIDTH, 3.4)
     grid = figure.subplots(1, dimensions, sharey=True, squeeze=False)[0]
-    for column, (axes, coordinate) in enumerate(zip(grid, axis_names(race.scene.surface), strict=True)):
+    for column, (axes, coordinate) in enumerate(zip(grid, race.scene.surface.variables, strict=True)):
         drawn = [
             _curve(axes, np.arange(1, len(path.rates) + 1), path.rates[:, column], found[name])
             for name, path in race.paths.items()

@@ -112,6 +112,22 @@ class Race:
     paths: dict[str, Path]
     """By the runner's name."""
 
+    @property
+    def moved(self) -> Race:
+        """The race without those whose first step already left the finite numbers."""
+        return Race(self.scene, {name: path for name, path in self.paths.items() if len(path.points) > 1})
+
+    @property
+    def headline(self) -> str:
+        """The finding in a sentence."""
+        moved = self.moved
+        return self.scene.headline(moved) if moved.paths else "Every first step leaves the finite numbers"
+
+    @property
+    def found(self) -> list[Finding]:
+        """What the notes claim of those who took part."""
+        return self.scene.findings(self.moved)
+
     def of(self, *names: str) -> list[Path]:
         """Return the paths of these runners that took part."""
         return [self.paths[name] for name in names if name in self.paths]

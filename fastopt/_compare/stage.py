@@ -48,7 +48,7 @@ def of_scene(scene: Scene, folder: Path, formats: Sequence[str], animated: bool,
 
     def perform(tick: Tick) -> tuple[Section, dict[str, Any]]:
         race = run_scene(scene, seed, lambda steps: tick(RUN))
-        findings = tuple(scene.findings(race))
+        findings = tuple(race.found)
         drawn = pictures.draw(race, folder, formats)
         tick(DRAWING)
         if animated:
@@ -84,7 +84,7 @@ def place(path: Way) -> str:
 
 def write_paths(race: Race, file: Path) -> Path:
     """Write every point of every path: optimizer, step, coordinates, loss, samples, gradients and effective rates."""
-    axes = ("x", "y")[: race.scene.surface.dimensions]
+    axes = race.scene.surface.variables
     heads = ["optimizer", "step", *axes, "f", "samples", *(f"gradient_{a}" for a in axes), *(f"rate_{a}" for a in axes)]
     with open(file, "w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out)

@@ -32,11 +32,18 @@ class Surface:
     """The global minima, as far as there are any."""
     floor: float = 0.0
     """The value at the global minima; what a logarithm of the height above them needs."""
+    letters: str = "xy"
+    """What the formula calls its variables."""
 
     @property
     def dimensions(self) -> int:
         """How many variables it has."""
         return len(self.window)
+
+    @property
+    def variables(self) -> list[str]:
+        """The names of the variables."""
+        return list(self.letters[: self.dimensions])
 
     def at(self, point: Array) -> float:
         """Return the value at a point."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -151,20 +150,13 @@ def shape(window: Window) -> float:
     return float(np.clip((high - low) / (right - left), 0.36, 1.1))
 
 
-def axis_names(surface: Surface) -> list[str]:
-    """Return the names of the variables, as the formula has them."""
-    match = re.match(r"f\(([^)]*)\)", surface.formula)
-    names = [name.strip() for name in match[1].split(",")] if match else []
-    return names if len(names) == surface.dimensions else ["x", "y"][: surface.dimensions]
-
-
 # --- the ground
 
 
 def draw_ground(axes: Any, scene: Scene, window: Window, grid: int = GRID) -> None:
     """Draw contours in light grey, or the curve of a function of one variable; start and minima."""
     surface = scene.surface
-    names = axis_names(surface)
+    names = surface.variables
     axes.set_xlim(*window[0])
     axes.set_xlabel(names[0])
     if surface.dimensions == 1:

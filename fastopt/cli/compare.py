@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ FORMATS = ("png", "svg")
 FOR_DATA = ("target", "task", "scale", "epochs", "batch_size", "repeats", "to_loss", "tune")
 FOR_SCENES = ("steps", "start")
 REPEATS = 3
+FARTHEST = 1000.0  # from where there is still something to see
 
 
 # --- the command line
@@ -120,8 +120,10 @@ def _point(text: str) -> tuple[float, ...]:
         point = tuple(float(number) for number in text.split(","))
     except ValueError:
         point = ()
-    if not 1 <= len(point) <= 2 or not all(map(math.isfinite, point)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not one number, or two with a comma between them")
+    if not 1 <= len(point) <= 2 or not all(abs(number) <= FARTHEST for number in point):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not one number, or two with a comma between them, of at most {FARTHEST:g}"
+        )
     return point
 
 
