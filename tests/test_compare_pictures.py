@@ -655,3 +655,10 @@ def test_paths_in_windows_folders_are_links(tmp_path):
     nested = tmp_path / "a b" / "c%d.csv"
     assert page._link(nested, tmp_path, "c") == '<a href="a%20b/c%25d.csv">c</a>'
     assert Path(nested).name == "c%d.csv"
+
+
+def test_a_noisy_curve_is_drawn_as_a_running_mean():
+    assert pictures.smoothed(np.array([4.0, 2.0, 0.0, 6.0]), 2).tolist() == [3.0, 1.0, 3.0]
+    assert pictures.smoothed(np.array([4.0, 2.0]), 5).tolist() == [3.0]
+    assert pictures.smoothed(np.array([4.0, 2.0]), 1).tolist() == [4.0, 2.0]
+    assert pictures.smoothed(np.array([]), 3).size == 0

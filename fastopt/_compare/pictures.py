@@ -144,20 +144,25 @@ def _ends(race: Race) -> str:
 
 
 def losses(race: Race) -> Drawing:
-    """Draw the height above the minimum against the step, and against the samples seen where there are samples."""
+    """Draw the height above the minimum against the step, and against the samples seen where these differ."""
     scene = race.scene
     found = looks(path.runner for path in race.paths.values())
     figure = new_figure(WIDTH, 3.6)
-    by_samples = scene.samples is not None
+    sampled = scene.samples is not None
+    by_samples = sampled and len({path.runner.batch_size for path in race.paths.values()}) > 1
+    window = max(scene.steps // 50, 1) if sampled and scene.steps > MANY else 1  # else noise hides the curves
     grid = figure.subplots(1, 1 + by_samples, sharey=True, squeeze=False)[0]
     drawn = {}
     for name, path in race.paths.items():
-        heights = above(path, race)
-        drawn[name] = _curve(grid[0], np.arange(len(heights)), heights, found[name])
+        heights = smoothed(above(path, race), window)
+        steps = np.arange(len(path.losses) - len(heights), len(path.losses))
+        drawn[name] = _curve(grid[0], steps, heights, found[name])
         if by_samples:
-            _curve(grid[1], path.samples[1:], heights[1:], found[name])
+            seen = steps > 0
+            _curve(grid[1], path.samples[steps[seen]], heights[seen], found[name])
     grid[0].set_xlabel("step")
-    grid[0].set_ylabel("loss above the minimum" if scene.surface.minima else "loss")
+    mean = f", mean of {window} steps" if window > 1 else ""
+    grid[0].set_ylabel(("loss above the minimum" if scene.surface.minima else "loss") + mean)
     if by_samples:
         grid[1].set_xlabel("samples seen")
         grid[1].set_xscale("log")
@@ -171,6 +176,12 @@ def losses(race: Race) -> Drawing:
 def above(path: Path, race: Race) -> Array:
     """Return the height above the minimum, the loss itself where there is none; no numbers that axes cannot take."""
     return np.clip(path.losses - (race.scene.surface.floor if race.scene.surface.minima else 0.0), -1e100, 1e100)
+
+
+def smoothed(values: Array, window: int) -> Array:
+    """Return the mean of each value and those before it, `window` in all, from where there are as many."""
+    width = min(window, len(values))
+    return np.convolve(values, np.full(width, 1 / width), mode="valid") if width > 1 else values
 
 
 def _curve(axes: Any, at: Any, values: Array, look: Look) -> Any:
