@@ -96,7 +96,7 @@ def collect() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "numpy": np.__version__,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "platform": platform.platform(),
+        "platform": _platform(),
     }
     in_order = {key: found.pop(key) for labels in _LABELS.values() for key in labels if key in found}
     return {**in_order, **found}
@@ -123,6 +123,12 @@ def _text(key: str, value: Any) -> str:
     if key == "serial_below_bytes":
         return f"{value:,} bytes read and written"
     return str(value) or "none"
+
+
+def _platform() -> str:
+    """Return system, release, machine and C library; `platform.platform` would start ``uname -p``."""
+    uname = platform.uname()
+    return "-".join(filter(None, [uname.system, uname.release, uname.machine, *platform.libc_ver()]))
 
 
 def _openmp_runtimes() -> list[str]:

@@ -1,11 +1,11 @@
 """The update rules as plain in-place functions, for libraries that keep parameters, state and counts themselves.
 
-Each function takes one step. ``p``, ``g`` and the state are one array each, or lists of arrays of equal length;
+Each function takes one step. ``p``, ``g`` and the state are one array each, or lists with one array a parameter;
 parameters and state are written in place, and nothing is kept between calls. ``step`` is the number of this step, 1 at
 the first. The options are the hyperparameters of the class of the same name (None: as the convention has it) and
-``maximize``, ``decoupled_weight_decay``, ``convention``, ``n_threads``, ``nonfinite``, ``copy_grads``: see there for
-the rule, its order, ranges and sources. State starts at zero unless said otherwise, and may be left out where the
-options do not need it. Everything is checked before the first write, as in `Optimizer.step`.
+``maximize``, ``decoupled_weight_decay``, ``flush_subnormal``, ``convention``, ``n_threads``, ``nonfinite``,
+``copy_grads``: see there for the rule, its order, ranges and sources. State starts at zero unless said otherwise, and
+may be left out where the options do not need it. Everything is checked before the first write, as in `Optimizer.step`.
 
 There is one function for each optimizer: ``sgd_``, ``momentum_``, ``nag_``, ``adagrad_``, ``adadelta_``, ``rmsprop_``,
 ``adam_``, ``adamw_``, ``adamax_``, ``nadam_``, ``radam_``, ``lion_``. Of some:

@@ -225,7 +225,7 @@ class Optimizer:
         AMSGrad's maximum, nor on Lion, where a sign, however faint, moves the parameter.
     n_threads : int >= 1, optional
         The most threads for a step, up to 256; may be more than there are CPUs. Small steps take one, and so do, for up
-        to 1,024 steps at a time, those whose threads keep coming late (docs/threads.md). None decides at every step,
+        to 1,024 steps at a time, those whose threads keep coming late. None decides at every step,
         from the CPUs that the process may use, its control group's quota, and ``OMP_NUM_THREADS`` or threadpoolctl.
     nonfinite : {"propagate", "raise", "skip"}, default "propagate"
         When any gradient holds a NaN or an infinity: let it through; raise `NonFiniteError`; or skip the whole step,
@@ -242,7 +242,7 @@ class Optimizer:
     Raises
     ------
     FastoptError
-        Or the builtin that fits (ValueError, TypeError, RuntimeError), naming the parameter; before anything was
+        Which is also the builtin that fits (ValueError, TypeError ...), and names the parameter; before anything was
         written.
     """
 
@@ -253,6 +253,7 @@ class Optimizer:
     ours: ClassVar[Mapping[str, Any]] = {"eps_placement": "outside", "bias_correction": True}
     """What fastopt offers under every convention, and its value where the convention names none."""
     eps_placements: ClassVar[tuple[str, ...]] = EPS_PLACEMENTS
+    """The placements of eps that it has."""
     slots: ClassVar[tuple[str, ...]] = ()
     """State that every rule of the class has."""
     optional_slots: ClassVar[tuple[str, ...]] = ()
@@ -412,7 +413,7 @@ class Optimizer:
         return entries
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the parameters, in PyTorch's layout, with NumPy arrays for tensors.
+        """State, groups and counts in PyTorch's layout, with NumPy arrays for tensors; the parameters are not in it.
 
         The arrays are the live ones, as in PyTorch: copy them (`copy.deepcopy`) to keep a moment, while no other
         thread steps; `save` looks to that by itself. ``step`` is float32 as PyTorch stores it, and float64 beyond

@@ -44,8 +44,8 @@ class SGD(Optimizer):
     nesterov : bool
         Default False (sklearn: True). Under torch it needs a momentum and no dampening.
     **common
-        ``maximize``, ``decoupled_weight_decay``, ``n_threads``, ``nonfinite``, ``copy_grads``, ``convention``,
-        ``state_factory``: see `Optimizer`.
+        ``maximize``, ``decoupled_weight_decay``, ``flush_subnormal``, ``n_threads``, ``nonfinite``, ``copy_grads``,
+        ``convention``, ``state_factory``: see `Optimizer`.
 
     Notes
     -----
@@ -60,7 +60,8 @@ class SGD(Optimizer):
 
     References
     ----------
-    Robbins & Monro (1951); Polyak (1964); Sutskever et al. (2013) for the form with lr inside.
+    Robbins & Monro, A stochastic approximation method (1951); Polyak, Some methods of speeding up the convergence of
+    iteration methods (1964); Sutskever et al. (2013) for the form with lr inside.
     """
 
     hyperparameters = ("lr", "momentum", "dampening", "weight_decay", "nesterov")
@@ -142,7 +143,9 @@ class Momentum(Optimizer):
 
     References
     ----------
-    Rumelhart, Hinton & Williams (1986); Sutskever et al., On the importance of initialization and momentum (2013).
+    Polyak, Some methods of speeding up the convergence of iteration methods (1964); Rumelhart, Hinton & Williams,
+    Learning representations by back-propagating errors (1986); Sutskever et al., On the importance of initialization
+    and momentum in deep learning (2013).
     """
 
     hyperparameters = ("lr", "momentum", "weight_decay")

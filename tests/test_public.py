@@ -51,6 +51,15 @@ def test_the_docstring_of_an_optimizer_names_everything_it_takes_and_keeps(cls):
         assert slot == "step" or slot in text, slot
 
 
+def test_the_options_that_all_optimizers_have_are_in_the_docstring_of_the_base_class():
+    common = inspect.signature(fastopt.Optimizer.__init__).parameters.values()
+    text = inspect.getdoc(fastopt.Optimizer)
+    for parameter in common:
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            assert f"{parameter.name} : " in text
+            assert f"``{parameter.name}``" in inspect.getdoc(fastopt.SGD)
+
+
 @pytest.mark.parametrize("name", [*MODULES, "fastopt.sgd"])
 def test_the_examples_in_the_docstrings_are_true(name):
     failed, tried = doctest.testmod(importlib.import_module(name))

@@ -237,4 +237,4 @@ def public_names() -> set[str]:
             names.add(f"{path}.{name}")
             if inspect.isclass(value) and value.__module__.startswith("fastopt"):
                 names |= {f"{path}.{name}.{member}" for member in members(value)}
-    return names
+    return names | {f"fastopt.Optimizer.{key}" for key in Optimizer.__annotations__ if hasattr(Optimizer, key)}
