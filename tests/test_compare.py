@@ -148,7 +148,6 @@ def test_a_learning_rate_that_no_step_survives_is_no_error(name, optimizers):
 
 # Does not hold: reported as such on the page. A change of either kind is to be noticed.
 REFUTED = {
-    "saddle": ["With every method at its best learning rate, AdaGrad, AdaDelta and RMSProp leave the saddle first"],
     "beale": [
         "With every method at its best learning rate, Momentum and NAG are the fastest to the minimum",
         "With every method at its best learning rate, AdaGrad and RMSProp are slower than AdaDelta",

@@ -41,6 +41,7 @@ def losses(curves: Curves) -> tuple[Any, str, str]:
     figure, panels = _panels(curves, "losses", "training loss")
     start = max(float(run.losses[0]) for run in curves.runs)
     lowest = min((float(value) for run in curves.runs for value in run.losses if value > 0), default=start)
+    start = start if start > 0 else 1.0
     bottom, top = max(lowest, start * 1e-9) / 1.3, start * 1.5  # what diverges leaves through the ceiling
     for axes in panels:
         axes.set_yscale("log", subs=[2, 5])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from .learning import HIDDEN, MEASURED_PER_EPOCH, Curves
 from .race import Finding
 from .report import Picture, Section, Table
+from .report import stem as file_stem
 
 __all__ = ["findings", "headline", "leaders", "section", "table", "write_csv"]
 
@@ -37,7 +37,7 @@ def section(curves: Curves, folder: Path, formats: Iterable[str] = ("png", "svg"
     from . import curve_pictures
 
     folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / re.sub(r"[^\w.-]+", "-", curves.dataset.name)
+    stem = folder / file_stem(curves.dataset.name)
     pictures: Sequence[Picture] = curve_pictures.draw(curves, stem, tuple(formats))
     return Section(
         name=stem.name,
@@ -173,8 +173,10 @@ def headline(curves: Curves, quantity: str = "steps") -> str:
         return f"No optimizer learns {curves.dataset.name} with these settings"
     lead = leaders(curves, quantity)
     goal = f"a training loss of {curves.to_loss:g}"
+    some = [runner.name for runner in curves.runners if min(curves.arrivals(runner.name, quantity)) < math.inf]
     if lead is None:
-        return f"None of the optimizers gets to {goal} in {curves.epochs} epochs"
+        often = "with most seeds" if some else f"in {curves.epochs} epoch{'s' * (curves.epochs > 1)}"
+        return f"None of the optimizers gets to {goal} {often}"
 
     def after(name: str) -> str:
         value = lead.medians[name]
@@ -183,7 +185,8 @@ def headline(curves: Curves, quantity: str = "steps") -> str:
     first, *rest = lead.order
     if not rest:
         alone = "" if len(curves.runners) == 1 else " alone"
-        return f"{first}{alone} gets to {goal}, after {after(first)}"
+        often = "" if some == [first] else " with most seeds"
+        return f"{first}{alone} gets to {goal}{often}, after {after(first)}"
     if lead.level:
         fastest, slowest = after(first), after(max(lead.level, key=lead.medians.__getitem__))
         between = fastest if fastest == slowest else f"{fastest.split()[0]} to {slowest}"
@@ -191,7 +194,8 @@ def headline(curves: Curves, quantity: str = "steps") -> str:
             return f"No clear winner: {len(lead.level) + 1} of {len(curves.runners)} get to {goal} first, in {between}"
         if all(lead.medians[name] <= 1.1 * lead.medians[first] for name in lead.level):
             return f"{_listed([first, *lead.level])} get to {goal} about equally fast, in {between}"
-        return f"{first} is the first to {goal}, after {fastest}; with some seeds {_listed(lead.level)} as fast"
+        are = "is" if len(lead.level) == 1 else "are"
+        return f"{first} is the first to {goal}, after {fastest}; with some seeds {_listed(lead.level)} {are} as fast"
     seeds = " with every seed" if len(curves.seeds) > 1 else ""
     longer = f"; {rest[0]} needs {after(rest[0])}"
     return f"{first} is the first to {goal}{seeds}, after {after(first)}{longer}"
@@ -243,7 +247,9 @@ def _generalization(curves: Curves) -> Finding:
     scores = {name: [factor * run.scores[-1] for run in curves.of(name)] for name in ("Adam", "SGD")}
     worse = all(adam < sgd for adam, sgd in zip(*scores.values(), strict=True))
     measured = f"{what} at the end: " + ", ".join(f"{name} {spread(v, form, unit)}" for name, v in scores.items())
-    return Finding("Adam may generalize worse than plain SGD, on some problems", "notes 004, Adam", worse, measured)
+    return Finding(
+        "Adam generalizes worse than plain SGD, as it may on some problems", "notes 004, Adam", worse, measured
+    )
 
 
 # --- the curves as CSV

@@ -113,7 +113,7 @@ def split(dataset: Dataset, seed: int, dtype: str = "float64") -> Split:
     # Each class needs a place in the test part; a fifth of the rows may be fewer than there are classes.
     n_test = max(math.ceil(TEST_SHARE * len(dataset.y)), len(dataset.classes))
     stratify = dataset.y if dataset.classes else None
-    parts = train_test_split(dataset.x, dataset.y, test_size=n_test, random_state=seed, stratify=stratify)
+    parts = train_test_split(dataset.x, dataset.y, test_size=n_test, random_state=seed % 2**32, stratify=stratify)
     x_train, x_test, y_train, y_test = parts
     # Fitted on the training samples alone. Columns that are constant there are divided by 1.
     features = scaler(dataset.scale).fit(x_train)

@@ -17,7 +17,7 @@ __all__ = [
 ]  # fmt: skip
 
 Steps = int | None
-RATES = tuple(m * 10.0**e for e in range(-4, 1) for m in (1, 2, 5))
+RATES = tuple(m * 10.0**e for e in range(-4, 3) for m in (1, 2, 5))
 """The learning rates of which each optimizer gets its best, where a claim is about optimizers and not about rates."""
 
 
@@ -39,12 +39,17 @@ def judge(*claims: Claim) -> Callable[[Race], list[Finding]]:
     def findings(race: Race) -> list[Finding]:
         judged = []
         for claim in claims:
-            if all(name in race.paths for name in claim.needs):
+            if all(name in race.paths and _came_to_its_end(race, name) for name in claim.needs):
                 holds, measured = claim.measure(race)
                 judged.append(Finding(claim.text, claim.source, bool(holds), measured))
         return judged
 
     return findings
+
+
+def _came_to_its_end(race: Race, name: str) -> bool:
+    """Return whether there is a whole path to measure; where a surface has no minimum, all of them go on for ever."""
+    return race.paths[name].finite or not race.scene.surface.minima
 
 
 # --- measures of one path
@@ -72,13 +77,16 @@ def turns(path: Path) -> float:
     """Return the median angle between one step and the next, in degrees: 0 straight on, 180 back."""
     steps = np.diff(path.points, axis=0)
     sizes = np.linalg.norm(steps, axis=1)
-    cosines = (steps[1:] * steps[:-1]).sum(axis=1) / (sizes[1:] * sizes[:-1])
+    moved = sizes[1:] * sizes[:-1] > 0
+    if not moved.any():
+        return 0.0
+    cosines = (steps[1:] * steps[:-1]).sum(axis=1)[moved] / (sizes[1:] * sizes[:-1])[moved]
     return float(np.degrees(np.median(np.arccos(np.clip(cosines, -1, 1)))))
 
 
 def rises(path: Path) -> float:
     """Return the share of steps that ended higher than they began, by more than rounding."""
-    return float(np.mean(np.diff(path.losses) > 1e-12))
+    return float(np.mean(np.diff(path.losses) > 1e-12)) if len(path.losses) > 1 else 0.0
 
 
 def distance(path: Path, minima: Iterable[tuple[float, ...]]) -> npt.NDArray[np.float64]:
@@ -145,4 +153,6 @@ def all_before_at_best(
     best = {path.name: best_rate(race, path.runner, when) for path in race.of(*first, *then)}
     holds = max(late(best[name][0]) for name in first) < min(late(best[name][0]) for name in then)
     ordered = sorted(best.items(), key=lambda item: late(item[1][0]))
-    return holds, "steps: " + each({name: f"{said(k)} (rate {rate:g})" for name, (k, rate) in ordered})
+    return holds, "steps: " + each(
+        {name: f"{k} (rate {rate:g})" if k is not None else "never, at any rate" for name, (k, rate) in ordered}
+    )

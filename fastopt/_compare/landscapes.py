@@ -52,12 +52,22 @@ def _even_rates(race: Race) -> tuple[bool, str]:
 
 
 def _sooner_along_x(race: Race) -> tuple[bool, str]:
-    def arrival(path: Path) -> int | None:
-        return path.first(np.abs(path.points[:, 0]) < 0.5)
-
-    rates = {name: race.paths[name].runner.options.get("lr") for name in ("SGD", "Momentum")}
-    holds, steps = all_before(race, ["Momentum"], ["SGD"], arrival)
-    return holds, f"until |x| < 0.5, {steps}, with a learning rate of {rates['Momentum']} against {rates['SGD']}"
+    """Measure it with one learning rate for both, until x stays near: Momentum swings past the minimum at first."""
+    scene = replace(race.scene, steps=1000)
+    momentum, sgd = (race.paths[name].runner for name in ("Momentum", "SGD"))
+    rate = momentum.options["lr"]
+    steps = {}
+    for name, runner in (
+        (f"Momentum {rate:g}", momentum),
+        (f"SGD {rate:g}", replace(sgd, options={**sgd.options, "lr": rate})),
+        (f"SGD {sgd.options['lr']:g}", sgd),
+    ):
+        path = run(scene, runner)
+        outside = np.flatnonzero(np.abs(path.points[:, 0]) >= 0.5)
+        arrived = int(outside[-1]) + 1 if len(outside) else 0
+        steps[name] = arrived if path.finite and arrived < len(path.points) else None
+    holds = late(steps[f"Momentum {rate:g}"]) < late(steps[f"SGD {rate:g}"])
+    return holds, "steps until |x| stays below 0.5, by learning rate: " + each({k: said(v) for k, v in steps.items()})
 
 
 def _damps(race: Race) -> tuple[bool, str]:
@@ -77,7 +87,7 @@ def _ravine_headline(race: Race) -> str:
     over = {path.name: crossings(path) for path in race.paths.values()}
     most, least = max(over, key=over.__getitem__), min(over, key=over.__getitem__)
     if over[most] == over[least]:
-        return f"In {race.scene.steps} steps {most} crosses the floor of the valley {over[most]} times"
+        return f"Times that the floor of the valley is crossed in {race.scene.steps} steps: {each(over)}"
     return (
         f"{most} crosses the floor of the valley {over[most]} times in {race.scene.steps} steps, {least} {over[least]}"
     )
@@ -85,7 +95,7 @@ def _ravine_headline(race: Race) -> str:
 
 RAVINE = Scene(
     name="ravine",
-    title="A long valley: SGD zig-zags",
+    title="A long valley: who zig-zags",
     story="The slope along y is twenty times that along x, so the gradient hardly ever points at the minimum. "
     "Rates and start are those of the textbook picture that the notes show.",
     surface=SURFACES["ravine"],
@@ -107,7 +117,7 @@ RAVINE = Scene(
             _even_rates,
         ),
         Claim(
-            "Momentum reaches the minimum sooner than SGD, since steps add up along a steady slope",
+            "Momentum reaches the minimum sooner than SGD at the same learning rate: steps add up on a steady slope",
             "notes 001, 8-1; 004",
             ("SGD", "Momentum"),
             _sooner_along_x,
@@ -132,8 +142,13 @@ def _saddle_headline(race: Race) -> str:
     steps = {path.name: left_saddle(path) for path in race.paths.values()}
     order = sorted(steps, key=lambda name: late(steps[name]))
     first, last = order[0], order[-1]
+    if steps[first] is None:
+        who = "none of them leaves" if len(order) > 1 else f"{first} does not leave"
+        return f"In {race.scene.steps} steps {who} the saddle"
+    if steps[first] == steps[last]:
+        return f"{' and '.join(order)} leave{'s' * (len(order) == 1)} the saddle after {steps[first]} steps"
     tail = f"{last} not in {race.scene.steps}" if steps[last] is None else f"{last} after {steps[last]}"
-    return f"{first} leaves the saddle after {said(steps[first])} steps, {tail}"
+    return f"{first} leaves the saddle after {steps[first]} steps, {tail}"
 
 
 def _nearer(race: Race) -> tuple[bool, str]:
@@ -143,7 +158,7 @@ def _nearer(race: Race) -> tuple[bool, str]:
     more = {}
     for path in race.of(*ADAPTIVE, "SGD", "Momentum", "NAG"):
         before, after = (left_saddle(run(scene, path.runner)) for scene in (far, near))
-        more[path.name] = late(after) - late(before)
+        more[path.name] = late(after) - late(before) if before is not None else float("inf")
     holds = max(more[name] for name in ADAPTIVE) < 0.5 * min(more[name] for name in ("SGD", "Momentum", "NAG"))
     return holds, "steps more: " + each({name: f"{steps:.0f}" for name, steps in more.items()})
 
@@ -318,12 +333,13 @@ ROSENBROCK = Scene(
 
 
 def _ends(race: Race) -> dict[str, tuple[float, ...]]:
-    """Return the minimum that each one ended nearest to."""
-    minima = race.scene.surface.minima
-    return {
-        path.name: minima[int(np.argmin([np.linalg.norm(path.points[-1] - np.array(at)) for at in minima]))]
-        for path in race.paths.values()
-    }
+    """Return the minimum that each one ended in, or not far from; without those that ended elsewhere."""
+    ends = {}
+    for path in race.paths.values():
+        away, at = min((float(np.linalg.norm(path.points[-1] - np.array(at))), at) for at in race.scene.surface.minima)
+        if path.finite and away < 0.5:
+            ends[path.name] = at
+    return ends
 
 
 def _spot(at: tuple[float, ...]) -> str:
@@ -332,10 +348,14 @@ def _spot(at: tuple[float, ...]) -> str:
 
 def _himmelblau_headline(race: Race) -> str:
     ends = list(_ends(race).values())
-    common = max(set(ends), key=ends.count)
+    if not ends:
+        return f"In {race.scene.steps} steps none of them gets to a minimum"
+    common = max(sorted(set(ends)), key=ends.count)
     others = [name for name, at in _ends(race).items() if at != common]
     rest = f", {' and '.join(others)} to another" if others else ""
-    most = f"{ends.count(common)} of {len(ends)} go to {_spot(common)}"
+    missing = len(race.paths) - len(ends)
+    rest += f"; {missing} not yet at any" if missing else ""
+    most = f"{ends.count(common)} of {len(race.paths)} go to {_spot(common)}"
     return f"One start, {len(set(ends))} of four minima: {most}{rest}"
 
 
@@ -344,8 +364,9 @@ def _other_starts(race: Race) -> tuple[bool, str]:
     for start in ((0.0, 0.0), (0.0, 4.0), (-0.3, -1.0)):
         moved = replace(race.scene, start=start)
         path = run(moved, race.paths["SGD"].runner)
-        ends[_spot(start)] = _ends(Race(moved, {"SGD": path}))["SGD"]
-    return len(set(ends.values())) > 1, "SGD: " + ", ".join(f"from {a} to {_spot(b)}" for a, b in ends.items())
+        ends[_spot(start)] = _ends(Race(moved, {"SGD": path})).get("SGD")
+    said = ", ".join(f"from {a} to {_spot(b) if b else 'no minimum'}" for a, b in ends.items())
+    return None not in ends.values() and len(set(ends.values())) > 1, f"SGD: {said}"
 
 
 HIMMELBLAU = Scene(
@@ -372,16 +393,24 @@ HIMMELBLAU = Scene(
 )
 
 
+def _stuck(path: Path) -> bool:
+    """Return whether it has come to rest in a minimum that is not the global one."""
+    return bool(np.abs(path.gradients[-1]).max() < 0.01 and path.losses[-1] > 0.5)
+
+
 def _many_minima(race: Race) -> tuple[bool, str]:
-    lowest = {path.name: float(path.losses[-1]) for path in race.paths.values()}
-    text = each({name: f"{value:.3g}" for name, value in lowest.items()})
-    return min(lowest.values()) > 0.5, f"f at the end (the global minimum is 0): {text}"
+    lowest = {path.name: f"{path.losses[-1]:.3g}" for path in race.paths.values()}
+    at_rest = "has" if _stuck(race.paths["SGD"]) else "has not"
+    return at_rest == "has", (
+        f"SGD {at_rest} come to rest above the global minimum, which is 0; f at the end: {each(lowest)}"
+    )
 
 
 def _escapes_lower(race: Race) -> tuple[bool, str]:
     sgd, momentum = race.paths["SGD"].losses[-1], race.paths["Momentum"].losses[-1]
     mu = race.paths["Momentum"].runner.options.get("momentum")
-    return bool(momentum < sgd - 0.5), f"f at the end: SGD {sgd:.3g}, Momentum ({mu}) {momentum:.3g}"
+    holds = _stuck(race.paths["SGD"]) and momentum < sgd - 0.5
+    return bool(holds), f"f at the end: SGD {sgd:.3g}, Momentum ({mu}) {momentum:.3g}"
 
 
 def _rastrigin_headline(race: Race) -> str:

@@ -34,14 +34,15 @@ def _swing(path: Path) -> float:
 
 
 def _escaped(path: Path) -> bool:
-    return _end(path) < TOP
+    """Return whether it started on the right of the ridge and is on the left, not thrown far away."""
+    return float(path.points[0, 0]) > TOP > _end(path) >= SURFACES["dip"].window[0][0]
 
 
 def _too_small(race: Race) -> tuple[bool, str]:
     small, suited = race.paths[SMALL], race.paths[SUITED]
     gap = abs(_end(small) - _end(suited))
     return gap > 0.05 and abs(small.gradients[-1, 0]) > 10 * abs(suited.gradients[-1, 0]), (
-        f"after {race.scene.steps} steps it is still {gap:.2f} away from where rate 0.1 has come to rest"
+        f"after {race.scene.steps} steps it is still {gap:.3g} away from where rate 0.1 has come to rest"
     )
 
 
@@ -53,7 +54,7 @@ def _too_large(race: Race) -> tuple[bool, str]:
 
 
 def _large_escapes(race: Race) -> tuple[bool, str]:
-    ends = {name: f"x = {_end(race.paths[name]):.2f}" for name in (SMALL, SUITED, LARGE)}
+    ends = {name: f"x = {_end(race.paths[name]):.3g}" for name in (SMALL, SUITED, LARGE)}
     holds = _escaped(race.paths[LARGE]) and not _escaped(race.paths[SMALL])
     return holds, f"at the end (ridge at {TOP:.2f}): {each(ends)}"
 
@@ -61,15 +62,15 @@ def _large_escapes(race: Race) -> tuple[bool, str]:
 def _momentum_escapes(race: Race) -> tuple[bool, str]:
     sgd, momentum = race.paths[SUITED], race.paths[ROLLING]
     return _escaped(momentum) and not _escaped(sgd), (
-        f"at the same learning rate SGD ends at x = {_end(sgd):.2f}, f = {sgd.losses[-1]:.2f}; "
-        f"Momentum at x = {_end(momentum):.2f}, f = {momentum.losses[-1]:.2f}"
+        f"at the same learning rate SGD ends at x = {_end(sgd):.3g}, f = {sgd.losses[-1]:.2g}; "
+        f"Momentum at x = {_end(momentum):.3g}, f = {momentum.losses[-1]:.2g}"
     )
 
 
 def _nag_escapes(race: Race) -> tuple[bool, str]:
     nag, momentum = race.paths[LOOKING], race.paths[ROLLING]
     return _escaped(nag), (
-        f"NAG ends at x = {_end(nag):.2f}, Momentum at x = {_end(momentum):.2f}: the gradient from ahead brakes it "
+        f"NAG ends at x = {_end(nag):.3g}, Momentum at x = {_end(momentum):.3g}: the gradient from ahead brakes it "
         "on the way up the ridge as well"
     )
 
@@ -77,8 +78,10 @@ def _nag_escapes(race: Race) -> tuple[bool, str]:
 def _dip_headline(race: Race) -> str:
     out = [name for name, path in race.paths.items() if _escaped(path)]
     held = [name for name in race.paths if name not in out]
+    if race.scene.start[0] <= TOP:
+        return "At the end: " + each({name: f"x = {_end(path):.3g}" for name, path in race.paths.items()})
     if not out or not held:
-        return f"{'All' if out else 'None'} of them get out of the local minimum"
+        return f"{'All of them get' if out else 'None of them gets'} out of the local minimum"
     return f"Out of the local minimum: {' and '.join(out)}"
 
 
@@ -138,7 +141,10 @@ def _over_all_rates(race: Race) -> tuple[bool, str]:
         for momentum in (0.8, 0.9, 0.95):
             options = {"lr": lr, "momentum": momentum}
             nag, plain = (overshoot(run(race.scene, Runner(name, options))) for name in ("NAG", "Momentum"))
-            ratios.append(nag / plain)
+            if plain > 0:
+                ratios.append(nag / plain)
+    if not ratios:
+        return False, f"in {race.scene.steps} steps from this start Momentum does not overshoot at all"
     return max(ratios) < 1, f"NAG's overshoot is {min(ratios):.2f} to {max(ratios):.2f} times that of Momentum"
 
 
@@ -146,7 +152,9 @@ def _let_down(race: Race) -> tuple[bool, str]:
     """Measure what a momentum that falls to a half does to the swing, and to the way forward."""
     steps = race.scene.steps
     options = race.paths["Momentum"].runner.options
-    falling = run(race.scene, Runner("Momentum", {**options, "momentum": Linear(options["momentum"], 0.5, steps // 2)}))
+    falling = run(
+        race.scene, Runner("Momentum", {**options, "momentum": Linear(options["momentum"], 0.5, max(steps // 2, 1))})
+    )
     swing, ahead = {}, {}
     for name, path in (("held", race.paths["Momentum"]), ("let down", falling)):
         swing[name] = f"{np.abs(path.points[-20:, 1]).max():.1g}"
@@ -261,15 +269,18 @@ def _cheaper(race: Race) -> tuple[bool, str]:
 
 def _noise_cancels(race: Race) -> tuple[bool, str]:
     one, rolled = race.paths[ONE], race.paths[ROLLED]
+    rates = {"without": one.runner.options["lr"]}
+    rates["with momentum"] = rolled.runner.options["lr"] / (1 - rolled.runner.options["momentum"])
     return length(rolled) < length(one) and turns(rolled) < turns(one), (
-        "with the same learning rate in all, lr / (1 - momentum): "
-        f"way travelled {length(one):.1f} without, {length(rolled):.1f} with momentum; "
+        f"learning rate in all, lr / (1 - momentum): {each({k: f'{v:.3g}' for k, v in rates.items()})}; "
+        f"way travelled {length(one):.3g} without, {length(rolled):.3g} with momentum; "
         f"turn from step to step {turns(one):.0f} and {turns(rolled):.0f} degrees"
     )
 
 
 def _noise_headline(race: Race) -> str:
-    if {FULL, ONE} <= race.paths.keys():
+    ways = [length(race.paths[name]) for name in (FULL, MINI, ONE) if name in race.paths]
+    if len(ways) == 3 and ways == sorted(set(ways)):
         up = rises(race.paths[ONE])
         return f"The fewer samples in a step, the more its path wanders: {up:.0%} of the stochastic steps go up"
     share = {path.name: f"{rises(path):.0%}" for path in race.paths.values()}
@@ -319,7 +330,8 @@ def _middle(rates: Array) -> float:
 def _change(path: Path) -> float:
     """Return by what factor the effective rate changed over the last three quarters of the run: a fourfold of steps."""
     n, width = len(path.rates), max(len(path.rates) // 50, 1)
-    return _middle(path.rates[-2 * width :]) / _middle(path.rates[max(n // 4 - width, 0) : n // 4 + width])
+    before = _middle(path.rates[max(n // 4 - width, 0) : n // 4 + width])
+    return _middle(path.rates[-2 * width :]) / before if before else math.nan
 
 
 def _decays(race: Race) -> tuple[bool, str]:
@@ -351,7 +363,7 @@ def _decay_needs_gradients(race: Race) -> tuple[bool, str]:
 
 def _rates_headline(race: Race) -> str:
     changes = {path.name: _change(path) for path in race.paths.values()}
-    if "Adagrad" not in changes:
+    if not changes.get("Adagrad", 1.0) < 0.7:
         return "Effective learning rate over the last three quarters of the run: times " + each(
             {name: f"{change:.2f}" for name, change in changes.items()}
         )

@@ -205,6 +205,8 @@ def _scale(axes: Any, race: Race) -> None:
         if np.isfinite(values).any() and np.isfinite(start):
             axes.set_ylim(1.05 * float(np.nanmin(values)), 1.15 * max(start, 0.1))
         return
+    if not any((above(path, race) > 0).any() for path in race.paths.values()):
+        return  # all of them stay in the minimum
     axes.set_yscale("log")
     if np.isfinite(start) and start > 0:
         low, high = axes.get_ylim()
@@ -225,10 +227,13 @@ def _first_down(race: Race) -> str:
     there = sorted((step, name) for name, step in steps.items() if step is not None)
     if not there:
         return f"In {race.scene.steps} steps none gets down to a hundredth of the starting height"
-    (first, winner), (last, loser) = there[0], there[-1]
-    said = [f"First at a hundredth of the starting height: {winner}, after {first} {'step' if first == 1 else 'steps'}"]
+    first, last = there[0][0], there[-1][0]
+    winners, losers = (" and ".join(name for step, name in there if step == at) for at in (first, last))
+    said = [
+        f"First at a hundredth of the starting height: {winners}, after {first} {'step' if first == 1 else 'steps'}"
+    ]
     if last > first:
-        said.append(f"last: {loser}, after {last}")
+        said.append(f"last: {losers}, after {last}")
     missing = [name for name, step in steps.items() if step is None]
     if missing:
         who = " and ".join(missing) if len(missing) <= 2 else f"{len(missing)} others"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .race import Finding
 
-__all__ = ["Picture", "Section", "Table", "as_text", "numbers"]
+__all__ = ["Picture", "Section", "Table", "as_text", "numbers", "stem"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class Section:
     pictures: tuple[Picture, ...] = ()
     files: tuple[Path, ...] = field(default=())
     """Others that belong to it: the paths as CSV."""
+
+
+def stem(name: str) -> str:
+    """Return what the files of a section begin with: letters, digits, dots and hyphens."""
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 def numbers(table: Table) -> list[bool]:

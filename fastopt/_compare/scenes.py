@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -32,5 +33,10 @@ def changed(
         batch_size = min((r.batch_size for r in scene.runners if r.batch_size), default=None)
         runners = [r for name in optimizers for r in known[name] or [Runner(name, batch_size=batch_size)]]
     if lr is not None:
-        runners = [replace(runner, options={**runner.options, "lr": lr}) for runner in runners]
+        # Labels that tell a rate would tell a wrong one; who then is the same runs once.
+        runners = [
+            replace(runner, options={**runner.options, "lr": lr}, label=re.sub(", rate .*", "", runner.label))
+            for runner in runners
+        ]
+        runners = list({runner.name: runner for runner in runners}.values())
     return replace(scene, runners=tuple(runners), steps=steps or scene.steps, start=start or scene.start)

@@ -20,7 +20,7 @@ from .report import Section, Table
 __all__ = ["Part", "of_data", "of_scene"]
 
 # What the parts of a run take, in seconds on one core; a progress bar needs no more than a guess.
-RUN, DRAWING, ANIMATION, LEARNING_STEP = 0.1, 6.0, 6.0, 6e-5
+STEP, DRAWING, ANIMATION, LEARNING_STEP = 1e-4, 6.0, 6.0, 6e-5
 
 Tick = Callable[[float], Any]
 
@@ -44,10 +44,10 @@ def of_scene(scene: Scene, folder: Path, formats: Sequence[str], animated: bool,
     from . import pictures
 
     animated = animated and scene.animated
-    work = RUN * len(scene.runners) + DRAWING + (ANIMATION if animated else 0)
+    work = STEP * scene.steps * len(scene.runners) + DRAWING + (ANIMATION if animated else 0)
 
     def perform(tick: Tick) -> tuple[Section, dict[str, Any]]:
-        race = run_scene(scene, seed, lambda steps: tick(RUN))
+        race = run_scene(scene, seed, lambda steps: tick(STEP * steps))
         findings = tuple(race.found)
         drawn = pictures.draw(race, folder, formats)
         tick(DRAWING)

@@ -193,7 +193,7 @@ def lay_out(figure: Any) -> None:
 
 def entitle(figure: Any, title: str) -> None:
     """Write a sentence above a figure, in as many lines as it needs."""
-    per_line = int(figure.get_figwidth() * 12.5)
+    per_line = int(figure.get_figwidth() * 11.5)
     figure.suptitle(textwrap.fill(title, per_line), x=0.01, ha="left", fontsize=11, parse_math=False)
 
 

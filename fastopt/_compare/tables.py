@@ -68,7 +68,7 @@ class Sheet:
         row, cell = next((i, cell) for i, cell in enumerate(self.columns[first]) if not is_number(cell))
         where = f"{named(names)} {'hold' if len(names) > 1 else 'holds'} text ({short(cell)} in line {self.lines[row]})"
         if is_number(cell.replace(",", ".", 1)):
-            return self.error(f"{where}: write a decimal point for the decimal comma")
+            return self.error(f"{where}: write a point for a decimal comma, and leave out commas between thousands")
         advice = "; one-hot encode them, for example, or leave them out" if what == "features" else ""
         return self.error(f"{where}: {what} must be numbers{advice}")
 
@@ -98,7 +98,7 @@ def read(path: Path) -> Sheet:
         raise DataError(f"{path}: {len(rows)} rows of data are too few: at least {FEWEST_ROWS} are needed")
     columns = dict(zip(header, zip(*(row for _, row in rows), strict=True), strict=True))
     for name, cells in columns.items():
-        if name in cells and not is_number(name):
+        if name in cells and not is_number(name) and any(map(is_number, header)):
             raise DataError(f"{path}: has no header: {short(name)} of line 1 is a value of its column, too")
     return Sheet(path, columns, tuple(line for line, _ in rows))
 

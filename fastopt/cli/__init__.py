@@ -10,6 +10,7 @@ interrupted, 141 cut off by the reader of its output.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -58,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv : sequence of str, optional
         The arguments, without the program's name; None takes ``sys.argv``.
     """
+    for stream in (sys.stdout, sys.stderr):  # an encoding without, say, a superscript 2 is no reason to end
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     parser = build_parser()
     args = parser.parse_args(argv)
     if not hasattr(args, "run"):
@@ -75,4 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, `head` for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # as a shell says it of a process that SIGPIPE ended
+    except OSError as error:  # a full disk, a folder where a file should go
+        print(f"fastopt {args.command}: error: {error}", file=sys.stderr)
+        return 1
     return code

@@ -66,6 +66,8 @@ def need(command: str, *modules: str) -> None:
             import_module(module)
         except ImportError as error:
             raise MissingExtraError(f'{error}; pip install "fastopt[demo]" brings what {command} needs') from error
+        except ValueError as error:  # matplotlib of an MPLBACKEND that it does not know
+            raise HyperparameterError(f"{module} does not load: {error}") from error
 
 
 def made_folder(path: Path) -> Path:

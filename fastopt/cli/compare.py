@@ -146,13 +146,15 @@ def _check(args: argparse.Namespace) -> None:
 
 def _parts(args: argparse.Namespace) -> list[Part]:
     """Return the scenes and data sets that were asked for, changed as was asked for."""
+    from .._compare.report import stem
     from .._compare.scenes import SCENES
 
     names = list(dict.fromkeys(args.scene)) or ([] if args.data else list(SCENES))
     parts = [_scene(name, args) for name in names] + [_data(name, args) for name in args.data or ()]
     for i, part in enumerate(parts):
-        if any(part.name == other.name for other in parts[:i]):
-            raise HyperparameterError(f"--data: two things by the name of {part.name}, which files are called by")
+        twin = next((other for other in parts[:i] if stem(other.name).lower() == stem(part.name).lower()), None)
+        if twin is not None:
+            raise HyperparameterError(f"--data: the files of {twin.name!r} and {part.name!r} would have the same names")
     return parts
 
 
@@ -193,16 +195,18 @@ def run(args: argparse.Namespace) -> int:
     from .._compare import page
 
     _check(args)
-    parts = _parts(args)
-    made_folder(args.out)
     sections, results = [], {}
     bar = tqdm(
-        total=sum(part.work for part in parts),
+        total=1,
+        desc="reading",
         bar_format="{desc}: {percentage:3.0f}%|{bar}| about {remaining} left",
         leave=False,
         disable=args.quiet or None,  # None: a bar only where standard error is a terminal
     )
     with bar:
+        parts = _parts(args)
+        made_folder(args.out)
+        bar.reset(total=sum(part.work for part in parts))
         for part in parts:
             bar.set_description(part.name)
             section, results[part.name] = part.perform(bar.update)

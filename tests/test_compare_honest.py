@@ -1,0 +1,279 @@
+"""fastopt compare with settings of one's own: nothing is claimed that is not so, and nothing ends in a traceback."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fastopt._compare import learning, pictures, stage
+from fastopt._compare.findings import (
+    RATES,
+    all_before,
+    best_rate,
+    crossings,
+    left_saddle,
+    length,
+    overshoot,
+    said,
+    settled,
+)
+from fastopt._compare.race import Path, Race, Runner, run_scene
+from fastopt._compare.report import Section
+from fastopt._compare.scenes import SCENES, changed
+from fastopt.cli import main
+
+
+def race(name, **changes):
+    return run_scene(changed(SCENES[name], **changes))
+
+
+def verdicts(raced):
+    return {finding.claim: finding.holds for finding in raced.found}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", SCENES)
+@pytest.mark.parametrize(
+    "changes", [{"steps": 1}, {"steps": 3}, {"lr": 1e-320}, {"lr": 1e4}, {"lr": 1e300}, {"start": 0.0}], ids=str
+)
+def test_settings_that_nothing_comes_of_are_reported(name, changes):
+    if "start" in changes:
+        changes = {"start": (0.0,) * SCENES[name].surface.dimensions}
+    if name in ("saddle", "beale") and "steps" not in changes:
+        changes = {**changes, "steps": 30}
+    raced = race(name, **changes)
+    assert raced.headline and all(finding.measured for finding in raced.found)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("saddle", {"steps": 5}, "In 5 steps none of them leaves the saddle"),
+        ("saddle", {"steps": 400, "optimizers": ["SGD"]}, "SGD leaves the saddle after 349 steps"),
+        ("saddle", {}, "RMSprop leaves the saddle after 6 steps, SGD not in 120"),
+        ("himmelblau", {"steps": 1}, "In 1 steps none of them gets to a minimum"),
+        ("himmelblau", {}, "One start, 2 of four minima: 6 of 7 go to (3, 2), Momentum to another"),
+        ("dip", {}, "Out of the local minimum: SGD, rate 0.9 and Momentum, rate 0.1"),
+        ("dip", {"lr": 3.0}, "Out of the local minimum: Adam"),
+        ("overshoot", {}, "Momentum shoots 1.42 beyond the floor of the valley, NAG 0.67"),
+    ],
+)
+def test_a_headline_says_what_is_so(name, changes, said):
+    assert race(name, **changes).headline == said
+
+
+def test_rates_that_did_not_fade_are_not_said_to():
+    assert "fade" in race("rates").headline and "fade" not in race("rates", steps=1).headline
+
+
+def test_those_who_come_at_the_same_step_are_all_named():
+    assert "last: Adam and Momentum and SGD, after 23" in pictures._first_down(race("ravine"))
+
+
+def test_a_learning_rate_of_ones_own_is_in_no_label():
+    paths = race("dip", lr=0.05).paths
+    assert list(paths) == ["SGD", "Momentum", "NAG", "Adam"]
+
+
+@pytest.mark.parametrize("lr", [1e-6, 1.0])
+def test_descent_that_has_not_come_to_rest_is_in_no_local_minimum(lr):
+    assert not any(verdicts(race("rastrigin", lr=lr)).values())
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "claim"),
+    [
+        ("ravine", {"lr": 0.1}, "SGD zig-zags"),
+        ("ravine", {"start": (-7.0, 0.0)}, "Momentum damps"),
+        ("dip", {"start": (-1.5,)}, "Momentum leaves"),
+        ("batches", {"lr": 1e-6}, "The full batch converges steadily"),
+        ("rates", {"steps": 1}, "AdaGrad's effective learning rate goes to zero"),
+    ],
+)
+def test_a_finding_can_fail(name, changes, claim):
+    judged = [holds for text, holds in verdicts(race(name, **changes)).items() if text.startswith(claim)]
+    assert judged and not any(judged)
+
+
+def test_momentum_is_not_at_the_minimum_when_it_swings_past():
+    (measured,) = (f.measured for f in race("ravine").found if f.claim.startswith("Momentum reaches"))
+    assert measured.endswith("Momentum 0.1 49, SGD 0.1 263, SGD 0.95 27")
+
+
+@pytest.mark.parametrize("name", ["Adagrad", "Adadelta", "RMSprop", "SGD", "Momentum", "NAG"])
+def test_the_best_rate_is_none_of_the_outermost(name):
+    raced = race("saddle")
+    _, rate = best_rate(raced, raced.paths[name].runner, left_saddle)
+    assert RATES[0] < rate < RATES[-1]
+
+
+def test_files_that_would_have_one_name_are_refused(tmp_path, capsys):
+    for module in ("matplotlib", "PIL", "sklearn", "tqdm"):
+        pytest.importorskip(module)
+    rows = "a,t\n" + "".join(f"{i},{i % 2}\n" for i in range(20))
+    files = [tmp_path / "a b.csv", tmp_path / "a-b.csv"]
+    for file in files:
+        file.write_text(rows)
+    assert main(["compare", *(f"--data={file}" for file in files), "--out", str(tmp_path / "out")]) == 2
+    assert "'a b'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp949"])
+def test_an_encoding_without_a_letter_does_not_end_the_run(encoding, monkeypatch, tmp_path):
+    for module in ("matplotlib", "PIL", "sklearn", "tqdm"):
+        pytest.importorskip(module)
+    out = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    arguments = ["--data=diabetes", "--epochs=1", "--repeats=1", "--optimizer=SGD", "--format=png", f"--out={tmp_path}"]
+    assert main(["compare", *arguments]) == 0
+
+
+def test_a_folder_where_a_file_should_go_is_one_line(tmp_path, capsys):
+    for module in ("matplotlib", "PIL", "sklearn", "tqdm"):
+        pytest.importorskip(module)
+    (tmp_path / "index.html").mkdir()
+    assert main(["compare", "dip", "--steps=2", "--format=png", "--quiet", "--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_seed_may_be_any_whole_number(tmp_path):
+    for module in ("matplotlib", "PIL", "sklearn", "tqdm"):
+        pytest.importorskip(module)
+    arguments = ["--data=diabetes", "--epochs=1", "--repeats=1", "--optimizer=SGD", "--format=png", "--quiet"]
+    assert main(["compare", *arguments, f"--seed={2**32}", f"--out={tmp_path}"]) == 0
+
+
+# --- The measures themselves, on paths made by hand
+
+
+def made(points, finite=True, optimizer="SGD", scene="overshoot"):
+    """A path through these points."""
+    where = np.array(points, float)
+    surface = SCENES[scene].surface
+    losses = np.array([surface.at(at) for at in where])
+    steps = np.zeros((len(where) - 1, where.shape[1]))
+    return Path(Runner(optimizer), where, losses, steps, steps, np.zeros(len(where)), finite)
+
+
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_overshoot_is_beyond_the_floor_on_the_side_that_it_did_not_start_from(side):
+    path = made([(0, 3 * side), (0, -1 * side), (0, 2 * side)])
+    assert (overshoot(path), crossings(path), length(path)) == (1.0, 2, 7.0)
+    assert overshoot(made([(0, 3 * side), (0, 1 * side)])) == 0.0
+
+
+def test_a_group_is_before_another_only_if_its_slowest_is_before_the_fastest():
+    arrivals = {"A": 1, "B": 4, "C": 3, "D": 6}
+    paths = {name: made([(0, 9)] * k + [(0, 0)], optimizer=name) for name, k in arrivals.items()}
+    raced = Race(SCENES["overshoot"], paths)
+
+    def arrived(path):
+        return path.first(path.points[:, 1] == 0)
+
+    assert all_before(raced, ["A"], ["C", "D"], arrived) == (True, "steps: A 1, C 3, D 6")
+    assert not all_before(raced, ["A", "B"], ["C", "D"], arrived)[0]
+    assert not all_before(raced, ["A"], ["A"], arrived)[0]
+    assert settled(made([(0, 9), (0, 0), (0, 9), (0, 0), (0, 0)]), [(0.0, 0.0)]) == 3
+    assert settled(made([(0, 0), (0, 9)]), [(0.0, 0.0)]) is None
+    assert settled(made([(0, 9), (0, 0)], finite=False), [(0.0, 0.0)]) is None
+
+
+def test_the_first_in_the_headline_is_the_first_in_the_table():
+    raced = race("beale")
+    rows = {row[0]: row[5] for row in stage.table(raced).rows}
+    first = min((int(after), name) for name, after in rows.items() if after != "never")
+    assert raced.headline.startswith(f"{first[1]} is the first") and f"after {first[0]} steps" in raced.headline
+
+
+def test_that_nag_overshoots_less_at_all_rates_is_measured():
+    paths = dict(race("overshoot").paths)
+    swapped = replace(SCENES["overshoot"], start=(-10.0, 0.0))  # on the floor: nobody overshoots
+    claim = "NAG overshoots less at other learning rates (0.02 to 0.2) and momenta (0.8 to 0.95), too"
+    assert verdicts(race("overshoot"))[claim] and not verdicts(Race(swapped, paths))[claim]
+
+
+# --- What is written
+
+
+def test_a_table_says_what_the_paths_did():
+    raced = race("overshoot", steps=30)
+    rows = stage.table(raced).rows
+    assert len(rows) == 3
+    for path, row in zip(raced.paths.values(), rows, strict=True):
+        name, settings, steps, ends, value, after, way = row
+        assert (name, settings, steps) == (path.name, path.runner.settings, "30")
+        assert ends == ", ".join(f"{number:.3g}" for number in path.points[-1]) and value == f"{path.losses[-1]:.3g}"
+        assert after == said(settled(path, [(0.0, 0.0)])) and way == f"{length(path):.3g}"
+    assert stage.table(race("ravine", lr=1e300)).rows[0][-1] == "diverged"
+
+
+def test_json_and_csv_hold_the_paths(tmp_path):
+    raced = race("ravine", lr=20.0, steps=300)
+    report = stage.as_json(raced, Section("", "", "", stage.table(raced)))
+    assert [path["diverged"] for path in report["paths"]] == [not path.finite for path in raced.paths.values()]
+    assert {path["diverged"] for path in report["paths"]} == {True, False}
+    stage.write_paths(raced, tmp_path / "paths.csv")
+    with open(tmp_path / "paths.csv", newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["optimizer"] == "Adam"]
+    adam = raced.paths["Adam"]
+    assert [float(row["rate_y"]) for row in rows[1:]] == adam.rates[:, 1].tolist() and rows[0]["rate_y"] == ""
+    assert [float(row["f"]) for row in rows] == adam.losses.tolist()
+
+
+# --- The command's options reach what they are for
+
+
+def run_compare(tmp_path, *arguments):
+    """Run the command on data; its exit code, and what it wrote as JSON."""
+    for module in ("matplotlib", "PIL", "sklearn", "tqdm"):
+        pytest.importorskip(module)
+    common = ["--format=png", "--epochs=2", "--repeats=1", "--json", f"--out={tmp_path}"]
+    code = main(["compare", "--data=diabetes", *common, *arguments])
+    return code, json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["diabetes"]
+
+
+def test_options_for_data_are_heeded(tmp_path):
+    options = "--optimizer=adam,sgd --lr=0.003 --seed=5 --repeats=2 --to-loss=0.7 --scale=minmax --batch-size=50 --quiet"
+    code, report = run_compare(tmp_path, *options.split())
+    assert code == 0
+    assert [(run["optimizer"], run["options"], run["seed"]) for run in report["runs"]] == [
+        (name, {"lr": 0.003}, seed) for seed in (5, 6) for name in ("Adam", "SGD")
+    ]
+    assert (report["to_loss"], report["scale"], report["batch_size"], report["epochs"]) == (0.7, "minmax", 50, 2)
+
+
+def test_tuning_tries_other_rates_with_a_seed_that_is_not_raced_with(tmp_path, monkeypatch):
+    seeds = []
+    split = learning.split
+    monkeypatch.setattr(learning, "split", lambda dataset, seed: seeds.append(seed) or split(dataset, seed))
+    _, plain = run_compare(tmp_path, "--optimizer=sgd", "--lr=1e-5", "--quiet")
+    assert set(seeds) == {0}
+    seeds.clear()
+    _, tuned = run_compare(tmp_path, "--optimizer=sgd", "--lr=1e-5", "--tune", "--quiet")
+    assert tuned["runs"][0]["options"]["lr"] > plain["runs"][0]["options"]["lr"] == 1e-5
+    assert set(seeds) == {0, 1}
+
+
+def test_data_of_which_nobody_learns_anything_end_with_exit_code_1(tmp_path, capsys):
+    code, report = run_compare(tmp_path, "--optimizer=sgd", "--lr=1e9")
+    assert code == 1 and not report["runs"][0]["learned"]
+    assert capsys.readouterr().err == "fastopt compare: diabetes: nothing was learned by any optimizer\n"
+
+
+def test_the_terminal_says_which_findings_hold_and_counts_them(tmp_path, capsys):
+    for module in ("matplotlib", "PIL", "sklearn", "tqdm"):
+        pytest.importorskip(module)
+    assert main(["compare", "dip", "--format=png", "--json", f"--out={tmp_path}"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    findings = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["dip"]["findings"]
+    for finding in findings:
+        assert f"{'holds:' if finding['holds'] else 'does not hold:'} {finding['claim']}" in text
+    held = sum(finding["holds"] for finding in findings)
+    assert 0 < held < len(findings)
+    assert f"Of {len(findings)} findings {held} hold, {len(findings) - held} do not." in text
