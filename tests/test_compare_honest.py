@@ -239,8 +239,8 @@ def run_compare(tmp_path, *arguments):
 
 
 def test_options_for_data_are_heeded(tmp_path):
-    options = "--optimizer=adam,sgd --lr=0.003 --seed=5 --repeats=2 --to-loss=0.7 --scale=minmax --batch-size=50 --quiet"
-    code, report = run_compare(tmp_path, *options.split())
+    arguments = "--optimizer=adam,sgd --lr=0.003 --seed=5 --repeats=2 --to-loss=0.7 --scale=minmax --batch-size=50"
+    code, report = run_compare(tmp_path, *arguments.split(), "--quiet")
     assert code == 0
     assert [(run["optimizer"], run["options"], run["seed"]) for run in report["runs"]] == [
         (name, {"lr": 0.003}, seed) for seed in (5, 6) for name in ("Adam", "SGD")
