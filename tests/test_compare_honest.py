@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -281,3 +284,29 @@ def test_the_terminal_says_which_findings_hold_and_counts_them(tmp_path, capsys)
     held = sum(finding["holds"] for finding in findings)
     assert 0 < held < len(findings)
     assert f"Of {len(findings)} findings {held} hold, {len(findings) - held} do not." in text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminals")
+def test_a_terminal_sees_a_bar_that_comes_to_its_end_and_a_pipe_sees_none(tmp_path):
+    for module in ("matplotlib", "PIL", "sklearn", "tqdm"):
+        pytest.importorskip(module)
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    command = [sys.executable, "-m", "fastopt", "compare", "dip", "--steps=5", "--format=png", f"--out={tmp_path}"]
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 90, 0, 0))
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs)
+    os.close(theirs)
+    pieces = []
+    with contextlib.suppress(OSError):  # what Linux has at the end of a terminal
+        while piece := os.read(ours, 4096):
+            pieces.append(piece)
+    os.close(ours)
+    assert running.wait(120) == 0
+    seen = b"".join(pieces).decode()
+    assert "reading:   0%" in seen and "dip: 100%" in seen and "Warning" not in seen
+    piped = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert piped.stderr == "" and "%|" not in piped.stdout

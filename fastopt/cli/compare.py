@@ -198,18 +198,22 @@ def run(args: argparse.Namespace) -> int:
     sections, results = [], {}
     bar = tqdm(
         total=1,
-        desc="reading",
-        bar_format="{desc}: {percentage:3.0f}%|{bar}| about {remaining} left",
+        desc="reading: ",
+        bar_format="{desc}{percentage:3.0f}%|{bar}| about {remaining} left",
         leave=False,
         disable=args.quiet or None,  # None: a bar only where standard error is a terminal
     )
+
+    def tick(work: float) -> None:
+        bar.update(min(work, bar.total - bar.n))  # parts of a whole may add up to a little more
+
     with bar:
         parts = _parts(args)
         made_folder(args.out)
         bar.reset(total=sum(part.work for part in parts))
         for part in parts:
             bar.set_description(part.name)
-            section, results[part.name] = part.perform(bar.update)
+            section, results[part.name] = part.perform(tick)
             sections.append(section)
             if not args.quiet:
                 tqdm.write(_as_text(section), file=sys.stdout)
