@@ -76,7 +76,7 @@ def test_rates_that_did_not_fade_are_not_said_to():
 
 
 def test_those_who_come_at_the_same_step_are_all_named():
-    assert "last: Adam and Momentum and SGD, after 23" in pictures._first_down(race("ravine"))
+    assert "last: Adam, Momentum and SGD, after 23" in pictures._first_down(race("ravine"))
 
 
 def test_a_learning_rate_of_ones_own_is_in_no_label():

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .findings import listed
 from .learning import HIDDEN, MEASURED_PER_EPOCH, Curves
 from .race import Finding
 from .report import Picture, Section, Table
@@ -193,16 +194,12 @@ def headline(curves: Curves, quantity: str = "steps") -> str:
         if len(lead.level) > 2:
             return f"No clear winner: {len(lead.level) + 1} of {len(curves.runners)} get to {goal} first, in {between}"
         if all(lead.medians[name] <= 1.1 * lead.medians[first] for name in lead.level):
-            return f"{_listed([first, *lead.level])} get to {goal} about equally fast, in {between}"
+            return f"{listed([first, *lead.level])} get to {goal} about equally fast, in {between}"
         are = "is" if len(lead.level) == 1 else "are"
-        return f"{first} is the first to {goal}, after {fastest}; with some seeds {_listed(lead.level)} {are} as fast"
+        return f"{first} is the first to {goal}, after {fastest}; with some seeds {listed(lead.level)} {are} as fast"
     seeds = " with every seed" if len(curves.seeds) > 1 else ""
     longer = f"; {rest[0]} needs {after(rest[0])}"
     return f"{first} is the first to {goal}{seeds}, after {after(first)}{longer}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 # --- what the lecture notes claim

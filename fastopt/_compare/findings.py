@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from .race import Finding, Path, Race, Runner, run
 
 __all__ = [
     "Claim", "all_before", "all_before_at_best", "best_rate", "crossings", "distance", "each", "judge", "late",
-    "left_saddle", "length", "overshoot", "rises", "said", "settled", "turns",
+    "left_saddle", "length", "listed", "overshoot", "rises", "said", "settled", "turns",
 ]  # fmt: skip
 
 Steps = int | None
@@ -119,6 +119,11 @@ def said(steps: Steps) -> str:
 def each(values: dict[str, Any]) -> str:
     """Return names with their values, as a list in a sentence."""
     return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as a sentence lists them."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def late(steps: Steps) -> float:

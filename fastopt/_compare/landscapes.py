@@ -17,6 +17,7 @@ from .findings import (
     judge,
     late,
     left_saddle,
+    listed,
     said,
     settled,
     turns,
@@ -146,7 +147,7 @@ def _saddle_headline(race: Race) -> str:
         who = "none of them leaves" if len(order) > 1 else f"{first} does not leave"
         return f"In {race.scene.steps} steps {who} the saddle"
     if steps[first] == steps[last]:
-        return f"{' and '.join(order)} leave{'s' * (len(order) == 1)} the saddle after {steps[first]} steps"
+        return f"{listed(order)} leave{'s' * (len(order) == 1)} the saddle after {steps[first]} steps"
     tail = f"{last} not in {race.scene.steps}" if steps[last] is None else f"{last} after {steps[last]}"
     return f"{first} leaves the saddle after {steps[first]} steps, {tail}"
 
@@ -229,7 +230,7 @@ def _arrival_headline(where: str) -> Callable[[Race], str]:
         if not there:
             return f"None of them settles within 0.1 of the minimum of {where} in {race.scene.steps} steps"
         missing = [name for name, k in steps.items() if k is None]
-        tail = f"; {' and '.join(missing)} not in {race.scene.steps}" if 0 < len(missing) <= 3 else ""
+        tail = f"; {listed(missing)} not in {race.scene.steps}" if 0 < len(missing) <= 3 else ""
         return f"{there[0][1]} is the first to settle in the minimum of {where}, after {there[0][0]} steps{tail}"
 
     return headline
@@ -352,7 +353,7 @@ def _himmelblau_headline(race: Race) -> str:
         return f"In {race.scene.steps} steps none of them gets to a minimum"
     common = max(sorted(set(ends)), key=ends.count)
     others = [name for name, at in _ends(race).items() if at != common]
-    rest = f", {' and '.join(others)} to another" if others else ""
+    rest = f", {listed(others)} to another" if others else ""
     missing = len(race.paths) - len(ends)
     rest += f"; {missing} not yet at any" if missing else ""
     most = f"{ends.count(common)} of {len(race.paths)} go to {_spot(common)}"

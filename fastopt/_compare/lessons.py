@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..schedules import Linear
-from .findings import Claim, each, judge, length, overshoot, rises, turns
+from .findings import Claim, each, judge, length, listed, overshoot, rises, turns
 from .race import Path, Race, Runner, Scene, run
 from .surfaces import SURFACES, Array, Surface
 
@@ -82,7 +82,7 @@ def _dip_headline(race: Race) -> str:
         return "At the end: " + each({name: f"x = {_end(path):.3g}" for name, path in race.paths.items()})
     if not out or not held:
         return f"{'All of them get' if out else 'None of them gets'} out of the local minimum"
-    return f"Out of the local minimum: {' and '.join(out)}"
+    return f"Out of the local minimum: {listed(out)}"
 
 
 DIP = Scene(
@@ -368,7 +368,7 @@ def _rates_headline(race: Race) -> str:
             {name: f"{change:.2f}" for name, change in changes.items()}
         )
     others = [name for name in ("RMSprop", "Adadelta") if changes.get(name, 0) > 0.8]
-    tail = f", those of {' and '.join(others)} do not" if others else ""
+    tail = f", those of {listed(others)} do not" if others else ""
     return f"AdaGrad's learning rates fade (times {changes['Adagrad']:.2f} in the last three quarters){tail}"
 
 

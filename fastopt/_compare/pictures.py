@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .animation import animate, frames
-from .findings import length
+from .findings import length, listed
 from .portraits import portrait
 from .race import Path, Race
 from .report import Picture
@@ -228,7 +228,7 @@ def _first_down(race: Race) -> str:
     if not there:
         return f"In {race.scene.steps} steps none gets down to a hundredth of the starting height"
     first, last = there[0][0], there[-1][0]
-    winners, losers = (" and ".join(name for step, name in there if step == at) for at in (first, last))
+    winners, losers = (listed([name for step, name in there if step == at]) for at in (first, last))
     said = [
         f"First at a hundredth of the starting height: {winners}, after {first} {'step' if first == 1 else 'steps'}"
     ]
@@ -236,7 +236,7 @@ def _first_down(race: Race) -> str:
         said.append(f"last: {losers}, after {last}")
     missing = [name for name, step in steps.items() if step is None]
     if missing:
-        who = " and ".join(missing) if len(missing) <= 2 else f"{len(missing)} others"
+        who = listed(missing) if len(missing) <= 2 else f"{len(missing)} others"
         said.append(f"not in {race.scene.steps}: {who}")
     return "; ".join(said)
 
