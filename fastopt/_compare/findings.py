@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,8 +12,8 @@ import numpy.typing as npt
 from .race import Finding, Path, Race, Runner, run
 
 __all__ = [
-    "Claim", "all_before", "all_before_at_best", "best_rate", "crossings", "distance", "each", "judge", "late",
-    "left_saddle", "length", "listed", "overshoot", "rises", "said", "settled", "turns",
+    "Claim", "all_before", "all_before_at_best", "best_rate", "changes_of_sign", "crossings", "distance", "each",
+    "for_good", "judge", "late", "left_saddle", "length", "listed", "overshoot", "rises", "said", "settled", "turns",
 ]  # fmt: skip
 
 Steps = int | None
@@ -55,16 +55,20 @@ def _came_to_its_end(race: Race, name: str) -> bool:
 # --- measures of one path
 
 
-def crossings(path: Path, coordinate: int = -1, level: float = 0.0) -> int:
-    """Return how often a coordinate went from one side of a level to the other."""
-    side = np.sign(path.points[:, coordinate] - level)
-    side = side[side != 0]
+def changes_of_sign(values: npt.NDArray[np.float64]) -> int:
+    """Return how often numbers went from one side of zero to the other."""
+    side = np.sign(values[values != 0])
     return int(np.count_nonzero(side[1:] != side[:-1]))
 
 
-def overshoot(path: Path, coordinate: int = -1) -> float:
-    """Return how far the coordinate went beyond zero, on the side that it did not start from."""
-    beyond = -path.points[:, coordinate] * np.sign(path.points[0, coordinate])
+def crossings(path: Path) -> int:
+    """Return how often the last coordinate went from one side of zero to the other."""
+    return changes_of_sign(path.points[:, -1])
+
+
+def overshoot(path: Path) -> float:
+    """Return how far the last coordinate went beyond zero, on the side that it did not start from."""
+    beyond = -path.points[:, -1] * np.sign(path.points[0, -1])
     return float(max(beyond.max(), 0.0))
 
 
@@ -96,8 +100,13 @@ def distance(path: Path, minima: Iterable[tuple[float, ...]]) -> npt.NDArray[np.
 
 def settled(path: Path, minima: Iterable[tuple[float, ...]], radius: float = 0.1) -> Steps:
     """Return the first step from which on it stays within the radius of a minimum; None if it does not."""
-    outside = np.flatnonzero(distance(path, minima) >= radius)
-    first = int(outside[-1]) + 1 if len(outside) else 0
+    return for_good(path, distance(path, minima) < radius)
+
+
+def for_good(path: Path, there: npt.NDArray[np.bool_]) -> Steps:
+    """Return the first step from which on `there`, a row for each point, stays true; None if it does not."""
+    away = np.flatnonzero(~there)
+    first = int(away[-1]) + 1 if len(away) else 0
     return first if path.finite and first < len(path.points) else None
 
 
@@ -131,14 +140,18 @@ def late(steps: Steps) -> float:
     return float("inf") if steps is None else float(steps)
 
 
+def _before(steps: Mapping[str, Steps], first: Iterable[str], then: Iterable[str]) -> bool:
+    return max(late(steps[name]) for name in first) < min(late(steps[name]) for name in then)
+
+
 def all_before(
     race: Race, first: Iterable[str], then: Iterable[str], when: Callable[[Path], Steps]
 ) -> tuple[bool, str]:
     """Return whether the slowest of the one group came before the fastest of the other, and the steps of all."""
     first, then = list(first), list(then)
     steps = {path.name: when(path) for path in race.of(*first, *then)}
-    holds = max(late(steps[name]) for name in first) < min(late(steps[name]) for name in then)
-    return holds, "steps: " + each({name: said(k) for name, k in sorted(steps.items(), key=lambda item: late(item[1]))})
+    ordered = sorted(steps.items(), key=lambda item: late(item[1]))
+    return _before(steps, first, then), "steps: " + each({name: said(k) for name, k in ordered})
 
 
 def best_rate(race: Race, runner: Runner, when: Callable[[Path], Steps]) -> tuple[Steps, float]:
@@ -156,7 +169,7 @@ def all_before_at_best(
     """Return the same as `all_before`, each optimizer at the learning rate at which it is fastest."""
     first, then = list(first), list(then)
     best = {path.name: best_rate(race, path.runner, when) for path in race.of(*first, *then)}
-    holds = max(late(best[name][0]) for name in first) < min(late(best[name][0]) for name in then)
+    holds = _before({name: steps for name, (steps, _) in best.items()}, first, then)
     ordered = sorted(best.items(), key=lambda item: late(item[1][0]))
     return holds, "steps: " + each(
         {name: f"{k} (rate {rate:g})" if k is not None else "never, at any rate" for name, (k, rate) in ordered}

@@ -14,6 +14,7 @@ from .findings import (
     crossings,
     distance,
     each,
+    for_good,
     judge,
     late,
     left_saddle,
@@ -29,6 +30,7 @@ __all__ = ["LANDSCAPES"]
 
 FOUR = ("SGD", "Momentum", "Adagrad", "Adam")
 SEVEN = ("SGD", "Momentum", "NAG", "Adagrad", "Adadelta", "RMSprop", "Adam")
+PLAIN = ("SGD", "Momentum", "NAG")
 ADAPTIVE = ("Adagrad", "Adadelta", "RMSprop")
 
 
@@ -64,9 +66,7 @@ def _sooner_along_x(race: Race) -> tuple[bool, str]:
         (f"SGD {sgd.options['lr']:g}", sgd),
     ):
         path = run(scene, runner)
-        outside = np.flatnonzero(np.abs(path.points[:, 0]) >= 0.5)
-        arrived = int(outside[-1]) + 1 if len(outside) else 0
-        steps[name] = arrived if path.finite and arrived < len(path.points) else None
+        steps[name] = for_good(path, np.abs(path.points[:, 0]) < 0.5)
     holds = late(steps[f"Momentum {rate:g}"]) < late(steps[f"SGD {rate:g}"])
     return holds, "steps until |x| stays below 0.5, by learning rate: " + each({k: said(v) for k, v in steps.items()})
 
@@ -157,10 +157,10 @@ def _nearer(race: Race) -> tuple[bool, str]:
     x, y = race.scene.start
     far, near = (replace(race.scene, start=(x, start), steps=1000) for start in (y, y / 1000))
     more = {}
-    for path in race.of(*ADAPTIVE, "SGD", "Momentum", "NAG"):
+    for path in race.of(*ADAPTIVE, *PLAIN):
         before, after = (left_saddle(run(scene, path.runner)) for scene in (far, near))
         more[path.name] = late(after) - late(before) if before is not None else float("inf")
-    holds = max(more[name] for name in ADAPTIVE) < 0.5 * min(more[name] for name in ("SGD", "Momentum", "NAG"))
+    holds = max(more[name] for name in ADAPTIVE) < 0.5 * min(more[name] for name in PLAIN)
     return holds, "steps more: " + each({name: f"{steps:.0f}" for name, steps in more.items()})
 
 
@@ -185,19 +185,19 @@ SADDLE = Scene(
         Claim(
             "AdaGrad, AdaDelta and RMSProp leave the saddle easily, SGD, Momentum and NAG do not",
             "notes 001, 8-7",
-            (*ADAPTIVE, "SGD", "Momentum", "NAG"),
-            lambda race: all_before(race, ADAPTIVE, ("SGD", "Momentum", "NAG"), left_saddle),
+            (*ADAPTIVE, *PLAIN),
+            lambda race: all_before(race, ADAPTIVE, PLAIN, left_saddle),
         ),
         Claim(
             "With every method at its best learning rate, AdaGrad, AdaDelta and RMSProp leave the saddle first",
             "notes 001, 8-7",
-            (*ADAPTIVE, "SGD", "Momentum", "NAG"),
-            lambda race: all_before_at_best(race, ADAPTIVE, ("SGD", "Momentum", "NAG"), left_saddle),
+            (*ADAPTIVE, *PLAIN),
+            lambda race: all_before_at_best(race, ADAPTIVE, PLAIN, left_saddle),
         ),
         Claim(
             "A start a thousand times nearer to the ridge delays SGD, Momentum and NAG, but not the adaptive methods",
             "what lies behind it",
-            (*ADAPTIVE, "SGD", "Momentum", "NAG"),
+            (*ADAPTIVE, *PLAIN),
             _nearer,
         ),
         Claim(
@@ -217,10 +217,6 @@ SADDLE = Scene(
 
 def _arrives(path: Path) -> int | None:
     return settled(path, SURFACES["beale"].minima, 0.1)
-
-
-def _near(path: Path) -> int | None:
-    return settled(path, SURFACES["beale"].minima, 0.5)
 
 
 def _arrival_headline(where: str) -> Callable[[Race], str]:
@@ -281,11 +277,11 @@ BEALE = Scene(
         Claim(
             "AdaGrad, AdaDelta and RMSProp leave the saddle of Beale's function first",
             "notes 001, 8-7",
-            (*ADAPTIVE, "SGD", "Momentum", "NAG"),
+            (*ADAPTIVE, *PLAIN),
             lambda race: all_before(
                 race,
                 ADAPTIVE,
-                ("SGD", "Momentum", "NAG"),
+                PLAIN,
                 lambda path: path.first(distance(path, [(0.0, 1.0)]) > 1),
             ),
         ),

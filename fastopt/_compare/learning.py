@@ -213,7 +213,7 @@ def race(
     dataset : Dataset
         From `data.load`.
     runners : sequence of Runner
-        The optimizers; `line_up` makes them. A runner's own `batch_size` goes before that of the race.
+        The optimizers; `entrants` makes them. A runner's own `batch_size` goes before that of the race.
     epochs, batch_size : int
         Passes through the training samples, and samples in a step.
     seeds : sequence of int

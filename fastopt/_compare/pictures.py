@@ -127,8 +127,7 @@ def _lengths(race: Race) -> str:
 
 
 def _names(race: Race) -> str:
-    names = list(race.paths)
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return listed(list(race.paths))
 
 
 def _ends(race: Race) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .findings import changes_of_sign
 from .race import Path, Runner, Scene, run
 from .style import entitle, house, look, new_figure, save
 from .surfaces import SURFACES
@@ -111,6 +112,5 @@ def _character(path: Path) -> str:
 
 def _crossings(path: Path, until: int) -> int:
     """Return how often y changed sides on the way down, as far as the eye can see."""
-    side = np.sign(path.points[: until + 1, 1])
-    side = side[np.abs(path.points[: until + 1, 1]) > 0.05]
-    return int(np.count_nonzero(side[1:] != side[:-1]))
+    y = path.points[: until + 1, 1]
+    return changes_of_sign(y[np.abs(y) > 0.05])

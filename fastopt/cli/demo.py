@@ -312,11 +312,10 @@ def draw(rows: list[Row], path: Path, window: int) -> None:
 
 def smoothed(losses: list[float], window: int) -> tuple[Array, Array]:
     """Return steps and running means, without what a logarithmic axis cannot show."""
-    width = min(window, len(losses))
-    if not width:
-        return np.empty(0), np.empty(0)
-    means = np.convolve(losses, np.full(width, 1 / width), mode="valid")
-    steps = np.arange(width, len(losses) + 1)
+    from .._compare.pictures import smoothed as running_mean
+
+    means = running_mean(np.array(losses, np.float64), window)
+    steps = np.arange(len(losses) - len(means) + 1, len(losses) + 1)
     shown = np.isfinite(means) & (means > 0)
     return steps[shown], means[shown]
 
