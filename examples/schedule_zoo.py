@@ -75,7 +75,7 @@ def rate_taken(optimizer, p):
 
 def momentum_taken(optimizer):
     """What a step leaves of a velocity of 1, without a gradient: that is the momentum."""
-    velocity = optimizer.state[0]["momentum_buffer"]
+    velocity = optimizer.state[0]["velocity"]
     velocity[:] = 1
     optimizer.step(np.zeros(1))
     return velocity[0]

@@ -1,16 +1,60 @@
-"""Loading a state dict: everything is checked, then everything is changed."""
+"""Loading a state dict: everything is checked, then everything is changed.
+
+Design: the name of a state slot says what it holds. State in another unit or of another sign than PyTorch's has another
+name (`MEANINGS`), so that no library reads it for what it is not. Where one rounding leads from one to the other, it is
+converted here (`CONVERSIONS`); else it is refused.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from fastopt.engine import is_number
 from fastopt.errors import StateDictError
+from fastopt.optimizer import (
+    DECOUPLED,
+    DECOUPLED_LAST,
+    DECOUPLED_WITHOUT_LR,
+    L2,
+    NEUTRAL,
+    OPTIONS,
+    is_zero,
+)
 
+VERSION = 2
+"""Of what stands under the key ``fastopt``. Version 1 had one name, momentum_buffer, for state of three meanings."""
 LARGEST = 2**63 - 2**32  # a count that a 64-bit integer holds, with room for the steps to come
+
+MEANINGS = {
+    "momentum_buffer": "b of the step p = p - lr * b",
+    "velocity": "v of the step p = p + v",
+    "scaled_momentum_buffer": "b of the step p = p - b, with lr in b",
+    "max_exp_avg_sq": "the maximum of exp_avg_sq",
+    "max_exp_avg_sq_hat": "the maximum of exp_avg_sq / (1 - beta2**t)",
+    "mu_product": "the product of NAdam's momenta, beside an exp_avg averaged with beta1",
+    "exp_avg_mu_product": "the product of NAdam's momenta, which exp_avg was averaged with",
+    "exp_inf": "the decayed maximum of abs(g) + eps",
+    "exp_inf_without_eps": "the decayed maximum of abs(g)",
+}
+"""What state of several meanings holds, by name; state that is not here means the same everywhere."""
+PYTORCHS = ("prev", "step_size", "eta", "mu", "ax", "row_var", "col_var", "variance")
+"""State of those optimizers of PyTorch that are not here."""
+DECAYS = {
+    L2: "adds weight_decay * p to the gradient",
+    DECOUPLED: "shrinks p by lr * weight_decay before the update",
+    DECOUPLED_LAST: "shrinks p by lr * weight_decay after the update",
+    DECOUPLED_WITHOUT_LR: "shrinks p by weight_decay alone",
+}
+CONVERSIONS: dict[tuple[str, str], tuple[str, Callable[[Any, Any], Any]]] = {
+    ("momentum_buffer", "velocity"): ("v = -lr * b", lambda b, lr: -lr * b),
+    ("velocity", "momentum_buffer"): ("b = v / -lr", lambda v, lr: v / -lr),
+    ("momentum_buffer", "scaled_momentum_buffer"): ("lr * b", lambda b, lr: lr * b),
+    ("scaled_momentum_buffer", "momentum_buffer"): ("b / lr", lambda b, lr: b / lr),
+}
+"""(name in the state dict, name wanted) -> how it is said, and the function of the array and lr."""
 
 if TYPE_CHECKING:
     from fastopt.engine import Plan
@@ -25,12 +69,11 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
 def _load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
     plan = optimizer._plan
     n = len(plan.arrays)
-    expect(state_dict, Mapping, "a state dict")
-    if not {"state", "param_groups"} <= set(state_dict):
-        raise StateDictError("a state dict has the keys 'state' and 'param_groups'")
-    own = expect(state_dict.get("fastopt", {}), Mapping, "the state dict's 'fastopt'")
-    saved_groups, order = check_groups(optimizer, state_dict["param_groups"])
-    check_origin(optimizer, own)
+    own = check_layout(state_dict)
+    check_origin(type(optimizer), own)
+    saved_groups, order, places = check_groups(optimizer, state_dict["param_groups"])
+    if "counts" in own and len(expect(own["counts"], (list, tuple), "the counts")) != n:
+        raise StateDictError(f"the state dict counts {len(own['counts'])} parameters, not {n}")
     saved_state = expect(state_dict["state"], Mapping, "the state dict's 'state'")
     listed = set(order)
     for key in saved_state:
@@ -45,23 +88,27 @@ def _load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
     # PyTorch does not count for every optimizer; there, a state says that at least one step was taken.
     counts = [saved_count(optimizer, plan.label(i), entries.get(i)) for i in range(n)]
     if "counts" in own:
-        counts = [as_count(count, plan.label(i)) for i, count in enumerate(own["counts"])]
+        counts = [as_count(own["counts"][places[i]], plan.label(i)) for i in range(n)]
     steps = as_count(own.get("steps", max(counts, default=0)), "the optimizer")
     skipped = as_count(own.get("skipped_steps", 0), "the optimizer")
     options: list[dict[str, Any]] = []
     held: list[set[str]] = []  # per group, the state slots that the dict has
     first = 0
     for mine, saved, params in zip(optimizer.param_groups, saved_groups, optimizer._originals, strict=True):
-        merged = {**mine, **{k: v for k, v in saved.items() if k not in ("params", "param_names") and v is not None}}
-        if isinstance(merged.get("betas"), list):
-            merged["betas"] = tuple(merged["betas"])
         last = first + len(params)
+        names = {name for i in range(first, last) for name in entries.get(i, ())}
+        merged = merged_options(type(optimizer), optimizer.convention, mine, saved, own, names)
         slots = plan.check_options(merged, any(a.dtype == np.float32 for a in plan.arrays[first:last]), steps)
         options.append(merged)
         held.append(set())
         for i in range(first, last):
             if i in entries:
-                entries[i] = check_entry(optimizer, plan.label(i), plan.arrays[i], slots, entries[i])
+                label = f"state of {plan.label(i)}"
+                entry = translated(
+                    type(optimizer), optimizer.convention, entries[i], label, saved.get("lr"), mine["lr"],
+                    plan.arrays[i].dtype,
+                )  # fmt: skip
+                entries[i] = check_entry(optimizer, label, plan.arrays[i], slots, entry)
                 held[-1].update(entries[i]["slots"])
         first = last
     records = [
@@ -91,8 +138,126 @@ def expect(value: Any, kind: Any, what: str) -> Any:
     return value
 
 
-def check_groups(optimizer: Optimizer, groups: Any) -> tuple[list[Mapping[str, Any]], list[Any]]:
-    """The groups of a state dict, and the keys of its parameters in the order of all groups."""
+# --- Whose it is
+
+
+def check_layout(state_dict: Any) -> Mapping[str, Any]:
+    """What a state dict says of itself under the key ``fastopt``; raises if it is no state dict."""
+    expect(state_dict, Mapping, "a state dict")
+    if not {"state", "param_groups"} <= set(state_dict):
+        raise StateDictError("a state dict has the keys 'state' and 'param_groups'")
+    return expect(state_dict.get("fastopt", {}), Mapping, "the state dict's 'fastopt'")
+
+
+def source_of(cls: type[Optimizer], own: Mapping[str, Any]) -> type[Optimizer]:
+    """The class whose state dict it is, as far as it says: `own` is what stands under its key ``fastopt``."""
+    from fastopt import OPTIMIZERS
+
+    name = own.get("optimizer", cls.__name__)
+    return cls if name == cls.__name__ else OPTIMIZERS.get(name, cls)
+
+
+def check_origin(cls: type[Optimizer], own: Mapping[str, Any]) -> None:
+    """Raise if a dict was saved by an optimizer whose state is of another kind, or by another version."""
+    name = cls.__name__
+    if "optimizer" in own and not (isinstance(own["optimizer"], str) and own["optimizer"] in (name, *cls.family)):
+        raise StateDictError(
+            f"the state dict was saved with optimizer {own['optimizer']!r}; this optimizer's is {name!r}"
+        )
+    conventions = source_of(cls, own).conventions
+    if "convention" in own and not (isinstance(own["convention"], str) and own["convention"] in conventions):
+        raise StateDictError(
+            f"the state dict was saved with convention {own['convention']!r}; "
+            f"{own.get('optimizer', name)} has: {', '.join(conventions)}"
+        )
+    if "version" in own and not (is_number(own["version"]) and own["version"] == VERSION):
+        raise StateDictError(f"the state dict has version {own['version']!r}; version {VERSION} can be read")
+
+
+def merged_options(
+    cls: type[Optimizer],
+    convention: str,
+    mine: Mapping[str, Any],
+    saved: Mapping[str, Any],
+    own: Mapping[str, Any],
+    names: Iterable[str],
+) -> dict[str, Any]:
+    """A group's options with the saved ones in their place; raises if they mean something else there.
+
+    Parameters
+    ----------
+    mine, saved
+        The group of the optimizer, and that of the state dict.
+    own
+        What stands under the dict's key ``fastopt``. Without it the dict is PyTorch's.
+    names
+        The names of state that the dict has for parameters of the group.
+    """
+    given = {key: value for key, value in saved.items() if key not in ("params", "param_names") and value is not None}
+    merged = {**mine, **given}
+    if isinstance(merged.get("betas"), list):
+        merged["betas"] = tuple(merged["betas"])
+    keys = cls.group_keys()
+    for key in (key for key in OPTIONS if key in given and key not in keys and key in NEUTRAL):
+        if isinstance(given[key], np.ndarray) or given[key] != NEUTRAL[key]:
+            raise StateDictError(
+                f"the state dict has {key}={given[key]!r:.80}; {cls.__name__} has no such option: "
+                f"only {NEUTRAL[key]!r} fits"
+            )
+    if "velocity" in names or source_of(cls, own) is not cls:
+        # Saved where there is no such option. Velocities of a Nesterov momentum belong to other parameters, too.
+        for key in (key for key in ("dampening", "nesterov") if key in keys and key not in given):
+            if mine[key] != NEUTRAL[key]:
+                raise StateDictError(
+                    f"the state dict has no {key}, and the optimizer has {key}={mine[key]!r:.80}: "
+                    f"only {NEUTRAL[key]!r} fits"
+                )
+            merged[key] = NEUTRAL[key]
+    merge_decay(cls, convention, mine, given, merged, own)
+    return merged
+
+
+def merge_decay(
+    cls: type[Optimizer],
+    convention: str,
+    mine: Mapping[str, Any],
+    given: Mapping[str, Any],
+    merged: dict[str, Any],
+    own: Mapping[str, Any],
+) -> None:
+    """Settle decoupled_weight_decay in `merged`; raises if weight decay is of another kind in the state dict.
+
+    What the flag says depends on the convention. A dict of PyTorch's may lack it: there it is PyTorch's only kind, if
+    there is one only.
+    """
+    key = "decoupled_weight_decay"
+    here = cls.conventions[convention].decay
+    if is_zero(merged.get("weight_decay", 0.0)):
+        if merged.get(key) not in here:  # no decay of one kind is none of another
+            merged[key] = mine.get(key, next(iter(here), False))
+        return
+    there = source_of(cls, own).conventions.get(own.get("convention", "torch"))
+    if there is None or not there.decay or (key not in given and len(there.decay) > 1):
+        return
+    kind = there.decay.get(given[key]) if key in given else next(iter(there.decay.values()))
+    if key not in given:
+        merged[key] = next((flag for flag, other in here.items() if other == kind), merged.get(key))
+    if kind is not None and here.get(merged[key], kind) != kind:
+        raise StateDictError(
+            f"weight_decay={merged['weight_decay']!r:.80} of the state dict {DECAYS[kind]}; that of {cls.__name__}"
+            f"(convention={convention!r}) {DECAYS[here[merged[key]]]}"
+        )
+
+
+# --- Groups and names
+
+
+def check_groups(optimizer: Optimizer, groups: Any) -> tuple[list[Mapping[str, Any]], list[Any], list[int]]:
+    """The groups of a state dict, the keys of its parameters, and their places there: in the optimizer's order.
+
+    State goes by name where both sides name their parameters, else by position.
+    """
+    plan = optimizer._plan
     sizes = [len(params) for params in optimizer._originals]
     if len(optimizer.param_groups) != len(sizes):
         raise StateDictError("param_groups changed its length; use add_param_group()")
@@ -100,26 +265,163 @@ def check_groups(optimizer: Optimizer, groups: Any) -> tuple[list[Mapping[str, A
         expect(group, dict, "a parameter group of the optimizer")
     for group in expect(groups, list, "the state dict's 'param_groups'"):
         expect(expect(group, Mapping, "a parameter group").get("params"), list, "a parameter group's 'params'")
+    order = [expect(i, (int, str), "a parameter's index") for group in groups for i in group["params"]]
+    if len(set(order)) != len(order):
+        raise StateDictError("the state dict lists a parameter twice")
+    names = saved_names(groups) if plan.named else None
+    if names is not None:
+        groups, places = by_name(plan.names, sizes, groups, names)
+        return groups, [order[place] for place in places], places
     if [len(group["params"]) for group in groups] != sizes:
         raise StateDictError(
             f"the state dict has groups of {[len(g['params']) for g in groups]} parameters; the optimizer of {sizes}"
         )
-    order = [expect(i, (int, str), "a parameter's index") for group in groups for i in group["params"]]
-    if len(set(order)) != len(order):
-        raise StateDictError("the state dict lists a parameter twice")
-    return groups, order
+    return groups, order, list(range(len(order)))
 
 
-def check_origin(optimizer: Optimizer, own: Mapping[str, Any]) -> None:
-    """Raise if the dict was saved by another optimizer, or under a convention whose state means something else."""
-    for key, mine in (("optimizer", type(optimizer).__name__), ("convention", optimizer.convention)):
-        if key in own and not (isinstance(own[key], str) and own[key] == mine):
-            raise StateDictError(f"the state dict was saved with {key} {own[key]!r}; this optimizer's is {mine!r}")
-    if "version" in own and not (is_number(own["version"]) and own["version"] == 1):
-        raise StateDictError(f"the state dict has version {own['version']!r}; version 1 can be read")
-    n = len(optimizer._plan.arrays)
-    if "counts" in own and len(expect(own["counts"], (list, tuple), "the counts")) != n:
-        raise StateDictError(f"the state dict counts {len(own['counts'])} parameters, not {n}")
+def saved_names(groups: Sequence[Mapping[str, Any]]) -> list[list[Any]] | None:
+    """The names of the parameters of each group of a state dict; None if it has none."""
+    named = [group.get("param_names") is not None for group in groups if group["params"]]
+    if not any(named):
+        return None
+    if not all(named):
+        raise StateDictError("the state dict has 'param_names' in some groups only; all are needed, or none")
+    names = [expect(g.get("param_names") or [], (list, tuple), "a group's 'param_names'") for g in groups]
+    for k, (group, mine) in enumerate(zip(groups, names, strict=True)):
+        if len(mine) != len(group["params"]):
+            raise StateDictError(
+                f"group {k} of the state dict has {len(mine)} names for {len(group['params'])} parameters"
+            )
+        for name in mine:
+            try:
+                hash(name)
+            except TypeError:
+                raise StateDictError(
+                    f"group {k} of the state dict has the name {name!r:.80}, which is no name"
+                ) from None
+    every = [name for mine in names for name in mine]
+    twice = sorted({repr(name) for name in every if every.count(name) > 1}) if len(set(every)) != len(every) else []
+    if twice:
+        raise StateDictError(f"the state dict has parameters of the same name: {', '.join(twice)}")
+    return [list(mine) for mine in names]
+
+
+def by_name(
+    mine: Sequence[Any], sizes: Sequence[int], groups: Sequence[Mapping[str, Any]], names: Sequence[Sequence[Any]]
+) -> tuple[list[Mapping[str, Any]], list[int]]:
+    """The saved group for each of the optimizer's, by the set of its names, and the saved place of each parameter."""
+    place = {name: i for i, name in enumerate(name for group in names for name in group)}
+    missing, unknown = [n for n in mine if n not in place], [n for n in place if n not in set(mine)]
+    if missing or unknown:
+        raise StateDictError(
+            "the state dict has other parameter names than the optimizer; "
+            f"the optimizer's that it lacks: {listed(missing)}; its own that the optimizer lacks: {listed(unknown)}"
+        )
+    group_of = {name: k for k, group in enumerate(names) for name in group}
+    empty = iter([k for k, group in enumerate(names) if not group])
+    matched, first = [], 0
+    for k, size in enumerate(sizes):
+        own = mine[first : first + size]
+        first += size
+        source = group_of[own[0]] if own else next(empty, None)
+        if source is None or set(own) != set(names[source]):
+            moved = [n for n in own if source is None or group_of[n] != source]
+            moved += [n for n in (names[source] if source is not None else ()) if n not in set(own)]
+            raise StateDictError(
+                f"parameter group {k} of the optimizer has the parameters {listed(own)}; no group of the state dict "
+                "has the same" + (f": in another group there: {listed(moved)}" if moved else "")
+            )
+        matched.append(groups[source])
+    if len(matched) != len(groups):
+        raise StateDictError(f"the state dict has {len(groups)} groups; the optimizer has {len(matched)}")
+    return matched, [place[name] for name in mine]
+
+
+def listed(names: Sequence[Any], most: int = 20) -> str:
+    """Names for a message; of many, the first."""
+    text = ", ".join(map(repr, names[:most])) or "none"
+    return text + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+# --- What the state of a parameter means
+
+
+def translated(
+    cls: type[Optimizer], convention: str, entry: Mapping[str, Any], label: str, saved_lr: Any, lr: Any, dtype: np.dtype
+) -> dict[str, Any]:
+    """One parameter's entry, with state of another meaning converted to that of the optimizer's, or the error.
+
+    Parameters
+    ----------
+    saved_lr, lr
+        The learning rate of the state dict's group, and that of the optimizer's own.
+    dtype : numpy dtype
+        The parameter's type: conversions are computed in it, or in the state's own if that is wider.
+    """
+    from fastopt import OPTIMIZERS
+
+    wanted, carried = cls.slots_under(convention), cls.carried_under(convention)
+    known = {"step", *wanted, *([carried] if carried else [])}
+    # Other names are a hook's or wrapper's, and are passed over.
+    every = {name for other in OPTIMIZERS.values() for name in (*other.slots, *other.optional_slots)}
+    states = {*every, *MEANINGS, *PYTORCHS}
+    out = dict(entry)
+    for name in entry:
+        if name in known or name not in states or out[name] is None:
+            continue
+        value = out.pop(name)
+        owner = f"{cls.__name__}(convention={convention!r})"
+        has = f"{label} has {described(name)}"
+        target = next((other for other in wanted if (name, other) in CONVERSIONS), None)
+        if target is None:
+            keeps = ", ".join(described(x) for x in (*wanted, *([carried] if carried else [])))
+            raise StateDictError(f"{has}, which {owner} cannot continue from; its state: {keeps or 'none'}")
+        if entry.get(target) is not None:
+            raise StateDictError(f"{has} and {described(target)}; only one of them can be right")
+        formula, convert = CONVERSIONS[name, target]
+        rate = as_rate(saved_lr, dtype)
+        if not rate or rate != as_rate(lr, dtype):
+            raise StateDictError(
+                f"{has}; {owner} keeps {described(target)}. It can be converted, {formula}, where the state dict and "
+                f"the optimizer have the same lr, a number that is not 0; they have lr={saved_lr!r:.80} and "
+                f"lr={lr!r:.80}. Set the optimizer's lr to that of the state dict before loading"
+            )
+        array = as_state(value, f"state {name!r} of {label.removeprefix('state of ')}")
+        wide = np.result_type(array.dtype, dtype)
+        with np.errstate(all="ignore"):
+            converted = convert(array.astype(wide), wide.type(as_rate(saved_lr, wide))).astype(dtype, copy=False)
+        if (np.isfinite(array) & ~np.isfinite(converted)).any():
+            raise StateDictError(f"{has}; {formula} with lr={saved_lr!r} is too large for {dtype}")
+        out[target] = converted
+    return out
+
+
+def described(name: str) -> str:
+    """A state slot with its meaning, for messages."""
+    return f"{name!r} ({MEANINGS[name]})" if name in MEANINGS else repr(name)
+
+
+def as_rate(lr: Any, dtype: np.dtype) -> float | None:
+    """A learning rate, rounded to a type; None for a schedule, and for what is no number."""
+    if callable(lr):
+        return None
+    try:
+        return float(dtype.type(float(lr)))
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def as_state(value: Any, what: str) -> np.ndarray:
+    """The array of a state slot in a state dict, of any shape; raises if it is none."""
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # whatever a foreign type's conversion raises
+        raise StateDictError(f"{what} is no array: {error}") from error
+    if isinstance(value, np.ma.MaskedArray):
+        raise StateDictError(f"{what} is a masked array; masks are not supported")
+    if array.dtype.kind != "f":
+        raise StateDictError(f"{what} has dtype {array.dtype}; a floating type is needed")
+    return array
 
 
 def check_entry(
@@ -127,26 +429,20 @@ def check_entry(
 ) -> dict[str, Any]:
     """One parameter's state, checked: slot arrays and carried number."""
     arrays = {}
-    for name in dict.fromkeys((*slots, *optimizer.slots, *optimizer.optional_slots)):
+    for name in dict.fromkeys((*slots, *optimizer.slots_under(optimizer.convention))):
         if entry.get(name) is None:
             if name not in slots or not optimizer.counts_in_state:
                 continue
-            raise StateDictError(f"state of {label} lacks {name!r}")
-        try:
-            array = np.asarray(entry[name])
-        except Exception as error:  # whatever a foreign type's conversion raises
-            raise StateDictError(f"state {name!r} of {label} is no array: {error}") from error
+            raise StateDictError(f"{label} lacks {name!r}")
+        what = f"state {name!r} of {label.removeprefix('state of ')}"
+        array = as_state(entry[name], what)
         if array.shape != param.shape:
-            raise StateDictError(f"state {name!r} of {label} has shape {array.shape}; the parameter has {param.shape}")
-        if isinstance(entry[name], np.ma.MaskedArray):
-            raise StateDictError(f"state {name!r} of {label} is a masked array; masks are not supported")
-        if array.dtype.kind != "f":
-            raise StateDictError(f"state {name!r} of {label} has dtype {array.dtype}; a floating type is needed")
+            raise StateDictError(f"{what} has shape {array.shape}; the parameter has {param.shape}")
         arrays[name] = array
     try:
-        carry = optimizer.carry_from(entry)
+        carry = optimizer.carry_from(entry, optimizer.convention)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise StateDictError(f"state of {label} cannot be read: {error!r}") from error
+        raise StateDictError(f"{label} cannot be read: {error!r}") from error
     return {"slots": arrays, "carry": carry}
 
 

@@ -17,6 +17,7 @@ from fastopt.errors import (
     DTypeError,
     FastoptError,
     GradientError,
+    InferenceModeError,
     LayoutError,
     OverlapError,
     ParameterError,
@@ -62,6 +63,7 @@ class Host:
         self.grad = torch._C.TensorBase.grad  # of a class it would ask the class
         self.copies: dict[torch.Tensor, torch.Tensor] = {}
         """Parameters with gaps between their elements -> the dense copies that are stepped in their place."""
+        self.has_inference = False
 
     def local(self, tensor: Any, like: Any) -> torch.Tensor | None:
         """What is stepped in the place of a parameter, or, given that, the gradient's part that belongs to it.
@@ -155,6 +157,18 @@ def steppable(tensor: Any, label: str) -> torch.Tensor:
             "which expanded tensors, and those without storage, have not"
         )
     return own
+
+
+def check_inference(host: Host, tensor: torch.Tensor, label: str) -> None:
+    """Raise if a tensor that a step writes was made in inference mode, and this is outside of it."""
+    if not tensor.is_inference():
+        return
+    host.has_inference = True
+    if not torch.is_inference_mode_enabled():
+        raise InferenceModeError(
+            f"{label} is an inference tensor, which cannot be written to outside torch.inference_mode(): "
+            "use its .clone(), or call step() in that mode"
+        )
 
 
 def is_dense(tensor: torch.Tensor) -> bool:

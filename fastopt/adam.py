@@ -60,7 +60,8 @@ class Adam(Optimizer):
 
     Notes
     -----
-    State: ``exp_avg``, ``exp_avg_sq``, with amsgrad ``max_exp_avg_sq``, like the parameter.
+    State, like the parameter: ``exp_avg``, ``exp_avg_sq``, with amsgrad ``max_exp_avg_sq``; under optax, where it is
+    the maximum of corrected averages, ``max_exp_avg_sq_hat``.
     DeepSpeed and ONNX without correction are ``bias_correction=False``.
 
     References
@@ -72,6 +73,7 @@ class Adam(Optimizer):
         "lr", "betas", "eps", "weight_decay", "amsgrad", "eps_placement", "bias_correction", "eps_root",
     )  # fmt: skip
     slots = MOMENTS
+    family = ("Adam", "AdamW")
     optional_slots = ("max_exp_avg_sq",)
     conventions = {
         "torch": Convention(
@@ -81,7 +83,10 @@ class Adam(Optimizer):
             {**ADAM, "eps": 1e-7, "weight_decay": 0.0, "amsgrad": False, "eps_placement": "outside_uncorrected"},
             {True: DECOUPLED}, {"max_corrected": 0},
         ),
-        "optax": Convention({**ADAM, "lr": None, "amsgrad": False, "eps_root": 0.0}, {}, {"max_corrected": 1}),
+        "optax": Convention(
+            {**ADAM, "lr": None, "amsgrad": False, "eps_root": 0.0}, {}, {"max_corrected": 1},
+            names={"max_exp_avg_sq": "max_exp_avg_sq_hat"},
+        ),
         "sklearn": Convention({**ADAM, "eps_placement": "outside_uncorrected"}),
         "thinc": Convention(
             {**ADAM, "weight_decay": 0.0, "eps_placement": "outside_uncorrected"}, {True: DECOUPLED_LAST, False: L2}
@@ -186,7 +191,8 @@ class Adamax(Optimizer):
 
     Notes
     -----
-    State: ``exp_avg``, ``exp_inf``, like the parameter.
+    State, like the parameter: ``exp_avg``; ``exp_inf``, under keras and paper, where there is no eps in it,
+    ``exp_inf_without_eps``.
 
     References
     ----------
@@ -197,10 +203,13 @@ class Adamax(Optimizer):
     slots = ("exp_avg", "exp_inf")
     conventions = {
         "torch": Convention({**ADAM, "lr": 2e-3, "weight_decay": 0.0}, {False: L2}, {"eps_inside": 1}),
-        "keras": Convention({**ADAM, "eps": 1e-7, "weight_decay": 0.0}, {True: DECOUPLED}, {"eps_inside": 0}),
+        "keras": Convention(
+            {**ADAM, "eps": 1e-7, "weight_decay": 0.0}, {True: DECOUPLED}, {"eps_inside": 0},
+            names={"exp_inf": "exp_inf_without_eps"},
+        ),
         "optax": Convention({**ADAM, "lr": None, "weight_decay": 0.0}, {True: DECOUPLED}, {"eps_inside": 1}),
-        "paper": Convention({"lr": 2e-3, **BETAS}),
-    }
+        "paper": Convention({"lr": 2e-3, **BETAS}, names={"exp_inf": "exp_inf_without_eps"}),
+    }  # fmt: skip
 
     def __init__(
         self, params: Any, lr: Any = None, betas: Any = None, eps: Any = None, weight_decay: Any = None,
@@ -252,7 +261,8 @@ class NAdam(Optimizer):
 
     Notes
     -----
-    State: ``mu_product`` (the number P), ``exp_avg``, ``exp_avg_sq``, like the parameter. Under torch P is kept and
+    State: ``exp_avg``, ``exp_avg_sq``, like the parameter; the number P, ``mu_product``, called ``exp_avg_mu_product``
+    under paper, whose exp_avg is averaged with these momenta. optax has no P. Under torch P is kept and
     multiplied in float32, as PyTorch does, also for float64 parameters; elsewhere in float64. Keras keeps one P for
     the whole optimizer, fastopt one for each parameter: they differ where gradients are None.
 
@@ -275,9 +285,13 @@ class NAdam(Optimizer):
             {"momentum_decay": 1.0},
         ),
         "optax": Convention(
-            {**ADAM, "lr": None, "weight_decay": 0.0, "eps_root": 0.0}, {True: DECOUPLED}, {"product": 2}
+            {**ADAM, "lr": None, "weight_decay": 0.0, "eps_root": 0.0}, {True: DECOUPLED}, {"product": 2},
+            names={"mu_product": ""},
         ),
-        "paper": Convention({**ADAM, "lr": 2e-3, "momentum_decay": 0.004}, {}, {"product": 3}),
+        "paper": Convention(
+            {**ADAM, "lr": 2e-3, "momentum_decay": 0.004}, {}, {"product": 3},
+            names={"mu_product": "exp_avg_mu_product"},
+        ),
     }  # fmt: skip
 
     def __init__(
@@ -295,13 +309,17 @@ class NAdam(Optimizer):
         return "nadam", MOMENTS
 
     def _extra_state(self, carry: float) -> dict[str, Any]:
-        return {"mu_product": np.array(carry, np.float32 if self.convention == "torch" else np.float64)}
+        name = self.carried_under(self.convention)
+        return {name: np.array(carry, np.float32 if self.convention == "torch" else np.float64)} if name else {}
 
     @classmethod
-    def carry_from(cls, entry: Mapping[str, Any]) -> float:
-        product = float(entry["mu_product"])
+    def carry_from(cls, entry: Mapping[str, Any], convention: str) -> float:
+        name = cls.carried_under(convention)
+        if not name:
+            return cls.carry
+        product = float(entry[name])
         if not 0 <= product <= 1:
-            raise ValueError(f"mu_product={product!r} must be in [0, 1]")
+            raise ValueError(f"{name}={product!r} must be in [0, 1]")
         return product
 
 

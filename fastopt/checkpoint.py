@@ -64,7 +64,7 @@ def save(optimizer: Optimizer, path: Path) -> None:
 
 
 def _save(optimizer: Optimizer, target: str) -> None:
-    packer = Packer((*optimizer.slots, *optimizer.optional_slots))
+    packer = Packer(optimizer.slots_under(optimizer.convention))
     document = packer.document(optimizer.state_dict())
     try:
         with replacing(target) as temporary:

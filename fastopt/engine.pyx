@@ -41,6 +41,7 @@ from fastopt.kernels.table cimport MAX_HYPER, MAX_SCALARS, MAX_STATES, TABLE_VER
 from fastopt._openmp import cpu_quota
 from fastopt.errors import (
     ConcurrentStepError,
+    DeclarationError,
     DTypeError,
     GradientError,
     HyperparameterError,
@@ -140,14 +141,14 @@ cdef class Plan:
     cdef readonly list names          # their names, or None for each
     cdef readonly list states         # per parameter: slot -> array
     cdef public bint named
-    cdef public bint copy_grads
+    cdef readonly bint copy_grads
     cdef readonly object n_threads
     cdef int most_threads             # 0: automatic
     cdef int alone                    # steps to take on one thread, since a team came too late
     cdef int lateness                 # of the last teams: LATE for each late one, less 1 for each on time
     cdef int patience                 # how many they will be the next time
-    cdef public str nonfinite
-    cdef public object state_factory
+    cdef readonly str nonfinite
+    cdef readonly object state_factory
     cdef readonly int64_t steps
     cdef readonly int64_t skipped
     cdef object derive
@@ -172,20 +173,34 @@ cdef class Plan:
         self.patience = FEWEST_ALONE
 
     def __init__(self, derive, *, n_threads=None, nonfinite="propagate", copy_grads=False, state_factory=None):
-        if n_threads is not None and (isinstance(n_threads, bool) or not isinstance(n_threads, (int, np.integer))
-                                      or n_threads < 1):
-            raise HyperparameterError(f"n_threads={n_threads!r} must be None (automatic) or an int >= 1")
-        if not isinstance(nonfinite, str) or nonfinite not in ("propagate", "raise", "skip"):
-            raise HyperparameterError(f"nonfinite={nonfinite!r} must be 'propagate', 'raise' or 'skip'")
-        if not isinstance(copy_grads, (bool, np.bool_)):
-            raise HyperparameterError(f"copy_grads={copy_grads!r} must be True or False")
-        if state_factory is not None and not callable(state_factory):
-            raise HyperparameterError(f"state_factory={state_factory!r} must be None or callable(name, shape, dtype)")
         read_quota()                  # now: it runs Python code, which no step may
         self.derive = derive
-        self.n_threads = None if n_threads is None else int(n_threads)
-        self.most_threads = 0 if n_threads is None else min(self.n_threads, MOST_THREADS)
-        self.nonfinite, self.copy_grads, self.state_factory = nonfinite, bool(copy_grads), state_factory
+        self.configure({"n_threads": n_threads, "nonfinite": nonfinite, "copy_grads": copy_grads,
+                        "state_factory": state_factory})
+
+    def configure(self, dict settings):
+        """Change settings of the step, by the names of the constructor: all of them, or an error and none."""
+        for name, value in settings.items():
+            if name == "n_threads":
+                good = value is None or (isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+                                         and value >= 1)
+                accepted = "None (automatic) or an int >= 1"
+            elif name == "nonfinite":
+                good = isinstance(value, str) and value in ("propagate", "raise", "skip")
+                accepted = "'propagate', 'raise' or 'skip'"
+            elif name == "copy_grads":
+                good, accepted = isinstance(value, (bool, np.bool_)), "True or False"
+            else:
+                good, accepted = value is None or callable(value), "None or callable(name, shape, dtype)"
+            if not good:
+                raise HyperparameterError(f"{name}={value!r} must be {accepted}")
+        if "n_threads" in settings:
+            n = settings["n_threads"]
+            self.n_threads = None if n is None else int(n)
+            self.most_threads = 0 if n is None else min(self.n_threads, MOST_THREADS)
+        self.nonfinite = settings.get("nonfinite", self.nonfinite)
+        self.copy_grads = bool(settings.get("copy_grads", self.copy_grads))
+        self.state_factory = settings.get("state_factory", self.state_factory)
 
     def __dealloc__(self):
         cdef Py_ssize_t i
@@ -667,7 +682,9 @@ cdef class Plan:
             fresh = self.new_group(options[k], group.has_float, steps)
             fresh.options, fresh.params, fresh.first, fresh.n_params = (
                 self.options[k], group.params, group.first, group.n_params)
-            fresh.slots += [name for name in held[k] if name not in fresh.slots]
+            # Also what the options to come have no slot for: state of before must not be there when they change.
+            kept = list(self.states[group.first]) if group.n_params else []
+            fresh.slots += [name for name in dict.fromkeys([*held[k], *kept]) if name not in fresh.slots]
             if len(fresh.slots) > MAX_STATES:
                 raise RuntimeError("MAX_STATES in table.pxd is too small")
             edited.append((k, fresh, self.lacking(fresh, fresh.slots)))

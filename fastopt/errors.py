@@ -11,9 +11,11 @@ __all__ = [
     "ConcurrentStepError",
     "ConventionError",
     "DTypeError",
+    "DeclarationError",
     "FastoptError",
     "GradientError",
     "HyperparameterError",
+    "InferenceModeError",
     "LayoutError",
     "MissingExtraError",
     "NonFiniteError",
@@ -22,6 +24,7 @@ __all__ = [
     "ReadOnlyError",
     "ShapeError",
     "StateDictError",
+    "UnknownAttributeError",
     "UnknownOptionError",
 ]
 
@@ -68,6 +71,18 @@ class UnknownOptionError(FastoptError, TypeError):
 
 class ConventionError(FastoptError, ValueError):
     """Raised when an option or optimizer does not exist in the chosen convention."""
+
+
+class InferenceModeError(FastoptError, RuntimeError):
+    """Raised when `fastopt.torch` would write to a tensor made in inference mode, outside of it."""
+
+
+class UnknownAttributeError(FastoptError, AttributeError):
+    """Raised when an attribute is set or read that looks like an option and is none."""
+
+
+class DeclarationError(FastoptError, TypeError):
+    """Raised when a class that derives from `Optimizer` lacks a declaration, or has one of the wrong kind."""
 
 
 class StateDictError(FastoptError, ValueError):

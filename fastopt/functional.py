@@ -10,7 +10,9 @@ may be left out where the options do not need it. Everything is checked before t
 There is one function for each optimizer: ``sgd_``, ``momentum_``, ``nag_``, ``adagrad_``, ``adadelta_``, ``rmsprop_``,
 ``adam_``, ``adamw_``, ``adamax_``, ``nadam_``, ``radam_``, ``lion_``. Of some:
 
-- ``nag_``: g is the gradient at ``p + momentum * momentum_buffer``.
+- Arguments have the same names under every convention. State that the class calls differently there is given by the
+  name in the signature: the velocity of Keras's SGD is the ``momentum_buffer`` of ``sgd_(..., convention="keras")``.
+- ``nag_``: g is the gradient at ``p + momentum * velocity``.
 - ``adagrad_``, ``rmsprop_``: fill the accumulator with its initial value yourself.
 - ``nadam_``: ``mu_product`` is an array of one float for each p, 1 before step 1, updated too.
 - ``sgd_``: what the buffer held before step 1 is ignored, as the rule says.
@@ -66,7 +68,8 @@ def _take(cls: type[Optimizer], p: Any, g: Any, state: Mapping[str, Any], step: 
     full = with_defaults(cls, convention, options)
     require_all(cls, convention, full)
     plan.set_steps(count - 1, 0)
-    states = [{name: column[i] for name, column in columns.items()} for i in range(len(params))]
+    names = cls.conventions[convention].names
+    states = [{names.get(name, name): column[i] for name, column in columns.items()} for i in range(len(params))]
     plan.add_group(full, params, [None] * len(params), states)
     for i, array in enumerate(carried or []):
         if plan.touches(array):
@@ -102,7 +105,7 @@ def _number(cls: type[Optimizer], array: Any) -> float:
     if not array.flags.writeable:
         raise ReadOnlyError(f"{cls.carried} is read-only; a step writes to it")
     try:
-        return cls.carry_from({cls.carried: array.item()})
+        return cls.carry_from({cls.carried: array.item()}, known_convention(cls, None))
     except ValueError as error:
         raise ParameterError(str(error)) from None
 

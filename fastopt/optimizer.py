@@ -9,6 +9,7 @@ Design:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from math import inf
 from os import PathLike
@@ -16,8 +17,16 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
+from fastopt._spelling import about_clipping, meant
 from fastopt.engine import LAST_FLOAT_COUNT, SCHEDULABLE, Plan, is_number
-from fastopt.errors import ConventionError, HyperparameterError, ParameterError, UnknownOptionError
+from fastopt.errors import (
+    ConventionError,
+    DeclarationError,
+    HyperparameterError,
+    ParameterError,
+    UnknownAttributeError,
+    UnknownOptionError,
+)
 
 # How weight decay is applied; the numbers are the engine's.
 L2, DECOUPLED, DECOUPLED_WITHOUT_LR, DECOUPLED_LAST = range(4)
@@ -49,6 +58,9 @@ NEUTRAL: dict[str, Any] = {
 # With a smaller eps nothing is flushed.
 MOMENT, SQUARE, MEAN = (2.0**-96, 2.0**-992), (2.0**-116, 2.0**-1012), (2.0**-58, 2.0**-506)
 FLAGS = ("maximize", "decoupled_weight_decay", "flush_subnormal", "nesterov", "centered", "amsgrad", "bias_correction")
+# Every option that a parameter group of some optimizer has, and the settings of the whole step.
+OPTIONS = (*LIMITS, *FLAGS, "eps_placement")
+SETTINGS = ("n_threads", "nonfinite", "copy_grads", "state_factory")
 
 
 class Convention(NamedTuple):
@@ -62,6 +74,8 @@ class Convention(NamedTuple):
     """What else its formula differs in: constants for the rule."""
     fixed: Mapping[str, Any] = {}
     """Hyperparameters that its formula has as constants."""
+    names: Mapping[str, str] = {}
+    """State whose unit or sign is not PyTorch's: PyTorch's name -> the name here (see `MEANINGS` in _state.py)."""
 
 
 class Spec(NamedTuple):
@@ -86,6 +100,8 @@ class Spec(NamedTuple):
     """State slots that are flushed, unless eps is too small -> below what, in float32 and float64."""
     owner: str
     """How messages call the optimizer."""
+    check_keys: Callable[[Mapping[str, Any]], None] | None = None
+    """Called with a group's options when there are more or fewer of them: raises for names that should not be there."""
 
 
 def check_kind(cls: type[Optimizer], key: str, value: Any, owner: str) -> None:
@@ -136,7 +152,8 @@ def derive(cls: type[Optimizer], convention: str, group: Mapping[str, Any]) -> S
     decoupled = group["decoupled_weight_decay"]
     if offered.decay and decoupled not in offered.decay:
         raise ConventionError(f"{owner} has decoupled_weight_decay={not decoupled} only")
-    rule, slots = cls.rule(group, convention)
+    rule, kept = chosen_rule(cls, group, convention)
+    slots = tuple(offered.names.get(name, name) for name in kept)
     forms = {
         "eps_placement": EPS_PLACEMENTS.index(group.get("eps_placement", "outside")),
         "eps_inside": group.get("eps_placement") == "inside",
@@ -158,9 +175,23 @@ def derive(cls: type[Optimizer], convention: str, group: Mapping[str, Any]) -> S
         maximize=bool(group["maximize"]),
         carry=cls.carry,
         initial={cls.accumulator: float(group["initial_accumulator_value"])} if cls.accumulator else {},
-        low={name: cls.fading[name] for name in slots if name in cls.fading} if group["flush_subnormal"] else {},
+        low={offered.names.get(name, name): cls.fading[name] for name in kept if name in cls.fading}
+        if group["flush_subnormal"] else {},
         owner=owner,
+        check_keys=partial(refuse_misspelt, cls, owner),
     )  # fmt: skip
+
+
+def refuse_misspelt(cls: type[Optimizer], owner: str, options: Mapping[str, Any]) -> None:
+    """Raise if a key of a parameter group looks like an option, and is none; other keys are the user's own."""
+    known = cls.group_keys()
+    for key in options:
+        if not isinstance(key, str) or key in known or key in OPTIONS or key == "params":
+            continue
+        close = about_clipping(key) or meant(key, known)
+        if close is not None:
+            remedy = f"did you mean {close!r}?" if close in known else close
+            raise UnknownOptionError(f"{owner}: the parameter group has {key!r}, which does nothing; {remedy}")
 
 
 def known_convention(cls: type[Optimizer], convention: str | None) -> str:
@@ -185,11 +216,19 @@ def with_defaults(cls: type[Optimizer], convention: str, given: Mapping[str, Any
     return {**options, **{key: value for key, value in given.items() if value is not None}}
 
 
-def refuse_unknown(cls: type[Optimizer], keys: Iterable[str]) -> None:
-    """Raise if one of the keys is no option of the class."""
+def refuse_unknown(cls: type[Optimizer], keys: Iterable[Any], more: Iterable[str] = ()) -> None:
+    """Raise if one of the keys is neither an option of the class nor one of `more`."""
+    known = (*cls.group_keys(), *more)
     for key in keys:
-        if key not in cls.group_keys():
-            raise UnknownOptionError(f"{cls.__name__} has no option {key!r}; it has: {', '.join(cls.group_keys())}")
+        if key in known:
+            continue
+        text = f"{cls.__name__} has no option {key!r}"
+        if isinstance(key, str) and (clipping := about_clipping(key)):
+            raise UnknownOptionError(f"{text}: {clipping}")
+        close = meant(key, known) if isinstance(key, str) else None
+        raise UnknownOptionError(
+            f"{text}; {f'did you mean {close!r}? It' if close else 'it'} has: {', '.join(cls.group_keys())}"
+        )
 
 
 def require_all(cls: type[Optimizer], convention: str, options: Mapping[str, Any]) -> None:
@@ -199,6 +238,79 @@ def require_all(cls: type[Optimizer], convention: str, options: Mapping[str, Any
             raise HyperparameterError(
                 f"{cls.__name__}(convention={convention!r}) has no default for {key}; give one"
             )
+
+
+def check_declarations(cls: type[Optimizer]) -> None:
+    """Raise unless a class declares all that `Optimizer` asks of it, each of the right kind."""
+
+    def need(fits: bool, name: str, wanted: str) -> None:
+        if not fits:
+            raise DeclarationError(f"{cls.__name__}.{name} = {getattr(cls, name, None)!r:.200} has to be {wanted}")
+
+    def is_names(value: Any, among: Iterable[str] | None = None) -> bool:
+        return isinstance(value, tuple) and all(isinstance(x, str) and (among is None or x in among) for x in value)
+
+    need(
+        isinstance(cls.conventions, Mapping) and bool(cls.conventions)
+        and all(isinstance(k, str) and isinstance(c, Convention) for k, c in cls.conventions.items()),
+        "conventions", "a dict with at least one entry, name -> fastopt.optimizer.Convention; the first is the default",
+    )  # fmt: skip
+    need(
+        is_names(cls.hyperparameters, OPTIONS) and "lr" in cls.hyperparameters
+        and len(set(cls.hyperparameters)) == len(cls.hyperparameters),
+        "hyperparameters", f"a tuple of different names, 'lr' and any of {', '.join(OPTIONS)}",
+    )  # fmt: skip
+    for name in ("slots", "optional_slots", "family"):
+        need(is_names(getattr(cls, name)), name, "a tuple of names")
+    need(is_names(cls.eps_placements, EPS_PLACEMENTS), "eps_placements", f"a tuple of names among {EPS_PLACEMENTS}")
+    need(cls.rule is not Optimizer.rule and callable(cls.rule), "rule", "a static method (group, convention) -> "
+         "(name of a rule in kernels/rules.pxi, state slots in its order)")  # fmt: skip
+    for key, convention in cls.conventions.items():
+        for field, among in (("defaults", cls.hyperparameters), ("fixed", cls.hyperparameters), ("forms", None),
+                             ("names", None)):  # fmt: skip
+            value = getattr(convention, field)
+            names = tuple(value) if isinstance(value, Mapping) else None
+            if not is_names(names, among):
+                wanted = "names" if among is None else f"hyperparameters of the class ({', '.join(among)})"
+                raise DeclarationError(
+                    f"{cls.__name__}.conventions[{key!r}].{field} = {value!r:.200} has to be a dict; keys: {wanted}"
+                )
+        for field, wanted, fits in (("forms", "numbers", is_number), ("names", "names", lambda x: isinstance(x, str))):
+            value = getattr(convention, field)
+            if not all(map(fits, value.values())):
+                raise DeclarationError(
+                    f"{cls.__name__}.conventions[{key!r}].{field} = {value!r:.200} has to hold {wanted}"
+                )
+        if not (isinstance(convention.decay, Mapping) and set(convention.decay) <= {False, True}):
+            raise DeclarationError(
+                f"{cls.__name__}.conventions[{key!r}].decay = {convention.decay!r:.200} has to be a dict: "
+                "decoupled_weight_decay -> one of L2, DECOUPLED, DECOUPLED_WITHOUT_LR, DECOUPLED_LAST"
+            )
+
+
+def chosen_rule(cls: type[Optimizer], group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
+    """What ``cls.rule`` says of a group; raises unless it is the name of a rule, and declared state slots."""
+    answer = cls.rule(group, convention)
+    declared = (*cls.slots, *cls.optional_slots)
+    if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], str)
+            and isinstance(answer[1], tuple) and all(name in declared for name in answer[1])):  # fmt: skip
+        raise DeclarationError(
+            f"{cls.__name__}.rule() returned {answer!r:.200}; (name of a rule, tuple of state slots) is needed, with "
+            f"slots that the class declares: {', '.join(declared) or 'none'}"
+        )
+    return answer
+
+
+def _setting(name: str, doc: str) -> Any:
+    """A setting of the step as an attribute: checked when it is set, refused in the middle of a step."""
+
+    def get(optimizer: Optimizer) -> Any:
+        return getattr(optimizer._plan, name)
+
+    def put(optimizer: Optimizer, value: Any) -> None:
+        optimizer._plan.run(optimizer._plan.configure, {name: value})
+
+    return property(get, put, doc=doc)
 
 
 class Optimizer:
@@ -255,7 +367,7 @@ class Optimizer:
     eps_placements: ClassVar[tuple[str, ...]] = EPS_PLACEMENTS
     """The placements of eps that it has."""
     slots: ClassVar[tuple[str, ...]] = ()
-    """State that every rule of the class has."""
+    """State that every rule of the class has, by PyTorch's names: see `Convention` for other ones."""
     optional_slots: ClassVar[tuple[str, ...]] = ()
     """State that some options bring."""
     carry: ClassVar[float] = 0.0
@@ -263,7 +375,7 @@ class Optimizer:
     carried: ClassVar[str | None] = None
     """What PyTorch calls that number, if it has a name."""
     fading: ClassVar[Mapping[str, tuple[float, float]]] = {
-        "exp_avg": MOMENT, "momentum_buffer": MOMENT, "grad_avg": MEAN,
+        "exp_avg": MOMENT, "momentum_buffer": MOMENT, "velocity": MOMENT, "grad_avg": MEAN,
         "exp_avg_sq": SQUARE, "exp_inf": SQUARE, "square_avg": SQUARE, "acc_delta": SQUARE,
     }  # fmt: skip
     """State slot -> below what it is flushed."""
@@ -273,6 +385,19 @@ class Optimizer:
     """Whether PyTorch stores "step" in the state of this optimizer."""
     state_from_start: ClassVar[bool] = False
     """Whether PyTorch makes the state in the constructor, so that state_dict() has it before the first step."""
+    family: ClassVar[tuple[str, ...]] = ()
+    """The optimizers whose state dicts it reads beside its own: state of the same kind."""
+
+    defaults: dict[str, Any]
+    """The options of groups that do not give their own."""
+    n_threads = _setting("n_threads", "The most threads for a step, or None: see the parameter. Can be set.")
+    nonfinite = _setting("nonfinite", "What to do with NaN and infinities in gradients: see the parameter. Can be set.")
+    copy_grads = _setting("copy_grads", "Whether gradients that do not fit are copied: see the parameter. Can be set.")
+    state_factory = _setting("state_factory", "What supplies memory for new state, or None. Can be set.")
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_declarations(cls)
 
     @staticmethod
     def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
@@ -295,16 +420,16 @@ class Optimizer:
         **unknown: Any,
     ) -> None:
         cls = type(self)
-        refuse_unknown(cls, unknown)
+        refuse_unknown(cls, unknown, (*SETTINGS, "convention"))
         convention = known_convention(cls, convention)
-        self.convention: str = convention
+        self._convention: str = convention
         given = {**options, "decoupled_weight_decay": decoupled_weight_decay, "maximize": maximize,
                  "flush_subnormal": flush_subnormal}  # fmt: skip
-        self.defaults: dict[str, Any] = with_defaults(cls, convention, given)
-        self._settings: dict[str, Any] = {
-            "n_threads": n_threads, "nonfinite": nonfinite, "copy_grads": copy_grads, "state_factory": state_factory,
-        }  # fmt: skip
-        self._plan = Plan(partial(derive, cls, convention), **self._settings)
+        self.defaults = with_defaults(cls, convention, given)
+        self._plan = Plan(
+            partial(derive, cls, convention),
+            n_threads=n_threads, nonfinite=nonfinite, copy_grads=copy_grads, state_factory=state_factory,
+        )  # fmt: skip
         self._single = False
         groups: list[Any]
         if isinstance(params, Mapping) and params:
@@ -320,6 +445,27 @@ class Optimizer:
             groups = [{"params": [params]}]
         for k, group in enumerate(groups, 1):
             self._add_group(group, last=k == len(groups))
+
+    @property
+    def convention(self) -> str:
+        """The convention that it follows, by name. It cannot be changed: state and options follow it."""
+        return self._convention
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name.startswith("_") or _declares(type(self), name)):
+            _refuse_option(type(self), name)
+        elif name == "convention":
+            raise UnknownAttributeError(
+                f"the convention of a {type(self).__name__} cannot be changed: build a new one with "
+                f"convention={value!r}, and load the state dict of this one"
+            )
+        object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        # Only called where there is no such attribute.
+        if not name.startswith("_"):
+            _refuse_option(type(self), name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     # --- Parameter groups
 
@@ -419,6 +565,8 @@ class Optimizer:
         thread steps; `save` looks to that by itself. ``step`` is float32 as PyTorch stores it, and float64 beyond
         2**24. What PyTorch has no place for is under the key ``fastopt``, which it ignores.
         """
+        from fastopt._state import VERSION
+
         plan = self._plan
         if len(self.param_groups) != len(plan.groups):
             raise ParameterError("param_groups changed its length; use add_param_group()")
@@ -427,17 +575,21 @@ class Optimizer:
         groups, first = [], 0
         for group, params in zip(self.param_groups, self._originals, strict=True):
             n = len(params)
-            packed = {key: value for key, value in group.items() if key != "params"}
+            packed = self._packed(group)
             packed["params"] = list(range(first, first + n))
             if plan.named:
                 packed["param_names"] = plan.names[first : first + n]
             groups.append(packed)
             first += n
         own = {
-            "version": 1, "optimizer": type(self).__name__, "convention": self.convention,
+            "version": VERSION, "optimizer": type(self).__name__, "convention": self.convention,
             "steps": plan.steps, "skipped_steps": plan.skipped, "counts": counts,
         }  # fmt: skip
         return {"state": state, "param_groups": groups, "fastopt": own}
+
+    def _packed(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """A group's options, as a state dict lists them."""
+        return {key: value for key, value in group.items() if key != "params"}
 
     def _state_entry(self, i: int) -> dict[str, Any] | None:
         count, carry = self._plan.count(i)
@@ -456,7 +608,18 @@ class Optimizer:
         return {}
 
     @classmethod
-    def carry_from(cls, entry: Mapping[str, Any]) -> float:
+    def slots_under(cls, convention: str) -> tuple[str, ...]:
+        """The state slots that it can have under a convention, by their names there."""
+        names = cls.conventions[convention].names
+        return tuple(names.get(name, name) for name in (*cls.slots, *cls.optional_slots))
+
+    @classmethod
+    def carried_under(cls, convention: str) -> str | None:
+        """What a state dict under a convention calls the carried number; None (or empty) if it is not in there."""
+        return cls.conventions[convention].names.get(cls.carried, cls.carried) if cls.carried else None
+
+    @classmethod
+    def carry_from(cls, entry: Mapping[str, Any], convention: str) -> float:
         """The carried number, from an entry of a state dict; KeyError, TypeError or ValueError if it is no good."""
         return cls.carry
 
@@ -545,14 +708,15 @@ class Optimizer:
             named = dict(zip(mine, params, strict=True)) if plan.named and mine else params
             groups.append({**group, "params": named})
         return {
-            "convention": self.convention, "defaults": self.defaults, "settings": self._settings,
+            "convention": self.convention, "defaults": self.defaults,
+            "settings": {name: getattr(plan, name) for name in SETTINGS},
             "single": self._single, "groups": groups, "state_dict": self.state_dict(),
         }  # fmt: skip
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
-        self.convention, self.defaults = saved["convention"], saved["defaults"]
-        self._settings, self._single = saved["settings"], saved["single"]
-        self._plan = Plan(partial(derive, type(self), self.convention), **self._settings)
+        self._convention, self.defaults = saved["convention"], saved["defaults"]
+        self._single = saved["single"]
+        self._plan = Plan(partial(derive, type(self), self.convention), **saved["settings"])
         self._plan.set_steps(saved["state_dict"]["fastopt"]["steps"], 0)  # what schedules are called with
         for k, group in enumerate(saved["groups"], 1):
             self._add_group({key: group[key] for key in ("params", *self.group_keys())}, last=k == len(saved["groups"]))
@@ -569,6 +733,37 @@ class Optimizer:
             lines += [f"    {key}: {group[key]!r}" for key in sorted(group, key=str) if key != "params"]
         return "\n".join([*lines, ")"])
 
+
+def _declares(cls: type, name: str) -> bool:
+    """Whether a class, or one that it derives from, has an attribute or annotation of that name."""
+    if hasattr(cls, name):
+        return True
+    annotated: set[str] = set()
+    for base in cls.__mro__:
+        with suppress(NameError):  # of an annotation that names what does not exist
+            annotated.update(getattr(base, "__annotations__", ()))
+    return name in annotated
+
+
+def _refuse_option(cls: type[Optimizer], name: str) -> None:
+    """Raise if an attribute that the class does not have looks like an option, a setting, or one misspelt."""
+    text = f"{cls.__name__} has no attribute {name!r}"
+    if clipping := about_clipping(name):
+        raise UnknownAttributeError(f"{text}: {clipping}")
+    close = meant(name, (*OPTIONS, *SETTINGS, *_PUBLIC))
+    if close is None:
+        return
+    if close not in OPTIONS:
+        raise UnknownAttributeError(f"{text}; did you mean {close!r}?")
+    if close not in cls.group_keys():
+        raise UnknownAttributeError(f"{text}, nor an option of that name; it has: {', '.join(cls.group_keys())}")
+    raise UnknownAttributeError(
+        f"{text}: hyperparameters belong to a parameter group, param_groups[0][{close!r}]. "
+        "(A class that derives from it may declare an attribute of that name.)"
+    )
+
+
+_PUBLIC = tuple(name for name in vars(Optimizer) if not name.startswith("_"))
 
 _O = TypeVar("_O", bound=Optimizer)
 

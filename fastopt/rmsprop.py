@@ -53,7 +53,8 @@ class RMSprop(Optimizer):
 
     Notes
     -----
-    State: ``square_avg``; with momentum ``momentum_buffer``; centered ``grad_avg``; all like the parameter.
+    State, like the parameter: ``square_avg``; centered ``grad_avg``; with momentum ``momentum_buffer``, under keras and
+    optax, where it has lr in it, ``scaled_momentum_buffer``.
     A variance that rounding takes below zero counts as zero, where the libraries give NaN.
 
     References
@@ -78,12 +79,12 @@ class RMSprop(Optimizer):
         "keras": Convention(
             {"lr": 1e-3, "alpha": 0.9, "eps": 1e-7, "weight_decay": 0.0, "momentum": 0.0, "centered": False,
              "eps_placement": "inside"},
-            {True: DECOUPLED}, {"lr_inside": 1},
+            {True: DECOUPLED}, {"lr_inside": 1}, names={"momentum_buffer": "scaled_momentum_buffer"},
         ),
         "optax": Convention(
             {"lr": None, "alpha": 0.9, "eps": 1e-8, "momentum": 0.0, "centered": False, "nesterov": False,
              "eps_placement": "inside", "bias_correction": False, "initial_accumulator_value": 0.0},
-            {}, {"lr_inside": 1},
+            {}, {"lr_inside": 1}, names={"momentum_buffer": "scaled_momentum_buffer"},
         ),
         "paper": Convention({"lr": 1e-3, "alpha": 0.9, "eps": 0.0}, {}, {"lr_inside": 0}),
     }  # fmt: skip

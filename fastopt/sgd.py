@@ -49,7 +49,8 @@ class SGD(Optimizer):
 
     Notes
     -----
-    State: ``momentum_buffer``, like the parameter, only with momentum; under keras and sklearn it is the velocity.
+    State, like the parameter, only with momentum: ``momentum_buffer``, the b above; under keras and sklearn
+    ``velocity``, the v above.
     The two forms agree for a constant lr only (b = -v / lr): when lr changes, the first rescales the whole history.
     Nesterov here is the rewritten form that needs the gradient at p itself; `NAG` is the lookahead.
 
@@ -67,17 +68,21 @@ class SGD(Optimizer):
     hyperparameters = ("lr", "momentum", "dampening", "weight_decay", "nesterov")
     optional_slots = ("momentum_buffer",)
     counts_in_state = False
+    family = ("SGD", "Momentum", "NAG")
     conventions = {
         "torch": Convention(
             {"lr": 1e-3, "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False}, {False: L2}
         ),
         "keras": Convention(
-            {"lr": 0.01, "momentum": 0.0, "weight_decay": 0.0, "nesterov": False}, {True: DECOUPLED}
+            {"lr": 0.01, "momentum": 0.0, "weight_decay": 0.0, "nesterov": False}, {True: DECOUPLED},
+            names={"momentum_buffer": "velocity"},
         ),
         "optax": Convention({"lr": None, "momentum": 0.0, "nesterov": False}),
-        "sklearn": Convention({"lr": 0.1, "momentum": 0.9, "nesterov": True}),
+        "sklearn": Convention(
+            {"lr": 0.1, "momentum": 0.9, "nesterov": True}, names={"momentum_buffer": "velocity"}
+        ),
         "thinc": Convention({"lr": None, "weight_decay": 0.0}, {True: DECOUPLED_LAST, False: L2}),
-    }
+    }  # fmt: skip
 
     def __init__(
         self, params: Any, lr: Any = None, momentum: Any = None, dampening: Any = None, weight_decay: Any = None,
@@ -103,8 +108,16 @@ class SGD(Optimizer):
         return "sgd_nesterov" if nesterov else "sgd_momentum", ("momentum_buffer",)
 
     @classmethod
-    def carry_from(cls, entry: Mapping[str, Any]) -> float:
-        return float(entry.get("momentum_buffer") is not None)
+    def carry_from(cls, entry: Mapping[str, Any], convention: str) -> float:
+        (buffer,) = cls.slots_under(convention)
+        return float(entry.get(buffer) is not None)
+
+    def _packed(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        packed = super()._packed(group)
+        if "velocity" in self.slots_under(self.convention) and not is_zero(group["momentum"]):
+            # PyTorch's SGD would not see the velocity, and begin a new buffer without a word: so it stops at this.
+            packed.pop("dampening", None)
+        return packed
 
     @classmethod
     def state_begun(cls, carry: float) -> bool:
@@ -138,7 +151,7 @@ class Momentum(Optimizer):
 
     Notes
     -----
-    State: ``momentum_buffer``, the velocity v, like the parameter. `SGD` in PyTorch's form keeps lr outside: the two
+    State: ``velocity``, the v above, like the parameter. `SGD` in PyTorch's form keeps lr outside: the two
     differ when lr changes. The lecture-note form ``u = mu * u + lr * g; w = w - u`` is this one with u = -v.
 
     References
@@ -149,8 +162,9 @@ class Momentum(Optimizer):
     """
 
     hyperparameters = ("lr", "momentum", "weight_decay")
-    slots = ("momentum_buffer",)
+    slots = ("velocity",)
     counts_in_state = False
+    family = SGD.family
     conventions = {
         "paper": Convention({"lr": 0.01, "momentum": 0.9, "weight_decay": 0.0}, {False: L2, True: DECOUPLED}),
     }
@@ -163,10 +177,6 @@ class Momentum(Optimizer):
     @staticmethod
     def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
         return "velocity", Momentum.slots
-
-    @classmethod
-    def carry_from(cls, entry: Mapping[str, Any]) -> float:
-        return SGD.carry_from(entry)
 
 
 class NAG(Momentum):
@@ -192,7 +202,7 @@ class NAG(Momentum):
 
     Notes
     -----
-    State: ``momentum_buffer``, the velocity v, like the parameter. ``SGD(nesterov=True)`` of Keras and scikit-learn
+    State: ``velocity``, the v above, like the parameter. ``SGD(nesterov=True)`` of Keras and scikit-learn
     stores ``y = w + momentum * v`` instead of w; for a constant momentum both take the same path.
 
     Examples

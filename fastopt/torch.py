@@ -47,9 +47,11 @@ import torch
 from torch.optim import optimizer as torch_optimizer
 
 import fastopt
+from fastopt._state import MEANINGS, check_layout, check_origin, expect, merged_options, translated
 from fastopt._tensors import (
     Host,
     check_disjoint,
+    check_inference,
     count_tensor,
     is_dense,
     local_of,
@@ -94,6 +96,8 @@ class _Compiled(torch.optim.Optimizer):
         elif "__init__" in vars(cls):  # of a user
             cls.__signature__ = None  # type: ignore[attr-defined]
 
+    _mirrors: Mapping[int, tuple[Any, dict[str, Any]]] = {}
+    """By identity: a parameter group that is no plain dict, and a plain one that holds the same."""
     _unknown: ClassVar[dict[str, Any]] = {}
     """Options of a PyTorch newer than this module, which it would not follow, and their defaults."""
 
@@ -108,10 +112,6 @@ class _Compiled(torch.optim.Optimizer):
         super().__init__(*args, **kwargs)
         for group in self.param_groups:
             self._check_options(group)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters with options of their own, as in PyTorch."""
-        super().add_param_group(dict(param_group) if isinstance(param_group, dict) else param_group)
 
     # --- Stepping
 
@@ -153,12 +153,38 @@ class _Compiled(torch.optim.Optimizer):
     def _take_step(self, scale: Any) -> None:
         try:
             if self._plan is None or not self._plan.step_tensors(self.param_groups, self.state, scale):
-                self._plan = self._tied()
-                if not self._plan.step_tensors(self.param_groups, self.state, scale):
-                    raise ParameterError("parameters, groups or state changed while the step looked at them")
+                self._take_another_step(scale)
         except BaseException:
             self._plan = None  # what was made for this step is not in place
             raise
+
+    def _take_another_step(self, scale: Any) -> None:
+        """A step after which something is no longer as it was tied, or that is the first."""
+        groups = self._plain_groups()
+        if self._mirrors and self._plan is not None and self._plan.step_tensors(groups, self.state, scale):
+            return
+        self._plan, keep = self._tied(groups)
+        if not self._plan.step_tensors(groups, self.state, scale):
+            raise ParameterError("parameters, groups or state changed while the step looked at them")
+        if not keep:
+            self._plan = None
+
+    def _plain_groups(self) -> list[dict[str, Any]]:
+        """The parameter groups; for one that is another kind of dict, a plain one with the same in it."""
+        if type(self.param_groups) is not list or not isinstance(self.state, dict):
+            raise ParameterError("the optimizer's param_groups have to be a list, and its state a dict")
+        mirrors, groups = {}, []
+        for group in self.param_groups:
+            self._require(group)
+            if type(group) is not dict:
+                _, plain_group = mirrors[id(group)] = self._mirrors.get(id(group), (group, {}))
+                if plain_group != group:
+                    plain_group.clear()
+                    plain_group.update(group)
+                group = plain_group
+            groups.append(group)
+        self._mirrors = mirrors
+        return groups
 
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_bare_step)
     step.__signature__ = inspect.signature(_bare_step)  # type: ignore[attr-defined]
@@ -192,6 +218,7 @@ class _Compiled(torch.optim.Optimizer):
             },
             watched=tuple(key for key in (*spec.watched, "differentiable") if key in group),
             owner=f"fastopt.torch.{type(self).__name__}",
+            check_keys=None,  # PyTorch looks at none that it does not know
         )
 
     def _has_double_carry(self, group: Mapping[str, Any]) -> bool:
@@ -213,7 +240,7 @@ class _Compiled(torch.optim.Optimizer):
     def _require(self, group: Any) -> None:
         """Raise unless a parameter group is a dict with all options, and a list of parameters."""
         owner = f"fastopt.torch.{type(self).__name__}"
-        if type(group) is not dict or type(group.get("params")) is not list:
+        if not isinstance(group, dict) or type(group.get("params")) is not list:
             raise ParameterError(f"{owner}: a parameter group has to be a dict, and its 'params' a list")
         lost = [key for key in self.defaults if key in self.core.group_keys() and key not in group]
         if lost:
@@ -222,18 +249,19 @@ class _Compiled(torch.optim.Optimizer):
     def _check_options(self, group: dict[str, Any]) -> None:
         """Raise what a step with these options would raise."""
         self._require(group)
-        self._empty_plan().check_options(group, any(p.dtype != torch.float64 for p in group["params"]), NO_SCHEDULES)
+        has_float = any(p.dtype != torch.float64 for p in group["params"])
+        self._empty_plan().check_options(dict(group), has_float, NO_SCHEDULES)
 
-    def _tied(self) -> TensorPlan:
-        """A plan over groups, parameters and state as they are now."""
-        if type(self.param_groups) is not list or not isinstance(self.state, dict):
-            raise ParameterError("the optimizer's param_groups have to be a list, and its state a dict")
+    def _tied(self, groups: list[dict[str, Any]]) -> tuple[TensorPlan, bool]:
+        """A plan over groups, parameters and state as they are now, and whether it may serve for more than one step.
+
+        With inference tensors it may not: whether they can be written to depends on where the next step is called.
+        """
         host = Host()
         plan = self._empty_plan(host)
         labels: dict[torch.Tensor, str] = {}
         place = 0
-        for group in self.param_groups:
-            self._require(group)
+        for group in groups:
             spec, records, names, spare = self._derive(group), [], [], []
             named = group.get("param_names", ())
             for k, param in enumerate(group["params"]):
@@ -248,7 +276,7 @@ class _Compiled(torch.optim.Optimizer):
             place += len(group["params"])
         check_disjoint(host.copies, labels)
         plan.watch(self.state)
-        return plan
+        return plan, not host.has_inference
 
     def _record(self, param: torch.Tensor, spec: Spec, label: str, host: Host) -> tuple[Any, ...]:
         """What `TensorPlan.tie` takes of a parameter; state that it lacks is made, to be put in place with the step."""
@@ -271,6 +299,9 @@ class _Compiled(torch.optim.Optimizer):
                 entries[name] = new_state(param, own, place, 0.0)
                 local = state_tensor(entries[name], param, own, label).copy_(local)
             slots[name] = local
+        check_inference(host, own, label)
+        for slot, written in slots.items():
+            check_inference(host, written, f"state {slot!r} of {label}")
         begun = all(inner.get(name) is not None for name in spec.slots)
         if not self.core.counts_in_state:
             return param, inner, entries, own, slots, None, None, int(begun and bool(slots))
@@ -284,6 +315,9 @@ class _Compiled(torch.optim.Optimizer):
             carry = number_tensor(given, f"state {self.core.carried!r} of {label}")
             if carry is not given:
                 entries[self.core.carried] = carry
+        check_inference(host, count, f"state 'step' of {label}")
+        if carry is not None:
+            check_inference(host, carry, f"state {self.core.carried!r} of {label}")
         # As PyTorch orders them.
         entries = {key: entries[key] for key in sorted(entries, key=lambda key: (key in slots, key == "grad_avg"))}
         return param, inner, entries, own, slots, count, carry, 0
@@ -293,19 +327,52 @@ class _Compiled(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue from a `state_dict`: of this class, of its twin in ``torch.optim``, or of fastopt's for arrays.
 
-        As in PyTorch, tensors that fit are taken over, not copied.
+        As in PyTorch, tensors that fit are taken over, not copied, and state goes by the position of parameters. State
+        of fastopt's optimizers for arrays that has another unit or sign than PyTorch's is converted, or refused.
 
         Raises
         ------
         StateDictError, HyperparameterError
-            For state of another shape or kind, or that lacks something, and for options out of range; the optimizer is
-            then as it was.
+            For state of another shape, kind or meaning, or that lacks something, and for options out of range; the
+            optimizer is then as it was.
         """
-        hook = self.register_load_state_dict_pre_hook(lambda _, given: with_tensors(given))
+        hook = self.register_load_state_dict_pre_hook(lambda _, given: with_tensors(self._translated(given)))
         try:
             super().load_state_dict(dict(state_dict))
         finally:
             hook.remove()
+
+    def _translated(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A state dict in PyTorch's terms; raises if its state or options mean something that PyTorch has not."""
+        own = check_layout(given)
+        core, convention = self.core, next(iter(self.core.conventions))
+        entries = expect(given["state"], Mapping, "the state dict's 'state'")
+        groups = expect(given["param_groups"], list, "the state dict's 'param_groups'")
+        foreign = MEANINGS.keys() - {*core.slots_under(convention), core.carried_under(convention)}
+        if not own and not any(isinstance(e, Mapping) and foreign.intersection(e) for e in entries.values()):
+            return given  # PyTorch's own
+        if len(groups) != len(self.param_groups):
+            return given  # which PyTorch refuses
+        if own.get("optimizer") not in fastopt.OPTIMIZERS:  # of a class of a user's
+            own = {key: value for key, value in own.items() if key != "optimizer"}
+        check_origin(core, own)
+        state, new_groups = dict(entries), []
+        for group, saved in zip(self.param_groups, groups, strict=True):
+            mine = with_defaults(core, convention, {k: plain(v) for k, v in group.items() if k in core.group_keys()})
+            lr, keys = plain(saved.get("lr")), saved.get("params", ())
+            listed = {key: entries[key] for key in keys if isinstance(entries.get(key), Mapping)}
+            names = {name for entry in listed.values() for name in entry}
+            merged = merged_options(core, convention, mine, {**saved, "lr": lr}, own, names)
+            # What its source has not, PyTorch would miss.
+            settled = {key: merged[key] for key in ("dampening", "nesterov", "decoupled_weight_decay") if key in merged}
+            new_groups.append({**saved, **settled})
+            for key, param in zip(keys, group["params"], strict=False):
+                if key not in listed:
+                    continue
+                entry = {name: as_array(x) if name in foreign else x for name, x in listed[key].items()}
+                dtype, label = np.dtype("f8" if param.dtype == torch.float64 else "f4"), f"state of parameter {key!r}"
+                state[key] = translated(core, convention, entry, label, lr, mine["lr"], dtype)
+        return {**given, "state": state, "param_groups": new_groups}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         before = dict(self.__dict__)
@@ -373,6 +440,11 @@ def plain(value: Any) -> Any:
             raise HyperparameterError(f"{value!r} must be a number, or a tensor of one element")
         return value.item()
     return tuple(map(plain, value)) if isinstance(value, (tuple, list)) else value
+
+
+def as_array(value: Any) -> Any:
+    """A tensor as an array over its memory; anything else as it is."""
+    return value.detach().numpy() if isinstance(value, torch.Tensor) else value
 
 
 def with_tensors(state_dict: Mapping[str, Any]) -> dict[str, Any]:

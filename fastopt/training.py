@@ -204,7 +204,7 @@ def minimize(
     batches = _batches(data, batch_size, drop_last, _generator(rng))
     optimizer = _built(optimizer, params)
     lookahead = getattr(optimizer, "lookahead", None)
-    policy = getattr(optimizer, "_settings", {}).get("nonfinite", "propagate")
+    policy = getattr(optimizer, "nonfinite", "propagate")
 
     losses: list[float] = []
     grad_norm, steps, epochs = math.nan, 0, 0

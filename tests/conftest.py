@@ -80,7 +80,7 @@ def differing(got: np.ndarray, want: np.ndarray) -> np.ndarray:
 
 def slots(state: dict) -> dict[str, np.ndarray]:
     """The arrays of one parameter's state, without the numbers that `Optimizer.state` also shows."""
-    return {name: array for name, array in state.items() if name not in ("step", "mu_product")}
+    return {name: array for name, array in state.items() if not name.endswith(("step", "mu_product"))}
 
 
 @contextlib.contextmanager

@@ -149,8 +149,10 @@ OFFSETS = list(itertools.product(range(3), repeat=3))  # of parameters, gradient
 LAYOUTS = ("sizes", "whole", "cut", "edge")
 # State below these (float32, float64) becomes 0 at every 64th step; slots that are not listed never do.
 LOW = {
-    **dict.fromkeys(("exp_avg", "momentum_buffer"), (2.0**-96, 2.0**-992)),
-    **dict.fromkeys(("exp_avg_sq", "exp_inf", "square_avg", "acc_delta"), (2.0**-116, 2.0**-1012)),
+    **dict.fromkeys(("exp_avg", "momentum_buffer", "velocity", "scaled_momentum_buffer"), (2.0**-96, 2.0**-992)),
+    **dict.fromkeys(
+        ("exp_avg_sq", "exp_inf", "exp_inf_without_eps", "square_avg", "acc_delta"), (2.0**-116, 2.0**-1012)
+    ),
     "grad_avg": (2.0**-58, 2.0**-506),
 }
 NEVER_FLUSHED = {("lion", "exp_avg")}  # but for it, a slot's name says it
@@ -408,7 +410,7 @@ def assert_meets_the_threshold(s: np.ndarray, low, slot: str) -> None:
     finite = s[np.isfinite(s)].tolist()
     below, above = (np.nextafter(low, low.dtype.type(k)) for k in (0, 1))
     assert {below, low, above} <= set(finite) and np.isnan(s).any(), slot
-    if slot in ("exp_avg", "momentum_buffer", "grad_avg"):
+    if slot in ("exp_avg", "momentum_buffer", "velocity", "scaled_momentum_buffer", "grad_avg"):
         assert {-below, -low, -above} <= set(finite) and np.isinf(s).any() and (np.signbit(s) & (s == 0)).any(), slot
 
 
@@ -420,7 +422,7 @@ def test_lookahead_is_the_reference_s(dtype, data, nasties, same_bits):
         with nasties.level(level), nasties.parallel_from(0), np.errstate(all="ignore"):
             opt = fastopt.NAG(params, momentum=0.71, n_threads=threads)
             for state, value in zip(opt.state, split(v, SIZES), strict=True):
-                state["momentum_buffer"][...] = value
+                state["velocity"][...] = value
             want = reference.lookahead(p, v, np.dtype(dtype).type(0.71))
             same_bits(f"lookahead {kind} {level} {threads}", opt.lookahead(), split(want, SIZES))
             same_bits("parameters after lookahead()", params, split(p, SIZES))

@@ -305,8 +305,8 @@ def test_nesterov_of_the_libraries_is_the_lookahead_point(surface, convention):
         formula.append(y)
         sgd.step(grad(sgd.params[0]))
         got.append(sgd.params[0].copy())
-        buffer = sgd.state[0]["momentum_buffer"]
-        velocity = buffer if convention in ("keras", "sklearn") else -LR * buffer  # b = -v / lr
+        kept = sgd.state[0]
+        velocity = kept["velocity"] if convention in ("keras", "sklearn") else -LR * kept["momentum_buffer"]
         back.append(sgd.params[0] - MU * velocity)
         nag.step(grad(nag.lookahead()))
         want.append(nag.lookahead().copy())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from importlib import import_module
@@ -14,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import fastopt
+from fastopt._state import CONVERSIONS, MEANINGS
 from fastopt.errors import HyperparameterError
 from fastopt.optimizer import (
     DECOUPLED,
@@ -107,11 +109,45 @@ def state(cls: type[Optimizer]) -> str:
     counted = "always" if cls.counts_in_state else "always; not in `state_dict()`, as in PyTorch"
     rows = [["`step`", "one number", counted]]
     if cls.carried:
-        rows.append([f"`{cls.carried}`", "one number", "always"])
-    rows += [[f"`{slot}`", like, "always"] for slot in cls.slots]
-    rows += [[f"`{slot}`", like, "with " + ", ".join(f"`{key}`" for key in brought_by(cls, slot))]
+        rows.append([names(cls, cls.carried), "one number", "always"])
+    rows += [[names(cls, slot), like, "always"] for slot in cls.slots]
+    rows += [[names(cls, slot), like, "with " + ", ".join(f"`{key}`" for key in brought_by(cls, slot))]
              for slot in cls.optional_slots]  # fmt: skip
     return table(["state", "shape and type", "when"], rows)
+
+
+def kinds(cls: type[Optimizer], name: str) -> dict[str, list[str]]:
+    """What a piece of state is called -> the conventions that call it so; empty: those that do without it."""
+    found: dict[str, list[str]] = {}
+    options = brought_by(cls, name) if name in cls.optional_slots else []
+    for convention, offered in cls.conventions.items():
+        if not options or any(key in offered.defaults for key in options):
+            found.setdefault(offered.names.get(name, name), []).append(convention)
+    return found
+
+
+def names(cls: type[Optimizer], name: str) -> str:
+    """What a piece of state is called, under which conventions."""
+    found = kinds(cls, name)
+    if len(found) == 1:
+        return f"`{next(iter(found))}`"
+    return "; ".join(f"{f'`{key}`' if key else 'none'} ({', '.join(where)})" for key, where in found.items())
+
+
+def meanings() -> str:
+    """State that is not the same under all conventions of an optimizer, and what becomes of it in a load."""
+    rows = []
+    for title, cls in fastopt.OPTIMIZERS.items():
+        for slot in (*cls.slots, *cls.optional_slots, *([cls.carried] if cls.carried else [])):
+            found = kinds(cls, slot)
+            for source, target in itertools.permutations(found, 2) if len(found) > 1 else ():
+                said = CONVERSIONS.get((source, target), ("refused",))[0]
+                if source:
+                    rows.append([title, f"`{source}` ({', '.join(found[source])}): {MEANINGS[source]}",
+                                 f"`{target}` ({', '.join(found[target])})" if target
+                                 else f"none ({', '.join(found[target])})",
+                                 said if said == "refused" else f"converted: `{said}`"])  # fmt: skip
+    return table(["optimizer", "from", "to", "a load"], rows)
 
 
 def conventions() -> str:

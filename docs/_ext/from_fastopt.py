@@ -6,6 +6,7 @@ In Markdown pages::
     ```{optimizer-state} Adam        its state
     ```{rule-source} adam            functions of fastopt.reference
     ```{convention-table}            which optimizer exists in which convention
+    ```{state-meanings}              state that differs by convention, and what a load makes of it
     ```{command-help} info           what a command's --help prints
     ```{drawing} genealogy           a picture of ``drawings``; what is to be seen in it is the content
     ```{schedules}                   a picture for each line, an expression that makes a schedule
@@ -88,6 +89,13 @@ class ConventionTable(FromLibrary):
 
     def run(self) -> list[nodes.Node]:
         return self.parse_text_to_nodes(facts.conventions())
+
+
+class StateMeanings(FromLibrary):
+    """State that differs by convention, and what a load makes of it."""
+
+    def run(self) -> list[nodes.Node]:
+        return self.parse_text_to_nodes(facts.meanings())
 
 
 class RuleSource(FromLibrary):
@@ -262,6 +270,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("optimizer-options", OptimizerOptions)
     app.add_directive("optimizer-state", OptimizerState)
     app.add_directive("convention-table", ConventionTable)
+    app.add_directive("state-meanings", StateMeanings)
     app.add_directive("rule-source", RuleSource)
     app.add_directive("command-help", CommandHelp)
     app.add_directive("drawing", Drawing)

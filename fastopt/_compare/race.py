@@ -197,7 +197,7 @@ def effective_rate(optimizer: Any, gradient: Array, fall: Array) -> Array:
     gradients, each with the learning rate.
     """
     state, group = optimizer.state[0], optimizer.param_groups[0]
-    if "momentum_buffer" in state:
+    if not state.keys().isdisjoint(("momentum_buffer", "velocity")):
         return np.full(gradient.shape, float(group["lr"]))
     direction = gradient
     if "exp_avg" in state:

@@ -62,10 +62,12 @@ cdef class Group:
     cdef double high[MAX_WATCH]
     cdef bint open[MAX_WATCH]         # whether high itself is excluded
     cdef str owner
+    cdef object check_keys            # see Spec; None if there is nothing to check
+    cdef Py_ssize_t n_checked         # how many options there were then
 
     def __cinit__(self):
         self.n_watch = 0
-        self.n_before = -1
+        self.n_before = self.n_checked = -1
 
     cdef adopt(self, spec):
         """Take over what the optimizer class derived from the group's options (see `Spec` in optimizer.py)."""
@@ -82,11 +84,17 @@ cdef class Group:
             else:
                 watch.append((key, NUMBER, places.pop(key, -2), limits))
         for name in list(places):
+            if name not in spec.forms:
+                raise DeclarationError(f"{spec.owner}: the rule {spec.rule!r} needs {name!r}, which is neither a "
+                                       "hyperparameter of the class nor a constant in the convention's forms")
             self.x[places.pop(name)] = spec.forms[name]
         for key in spec.watched:
             watch.append((key, OPTION, -2, (0, 0, False)))
-        if len(watch) > MAX_WATCH or len(spec.slots) != rule.n_states:
-            raise RuntimeError(f"the class of rule {spec.rule!r} does not fit its table entry")
+        if len(spec.slots) != rule.n_states:
+            raise DeclarationError(f"{spec.owner}: the rule {spec.rule!r} has {rule.n_states} state slot(s); rule() "
+                                   f"names {len(spec.slots)}: {', '.join(spec.slots) or 'none'}")
+        if len(watch) > MAX_WATCH:
+            raise RuntimeError("MAX_WATCH in group.pxi is too small")
         self.around.rule = rule
         self.around.short_rule = &SHORT_TABLE.rules[rule - TABLE.rules]
         self.decay, self.maximize, self.carry = spec.decay, spec.maximize, spec.carry
@@ -94,6 +102,7 @@ cdef class Group:
         for i, name in enumerate(spec.slots):
             self.around.low.f[i], self.around.low.d[i] = spec.low.get(name, (0.0, 0.0))
         self.slots, self.initial, self.owner = list(spec.slots), spec.initial, spec.owner
+        self.check_keys = spec.check_keys
         self.keys = tuple(key for key, _, _, _ in watch)
         self.seen = [self.options[key] for key, _, _, _ in watch]
         self.n_watch = len(watch)
@@ -121,6 +130,9 @@ cdef class Group:
                 self.read(i, <object>value, steps)
         if self.options.get("params") is not self.params:
             raise ParameterError(f"{self.owner}: the 'params' of a group cannot be exchanged; use add_param_group()")
+        if len(self.options) != self.n_checked and self.check_keys is not None:
+            self.check_keys(self.options)
+            self.n_checked = len(self.options)
         if not changed:
             self.remember()
         return changed

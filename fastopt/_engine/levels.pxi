@@ -66,7 +66,7 @@ cdef const Rule *find_rule(str name) except NULL:
     for i in range(TABLE.n):
         if strcmp(TABLE.rules[i].name, key) == 0:
             return &TABLE.rules[i]
-    raise KeyError(name)
+    raise DeclarationError(f"there is no rule {name!r} in kernels/rules.pxi; there are: {', '.join(rules())}")
 
 
 def rules():

@@ -48,6 +48,7 @@ CHANGED = "test_engine.py -k 'no_longer'"
 NONFINITE = "test_optimizer.py test_bits.py -k nonfinite"
 HYPER = "test_optimizer.py -k 'refused or numbers or float32 or lost or convention or option or placement'"
 LOADING = "test_state_dict.py -k 'not pytorchs_real'"
+MEANING = "test_state_meaning.py"
 FORGED = "test_checkpoint.py proof/test_damaged_files.py -k 'forgeries or others_are_refused'"
 AT_THE_SAME_TIME = "test_checkpoint.py proof/test_killed_saves.py -k 'overtakes or two_threads'"
 
@@ -797,11 +798,47 @@ MUTANTS = [
     ),
     Mutant(
         "a dict of another version", STATE,
-        'if "version" in own and not (is_number(own["version"]) and own["version"] == 1):', "if False:", LOADING,
+        'if "version" in own and not (is_number(own["version"]) and own["version"] == VERSION):', "if False:", LOADING,
     ),
     Mutant(
         "a dict of another optimizer", STATE,
-        "if key in own and not (isinstance(own[key], str) and own[key] == mine):", "if False:", LOADING,
+        'own["optimizer"] in (name, *cls.family)):', "True):", LOADING,
+    ),
+    Mutant(
+        "momentum that loads uphill", STATE,
+        "lambda b, lr: -lr * b", "lambda b, lr: lr * b", MEANING,
+    ),
+    Mutant(
+        "a conversion with another lr", STATE,
+        "if not rate or rate != as_rate(lr, dtype):", "if not rate:", MEANING,
+    ),
+    Mutant(
+        "state that means something else is left out", STATE,
+        "keeps = ", "continue\n            keeps = ", MEANING,
+    ),
+    Mutant(
+        "weight decay of another kind", STATE,
+        "if kind is not None and here.get(merged[key], kind) != kind:", "if False:", MEANING,
+    ),
+    Mutant(
+        "state goes by position where there are names", STATE,
+        "names = saved_names(groups) if plan.named else None", "names = None", MEANING,
+    ),
+    Mutant(
+        "a name that changed its group", STATE,
+        "if source is None or set(own) != set(names[source]):", "if source is None:", MEANING,
+    ),
+    Mutant(
+        "state of before a load that the loaded options have no slot for", ENGINE,
+        "for name in dict.fromkeys([*held[k], *kept])", "for name in held[k]", LOADING,
+    ),
+    Mutant(
+        "an attribute that looks like an option is taken", OPTIMIZER,
+        'if not (name.startswith("_") or _declares(type(self), name)):', "if False:", "test_attributes.py",
+    ),
+    Mutant(
+        "a key of a group that looks like an option is taken", GROUP,
+        "if len(self.options) != self.n_checked and self.check_keys is not None:", "if False:", "test_attributes.py",
     ),
     Mutant(
         "state of another shape", STATE,

@@ -394,7 +394,7 @@ FIELDS: tuple[tuple[tuple[Any, ...], list[Any]], ...] = (
     (("fastopt", "skipped_steps"), [-1, "x"]),
     (("fastopt", "optimizer"), ["Adam", None, 1, []]),
     (("fastopt", "convention"), ["keras", "", []]),
-    (("fastopt", "version"), [2, "1", None]),
+    (("fastopt", "version"), [1, 3, "2", None]),
     (("schedules",), [None, {}, 1, [], [1], [[]], [["Constant"]], [["Constant", {}]], [["Constant", {"value": 1}, 3]],
                       [["Constant", {"value": {"$schedule": 0}}]],
                       [["Warmup", {"steps": 1, "after": {"$schedule": 0}}]]]),

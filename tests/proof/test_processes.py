@@ -65,7 +65,7 @@ def gradients(opt) -> list[np.ndarray]:
 
 def state_of(twin) -> list[np.ndarray]:
     """The state arrays of an optimizer or of its twin in the reference, in one order."""
-    return [entry[name] for entry in twin.state for name in sorted(entry) if name not in ("step", "mu_product")]
+    return [entry[name] for entry in twin.state for name in sorted(entry) if not name.endswith(("step", "mu_product"))]
 
 
 def agree(opt, twin) -> bool:

@@ -746,7 +746,6 @@ def test_a_momentum_of_zero_switches_nesterov_off():
     lambda o, p: setattr(o, "state", UserDict(o.state)), lambda o, p: o.state.update({p: UserDict(o.state[p])}),
     lambda o, p: setattr(o, "param_groups", tuple(o.param_groups)), lambda o, p: o.state[p].pop("step"),
     lambda o, p: o.state[p].pop("exp_avg_sq"), lambda o, p: o.param_groups[0].update(params=(p,)),
-    lambda o, p: o.param_groups.__setitem__(0, OrderedDict(o.param_groups[0])),
 ])  # fmt: skip
 def test_containers_of_other_kinds_are_errors_with_a_name(spoil):
     p = parameter()
@@ -831,3 +830,215 @@ assert torch.allclose(*results, rtol=1e-13, atol=1e-16), results
 def test_importing_fastopt_does_not_import_torch_nor_the_other_way_round():
     program = "import sys, fastopt; assert 'torch' not in sys.modules; import fastopt.torch; sys.modules['torch']"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+# --- Groups are the very dicts that PyTorch keeps
+
+
+class Options(dict):
+    """A dict of a user's own."""
+
+
+@pytest.mark.parametrize("kind", [dict, OrderedDict, Options])
+@pytest.mark.parametrize("way", ["constructor", "add_param_group"])
+def test_a_group_given_is_the_group_kept(kind, way):
+    moved = []
+    for module in (torch.optim, ft):
+        w, other = parameter((1,)), parameter((1,), seed=1)
+        before = w.detach().clone()
+        group = kind(params=[w], lr=1.0)
+        if way == "constructor":
+            opt = module.SGD([group])
+        else:
+            opt = module.SGD([other])
+            opt.add_param_group(group)
+        assert opt.param_groups[-1] is group
+        group["lr"] = 0.0
+        opt.step()
+        assert torch.equal(w.detach(), before)
+        group["lr"] = 0.5
+        opt.step()
+        group["momentum"] = 0.5
+        for _ in range(2):
+            opt.step()
+        moved.append((w.detach() - before).item())
+    assert moved[0] == pytest.approx(moved[1], rel=1e-6) and moved[0] != 0
+
+
+def test_a_second_optimizer_over_the_groups_of_a_first_shares_them():
+    for module in (torch.optim, ft):
+        w = parameter((1,))
+        first = module.SGD([w], lr=1.0)
+        second = module.Adam(first.param_groups, lr=0.5)
+        assert second.param_groups[0] is first.param_groups[0]
+        first.param_groups[0]["lr"] = 0.0
+        before = w.detach().clone()
+        second.step()
+        first.step()
+        assert torch.equal(w.detach(), before)
+
+
+def test_steps_over_a_group_of_a_users_own_kind_of_dict_are_tied_once(monkeypatch):
+    w = parameter((3,))
+    opt = ft.Adam([OrderedDict(params=[w])])
+    opt.step()
+    tied = []
+    monkeypatch.setattr(type(opt), "_tied", lambda self, groups: tied.append(groups))
+    for _ in range(3):
+        opt.step()
+    assert not tied
+
+
+# --- Inference tensors
+
+
+@pytest.mark.parametrize("case", ["parameter", "state", "first step", "gradient"])
+def test_inference_tensors_are_written_to_in_inference_mode_only(case):
+    """As in PyTorch, which raises a RuntimeError."""
+    for module in (torch.optim, ft):
+        p, g = torch.ones(3, requires_grad=True), torch.ones(3)
+        if case == "parameter":
+            with torch.inference_mode():
+                p = torch.ones(3)
+        if case == "gradient":
+            with torch.inference_mode():
+                g = torch.ones(3)
+        p.grad = g
+        opt = module.Adam([p], lr=0.25)
+        with torch.inference_mode(case != "state"):
+            opt.step()
+        if case == "state":
+            with torch.inference_mode():
+                opt.state[p]["exp_avg"] = torch.ones(3)
+        before = p.detach().clone()
+        if case == "gradient":
+            p = torch.ones(3, requires_grad=True)
+            p.grad = g
+            opt = module.Adam([p], lr=0.25)  # state made outside: the gradient is only read
+            opt.step()
+            assert p[0] == 0.75
+            continue
+        for _ in range(2):
+            with pytest.raises(RuntimeError) as caught:
+                opt.step()
+            assert torch.equal(p.detach(), before)
+        if module is ft:
+            assert opt.state[p]["step"] == 1
+            assert isinstance(caught.value, errors.InferenceModeError) and "torch.inference_mode()" in str(caught.value)
+        with torch.inference_mode():
+            opt.step()
+        assert not torch.equal(p.detach(), before)
+
+
+# --- State of fastopt's optimizers for arrays
+
+
+def five_steps(cls, **options):
+    """An optimizer for arrays after five steps of gradient 1, and how far the next takes it."""
+    w = np.zeros(1)
+    opt = cls([w], lr=0.1, **options)
+    for _ in range(5):
+        opt.step([np.ones(1)])
+    saved, before = copy.deepcopy(opt.state_dict()), w.copy()
+    opt.step([np.ones(1)])
+    return saved, float((w - before)[0])
+
+
+def as_tensors(saved):
+    """What a user makes of arrays for stock PyTorch."""
+    state = {i: {k: torch.as_tensor(np.asarray(x)) for k, x in entry.items()} for i, entry in saved["state"].items()}
+    return {**saved, "state": state}
+
+
+CONVERTED = [
+    (fastopt.Momentum, {}, "SGD", {"momentum": 0.9}), (fastopt.NAG, {}, "SGD", {"momentum": 0.9}),
+    (fastopt.SGD, {"convention": "keras", "momentum": 0.9}, "SGD", {"momentum": 0.9}),
+    (fastopt.SGD, {"convention": "sklearn"}, "SGD", {"momentum": 0.9, "nesterov": True}),
+    (fastopt.SGD, {"convention": "optax", "momentum": 0.9}, "SGD", {"momentum": 0.9}),
+    (fastopt.RMSprop, {"convention": "keras", "momentum": 0.9}, "RMSprop", {"momentum": 0.9}),
+    (fastopt.RMSprop, {"convention": "optax", "momentum": 0.9}, "RMSprop", {"momentum": 0.9}),
+    (fastopt.NAdam, {"convention": "keras"}, "NAdam", {}), (fastopt.AdamW, {"weight_decay": 0.0}, "Adam", {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", [True, False], ids=["whole", "without the key"])
+@pytest.mark.parametrize(("cls", "options", "name", "given"), CONVERTED, ids=lambda x: str(getattr(x, "__name__", x)))
+def test_state_of_arrays_in_another_unit_goes_on(cls, options, name, given, key):
+    saved, want = five_steps(cls, **options)
+    if not key:
+        del saved["fastopt"]
+    for tensors in (False, True):
+        p = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+        p.grad = torch.ones_like(p)
+        opt = getattr(ft, name)([p], lr=0.1, **given)
+        opt.load_state_dict(as_tensors(saved) if tensors else saved)
+        opt.step()
+        assert p.item() == pytest.approx(want, rel=1e-12)
+        p.data.zero_()
+        stock = getattr(torch.optim, name)([p], lr=0.1, **given)
+        stock.load_state_dict(opt.state_dict())  # by way of fastopt.torch, it is PyTorch's
+        assert set(stock.state[p]) == set(opt.state[p])
+
+
+REFUSED_HERE = [
+    (fastopt.Adam, {"convention": "optax", "amsgrad": True}, "Adam", "max_exp_avg_sq_hat"),
+    (fastopt.Adamax, {"convention": "keras"}, "Adamax", "exp_inf_without_eps"),
+    (fastopt.Adamax, {"convention": "paper"}, "Adamax", "exp_inf_without_eps"),
+    (fastopt.NAdam, {"convention": "paper"}, "NAdam", "exp_avg_mu_product"),
+    (fastopt.NAdam, {"convention": "optax"}, "NAdam", "lacks 'mu_product'"),
+    (fastopt.AdamW, {"convention": "paper", "weight_decay": 0.1}, "AdamW", "shrinks p by weight_decay alone"),
+    (fastopt.RAdam, {}, "Adam", "'RAdam'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("cls", "options", "name", "match"), REFUSED_HERE, ids=str)
+def test_state_of_arrays_that_means_something_else_is_refused(cls, options, name, match):
+    saved, _ = five_steps(cls, **options)
+    p = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    p.grad = torch.ones_like(p)
+    opt = getattr(ft, name)([p], lr=0.1)
+    opt.step()
+    before = frozen(opt)
+    with pytest.raises(errors.StateDictError, match=match):
+        opt.load_state_dict(saved)
+    assert frozen(opt) == before
+
+
+STOPS = [
+    *(case for case in CONVERTED if case[0] in (fastopt.Momentum, fastopt.NAG, fastopt.RMSprop)),
+    *(case for case in CONVERTED if case[0] is fastopt.SGD and case[1]["convention"] != "optax"),
+    *((cls, options, name, {}) for cls, options, name, _ in REFUSED_HERE[:-2]),
+]
+
+
+@pytest.mark.parametrize(("cls", "options", "name", "given"), STOPS, ids=str)
+def test_stock_pytorch_stops_at_state_that_means_something_else(cls, options, name, given):
+    """It cannot be told what our state means; but it misses what it needs, before it has moved anything."""
+    saved, _ = five_steps(cls, **options)
+    p = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    p.grad = torch.ones_like(p)
+    opt = getattr(torch.optim, name)([p], lr=0.1, **given)
+    with pytest.raises(KeyError):
+        opt.load_state_dict(as_tensors(saved))
+        opt.step()
+    assert p.item() == 0
+
+
+def test_an_lr_that_differs_is_refused_and_a_tensor_will_do():
+    saved, want = five_steps(fastopt.Momentum)
+    p = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    p.grad = torch.ones_like(p)
+    opt = ft.SGD([p], lr=0.2, momentum=0.9)
+    with pytest.raises(errors.StateDictError, match=r"'velocity' \(v of the step p = p \+ v\).*lr=0.1 and lr=0.2"):
+        opt.load_state_dict(saved)
+    opt.param_groups[0]["lr"] = torch.tensor(0.1, dtype=torch.float64)
+    opt.load_state_dict(saved)
+    opt.step()
+    assert p.item() == pytest.approx(want, rel=1e-12)
+
+
+@pytest.mark.parametrize("bad", [{}, {"state": {}}, {"param_groups": []}, {"state": [], "param_groups": []}])
+def test_what_is_no_state_dict_is_refused(bad):
+    opt = ft.Adam([parameter()])
+    with pytest.raises((KeyError, ValueError)):
+        opt.load_state_dict(bad)

@@ -31,7 +31,7 @@ def saved_by(w: World, foreign: bool = False) -> dict[str, Any]:
     own.update(steps=own["steps"] + 5, skipped_steps=3, counts=[count + 5 * (count > 0) for count in own["counts"]])
     for entry in saved["state"].values():
         for name, value in entry.items():
-            value += 5 if name == "step" else 0.25 if name != "mu_product" else 0
+            value += 5 if name == "step" else 0.25 if not name.endswith("mu_product") else 0
     for group in saved["param_groups"]:
         group["lr"] = 0.0625
     if foreign:

@@ -83,7 +83,7 @@ def state_dict_origin(w: World) -> Call:
         own[key][i] = w.pick(*wrong_counts)
         says = (f"of {w.label(i)}", repr(own[key][i]))
     elif key == "version":
-        own[key] = w.pick(0, 2, -1, None, "1", 1.5, [], np.zeros(3), object())
+        own[key] = w.pick(0, 1, 3, -1, None, "2", 1.5, [], np.zeros(3), object())
         says = ("version", repr(own[key]))
     else:
         own[key] = w.pick("Adagrid", "", None, 3, b"torch", [], np.zeros(3), object(), "Muon", "pytorch")
@@ -99,10 +99,11 @@ def state_dict_state(w: World) -> Call:
     saved = saved_by(w, w.pick(False, True))
     i = w.filled()
     entry, label, cls, shape = saved["state"][i], w.label(i), w.cls, w.params[i].shape
-    name = w.pick(*cls.slots)
+    name = w.pick(*cls.slots_under(w.convention)[: len(cls.slots)])
     ways = ["array", "array", "array", "entry"]
     ways += ["step", "step", "missing"] if cls.counts_in_state else []
-    ways += ["product"] if cls.carried else []
+    product = cls.carried_under(w.convention)
+    ways += ["product"] if product else []
     way = w.pick(*ways)
     if way == "entry":
         saved["state"][i] = w.pick(3, "state", [], [("step", 1)], object(), np.zeros(3), 1.5, True)
@@ -120,10 +121,10 @@ def state_dict_state(w: World) -> Call:
         return loading(w, f"no {name}", saved, (label, repr(name)))
     if way == "product":
         bad = w.pick("gone", np.nan, -0.5, 1.5, "x", None, [0.5], np.ones(2), np.inf, 2**1024, object(), 1j)
-        entry["mu_product"] = bad
+        entry[product] = bad
         if isinstance(bad, str) and bad == "gone":
-            del entry["mu_product"]
-        return loading(w, f"mu_product {bad!r}", saved, (label,))
+            del entry[product]
+        return loading(w, f"{product} {bad!r}", saved, (label,))
     other = w.pick((*shape, 1), (1, *shape), (*shape, 2), tuple(n + 1 for n in shape) or (1,), (0,), shape[1:] or (2,))
     what, bad = w.pick(
         lambda: (f"shape {other}", np.zeros(other, w.pick("f2", "f4", "f8"))),

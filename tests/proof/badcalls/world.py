@@ -225,7 +225,7 @@ class World:
 
     def arrays_of(self, i: int) -> list[np.ndarray]:
         """A parameter and its state."""
-        state = [self.opt.state[i].get(name) for name in (*self.cls.slots, *self.cls.optional_slots)]
+        state = [self.opt.state[i].get(name) for name in self.cls.slots_under(self.convention)]
         return [self.params[i], *(a for a in state if a is not None)]
 
     # --- Arrays

@@ -1,0 +1,36 @@
+"""What somebody who wrote an unknown name probably meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+# What other libraries, and habit, call an option -> what it is called here.
+ALIASES = {
+    "learning_rate": "lr", "stepsize": "lr", "step_size": "lr", "eta": "lr", "epsilon": "eps", "decay": "weight_decay",
+    "wd": "weight_decay", "l2": "weight_decay", "beta1": "betas", "beta2": "betas", "beta_1": "betas",
+    "beta_2": "betas", "b1": "betas", "b2": "betas", "mu": "momentum", "use_nesterov": "nesterov",
+    "num_threads": "n_threads", "threads": "n_threads", "n_jobs": "n_threads", "num_workers": "n_threads",
+}  # fmt: skip
+CLIPPING = frozenset((
+    "clip", "clipping", "clipnorm", "clipvalue", "global_clipnorm", "clip_norm", "clip_value", "clip_grad",
+    "clip_grad_norm", "clip_grad_value", "max_norm", "max_grad_norm", "grad_clip", "grad_clip_norm", "grad_clip_value",
+    "gradient_clip", "gradient_clip_val", "gradient_clipping",
+))  # fmt: skip
+
+
+def meant(name: str, known: Iterable[str]) -> str | None:
+    """The known name that `name` probably stands for: itself, another library's word for it, or a near miss."""
+    known = list(known)
+    plain = name.lower().replace("-", "_")
+    for candidate in (name, plain, ALIASES.get(plain)):
+        if candidate in known:
+            return candidate
+    return next(iter(difflib.get_close_matches(plain, known, 1, 0.85)), None)
+
+
+def about_clipping(name: str) -> str | None:
+    """What to say to a word for clipping; None for another word."""
+    if name.lower().replace("-", "_") not in CLIPPING:
+        return None
+    return "fastopt does not clip gradients: clip them yourself before step(), for instance g *= min(1, limit / norm)"

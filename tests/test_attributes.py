@@ -1,0 +1,303 @@
+"""Attributes that look like settings work, or say where the setting is; classes declare what they have to."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from support import ALL, ALL_IDS, build, same_bits, three, unchanged, values
+
+import fastopt
+from fastopt import (
+    OPTIMIZERS,
+    SGD,
+    Adam,
+    ConcurrentStepError,
+    DeclarationError,
+    GradientError,
+    HyperparameterError,
+    NonFiniteError,
+    Optimizer,
+    UnknownAttributeError,
+    UnknownOptionError,
+)
+from fastopt.optimizer import SETTINGS, Convention
+
+# --- Settings of the step
+
+
+def test_n_threads_can_be_set():
+    opt = Adam(values())
+    assert opt.n_threads is None
+    for n in (3, np.int64(2), None):
+        opt.n_threads = n
+        assert opt.n_threads == n == opt._plan.n_threads
+    opt.n_threads = 1
+    opt.step(values(seed=1))
+    for bad in (0, -1, 1.5, "2", True, [1]):
+        with pytest.raises(HyperparameterError, match="n_threads=.* must be None .* or an int >= 1"):
+            opt.n_threads = bad
+        assert opt.n_threads == 1
+
+
+def test_nonfinite_can_be_set():
+    w, bad = np.ones(3), np.array([1.0, np.nan, 1.0])
+    opt = SGD(w, lr=0.5)
+    opt.nonfinite = "skip"
+    opt.step(bad)
+    assert (opt.steps, opt.skipped_steps) == (0, 1) and (w == 1).all()
+    opt.nonfinite = "raise"
+    with pytest.raises(NonFiniteError):
+        opt.step(bad)
+    for value in ("ignore", None, 1):
+        with pytest.raises(HyperparameterError, match="nonfinite=.* must be 'propagate', 'raise' or 'skip'"):
+            opt.nonfinite = value
+    opt.nonfinite = "propagate"
+    opt.step(bad)
+    assert np.isnan(w[1])
+
+
+def test_copy_grads_can_be_set():
+    w = np.ones(3)
+    opt = SGD(w, lr=0.5)
+    with pytest.raises(fastopt.DTypeError):
+        opt.step(np.ones(3, np.float32))
+    opt.copy_grads = True
+    opt.step(np.ones(3, np.float32))
+    assert (w == 0.5).all()
+    with pytest.raises(HyperparameterError, match="copy_grads=1 must be True or False"):
+        opt.copy_grads = 1
+
+
+def test_state_factory_can_be_set():
+    made = []
+
+    def supply(name: str, shape: Any, dtype: Any) -> np.ndarray:
+        made.append(name)
+        return np.empty(shape, dtype)
+
+    opt = Adam(values())
+    opt.state_factory = supply
+    assert opt.state_factory is supply and not made
+    opt.add_param_group({"params": [values(seed=1)]})
+    assert made == ["exp_avg", "exp_avg_sq"]
+    with pytest.raises(HyperparameterError, match="state_factory=3 must be None or callable"):
+        opt.state_factory = 3
+
+
+def test_settings_that_were_set_go_with_copies():
+    opt = Adam(values())
+    opt.n_threads, opt.nonfinite, opt.copy_grads = 3, "skip", True
+    for one in (copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))):
+        assert (one.n_threads, one.nonfinite, one.copy_grads) == (3, "skip", True)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_are_not_changed_in_the_middle_of_a_step(name):
+    seen = []
+
+    def lr(step: int) -> float:
+        if armed:
+            with pytest.raises(ConcurrentStepError) as caught:
+                setattr(opt, name, None if name in ("n_threads", "state_factory") else getattr(opt, name))
+            seen.append(caught.value)
+        return 0.1
+
+    armed = []
+    opt = SGD(values(), lr=lr)
+    armed.append(1)
+    opt.step(values(seed=1))
+    assert len(seen) == 1 and opt.steps == 1
+
+
+def test_the_convention_cannot_be_changed():
+    opt = Adam(values())
+    with pytest.raises(UnknownAttributeError, match="convention of a Adam cannot be changed.*convention='keras'"):
+        opt.convention = "keras"
+    assert opt.convention == "torch" and opt.state_dict()["fastopt"]["convention"] == "torch"
+
+
+# --- Names that are none
+
+
+@pytest.mark.parametrize(("cls", "convention"), ALL, ids=ALL_IDS)
+def test_hyperparameters_are_no_attributes(cls, convention):
+    opt = build(cls, three(), convention)
+    for key in cls.group_keys():
+        with unchanged(opt, UnknownAttributeError, rf"has no attribute '{key}'.*param_groups\[0\]\['{key}'\]"):
+            setattr(opt, key, 0)
+        with pytest.raises(AttributeError, match="param_groups"):
+            getattr(opt, key)
+        assert not hasattr(opt, key)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("learning_rate", r"param_groups\[0\]\['lr'\]"), ("LR", r"\['lr'\]"), ("wd", r"\['weight_decay'\]"),
+        ("weight_decays", r"\['weight_decay'\]"), ("beta1", r"\['betas'\]"), ("epsilon", r"\['eps'\]"),
+        ("n_thread", "did you mean 'n_threads'"), ("num_threads", "'n_threads'"), ("non_finite", "'nonfinite'"),
+        ("copy_grad", "'copy_grads'"), ("conventions_", "'convention"), ("param_group", "'param_groups'"),
+        ("momentum", "nor an option of that name; it has: lr, betas"), ("skipped_step", "'skipped_steps'"),
+        ("clipnorm", "does not clip"), ("max_grad_norm", "does not clip"),
+    ],
+)  # fmt: skip
+def test_near_misses_say_what_was_meant(name, says):
+    opt = Adam(values())
+    with pytest.raises(UnknownAttributeError, match=f"Adam has no attribute '{name}'.*{says}"):
+        setattr(opt, name, 1)
+    with pytest.raises(UnknownAttributeError, match=says):
+        getattr(opt, name)
+    assert name not in vars(opt)
+
+
+def test_other_names_are_as_on_any_object():
+    opt = Adam(values())
+    opt.note, opt._step_count, opt.history = "mine", 1, []
+    assert opt.note == "mine"
+    with pytest.raises(AttributeError, match="'Adam' object has no attribute 'nothing'"):
+        opt.nothing  # noqa: B018
+    assert not hasattr(opt, "__array__") and not hasattr(opt, "_nothing")
+    with pytest.raises(AttributeError):
+        opt.steps = 3
+    opt.step = lambda grads: None  # as schedulers of PyTorch wrap it
+
+
+def test_a_class_that_declares_a_name_has_it():
+    class Annotated(Adam):
+        lr: float
+        momentum = 0.0
+
+    opt = Annotated(values())
+    opt.lr, opt.momentum = 0.5, 0.9
+    assert (opt.lr, opt.momentum) == (0.5, 0.9) and opt.param_groups[0]["lr"] == 1e-3
+
+    class WithProperty(Adam):
+        @property
+        def lr(self) -> float:
+            return self.param_groups[0]["lr"]
+
+        @lr.setter
+        def lr(self, value: float) -> None:
+            self.param_groups[0]["lr"] = value
+
+    opt = WithProperty(values())
+    opt.lr = 0.25
+    assert opt.param_groups[0]["lr"] == opt.lr == 0.25
+
+
+# --- Options of the constructor and of groups
+
+
+@pytest.mark.parametrize("cls", OPTIMIZERS.values(), ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("word", ["clipnorm", "clipvalue", "global_clipnorm", "max_grad_norm", "grad_clip"])
+def test_words_for_clipping_say_where_clipping_is(cls, word):
+    for make in (lambda: cls(three(), **{word: 1.0}), lambda: cls([{"params": three(), word: 1.0}])):
+        with pytest.raises(UnknownOptionError, match=f"{cls.__name__} has no option '{word}': fastopt does not clip"):
+            make()
+
+
+def test_near_misses_of_options_say_what_was_meant():
+    for word, meant in (("weight_decays", "weight_decay"), ("n_thread", "n_threads"), ("beta_1", "betas")):
+        with pytest.raises(UnknownOptionError, match=f"no option '{word}'; did you mean '{meant}'"):
+            Adam(three(), **{word: 1})
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [("learning_rate", "did you mean 'lr'"), ("weight_decays", "'weight_decay'"), ("max_grad_norm", "does not clip")],
+)
+def test_a_key_of_a_group_that_looks_like_an_option_is_an_error_at_the_next_step(key, says):
+    for lr in (0.1, lambda step: 0.1):
+        opt = Adam(three(), lr=lr)
+        opt.step(three(1))
+        opt.param_groups[0][key] = 0.0
+        with unchanged(opt, UnknownOptionError, f"the parameter group has '{key}', which does nothing; .*{says}"):
+            opt.step(three(2))
+        del opt.param_groups[0][key]
+        opt.step(three(2))
+
+
+def test_other_keys_of_a_group_are_the_users_own():
+    opt = Adam(three())
+    for k, key in enumerate(("initial_lr", "max_lr", "max_momentum", "foreach", "dampening", "name", "lr_scale", 3)):
+        opt.param_groups[0][key] = 1
+        opt.step(three(k))
+    assert opt.steps == 8
+
+
+# --- What a class declares
+
+GOOD = {
+    "hyperparameters": ("lr",),
+    "conventions": {"own": Convention({"lr": 0.1})},
+    "rule": staticmethod(lambda group, convention: ("sgd", ())),
+    "__init__": lambda self, params, lr=None, **common: Optimizer.__init__(self, params, {"lr": lr}, **common),
+}
+
+
+def declared(**changes: Any) -> type[Optimizer]:
+    return type("Own", (Optimizer,), {k: v for k, v in {**GOOD, **changes}.items() if v is not ...})
+
+
+def test_a_class_of_ones_own_steps():
+    w = np.ones(3)
+    declared()(w).step(np.ones(3))
+    assert same_bits(w, np.full(3, 0.9))
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"conventions": ...}, r"Own.conventions = \{\} has to be a dict with at least one entry"),
+        ({"conventions": {}}, "conventions"), ({"conventions": [Convention({})]}, "conventions"),
+        ({"conventions": {"own": {"lr": 0.1}}}, "fastopt.optimizer.Convention"),
+        ({"conventions": {"own": Convention({"lr": 0.1, "eps": 1})}}, r"conventions\['own'\].defaults"),
+        ({"conventions": {"own": Convention(("lr",))}}, "defaults"),
+        ({"conventions": {"own": Convention({"lr": 0.1}, forms=3)}}, "forms"),
+        ({"conventions": {"own": Convention({"lr": 0.1}, decay={"yes": 1})}}, "decay"),
+        ({"hyperparameters": ...}, "hyperparameters"), ({"hyperparameters": ["lr"]}, "hyperparameters"),
+        ({"hyperparameters": ("lr", "rate")}, "hyperparameters"), ({"hyperparameters": "lr"}, "hyperparameters"),
+        ({"hyperparameters": ("eps",)}, "hyperparameters"), ({"slots": ("a", 3)}, "slots"),
+        ({"slots": "exp_avg"}, "slots = 'exp_avg' has to be a tuple of names"),
+        ({"optional_slots": None}, "optional_slots"), ({"eps_placements": ("under",)}, "eps_placements"),
+        ({"conventions": {"own": Convention({"lr": 0.1}, forms={"eps": "x"})}}, "forms.*numbers"),
+        ({"conventions": {"own": Convention({"lr": 0.1}, names={"sum": 3})}}, "names"),
+        ({"rule": ...}, "rule"), ({"rule": "sgd"}, "rule"),
+    ],
+    ids=lambda x: str(x)[:60],
+)  # fmt: skip
+def test_a_class_that_lacks_a_declaration_is_an_error_at_its_creation(changes, match):
+    with pytest.raises(DeclarationError, match=match) as caught:
+        declared(**changes)
+    assert isinstance(caught.value, TypeError)
+
+
+@pytest.mark.parametrize(
+    ("answer", "slots", "match"),
+    [
+        (("sgdd", ()), (), "'sgdd'.*rules.pxi.*sgd"), ("sgd", (), r"rule\(\) returned 'sgd'"),
+        (("sgd", ["b"]), (), r"rule\(\) returned"), (None, (), r"rule\(\) returned None"),
+        (("sgd_momentum", ("momentum_buffer",)), (), "slots that the class declares: none"),
+        (("sgd", ("velocity",)), ("velocity",), r"'sgd' has 0 state slot\(s\); rule\(\) names 1: velocity"),
+        (("adagrad", ("sum",)), ("sum",), "'adagrad' needs '(lr_decay|eps)'"),
+    ],
+)  # fmt: skip
+def test_a_rule_that_does_not_fit_is_an_error_where_it_is_asked_for(answer, slots, match):
+    cls = declared(rule=staticmethod(lambda group, convention: answer), slots=slots)
+    with pytest.raises(DeclarationError, match=match):
+        cls(np.ones(3))
+
+
+def test_a_generator_does_not_hide_a_class_without_conventions():
+    """It was a StopIteration, which a loop takes for the end."""
+    with pytest.raises(DeclarationError):
+        list(map(lambda cls: type("Own", (cls,), {})(np.ones(3)), [Optimizer]))
+
+
+def test_gradients_are_still_refused_as_before():
+    with pytest.raises(GradientError):
+        Adam(three()).step([])
