@@ -8,7 +8,7 @@ from collections.abc import Iterable
 # What other libraries, and habit, call an option -> what it is called here.
 ALIASES = {
     "learning_rate": "lr", "stepsize": "lr", "step_size": "lr", "eta": "lr", "epsilon": "eps", "decay": "weight_decay",
-    "wd": "weight_decay", "l2": "weight_decay", "beta1": "betas", "beta2": "betas", "beta_1": "betas",
+    "wd": "weight_decay", "l2": "weight_decay", "beta": "betas", "beta1": "betas", "beta2": "betas", "beta_1": "betas",
     "beta_2": "betas", "b1": "betas", "b2": "betas", "mu": "momentum", "use_nesterov": "nesterov",
     "num_threads": "n_threads", "threads": "n_threads", "n_jobs": "n_threads", "num_workers": "n_threads",
 }  # fmt: skip
@@ -19,14 +19,14 @@ CLIPPING = frozenset((
 ))  # fmt: skip
 
 
-def meant(name: str, known: Iterable[str]) -> str | None:
+def meant(name: str, known: Iterable[str], near: float = 0.85) -> str | None:
     """The known name that `name` probably stands for: itself, another library's word for it, or a near miss."""
     known = list(known)
     plain = name.lower().replace("-", "_")
     for candidate in (name, plain, ALIASES.get(plain)):
         if candidate in known:
             return candidate
-    return next(iter(difflib.get_close_matches(plain, known, 1, 0.85)), None)
+    return next(iter(difflib.get_close_matches(plain, known, 1, near)), None)
 
 
 def about_clipping(name: str) -> str | None:

@@ -20,8 +20,7 @@ from fastopt.optimizer import (
     DECOUPLED_WITHOUT_LR,
     L2,
     NEUTRAL,
-    OPTIONS,
-    is_zero,
+    is_neutral,
 )
 
 VERSION = 2
@@ -40,8 +39,10 @@ MEANINGS = {
     "exp_inf_without_eps": "the decayed maximum of abs(g)",
 }
 """What state of several meanings holds, by name; state that is not here means the same everywhere."""
-PYTORCHS = ("prev", "step_size", "eta", "mu", "ax", "row_var", "col_var", "variance")
+PYTORCHS = ("prev", "step_size", "eta", "mu", "ax", "row_var", "col_var", "variance", "old_dirs", "func_evals")
 """State of those optimizers of PyTorch that are not here."""
+MUONS = ("ns_coefficients", "ns_steps")
+"""Options of Muon, whose momentum_buffer is an average, and not a sum as SGD's."""
 DECAYS = {
     L2: "adds weight_decay * p to the gradient",
     DECOUPLED: "shrinks p by lr * weight_decay before the update",
@@ -134,7 +135,7 @@ def expect(value: Any, kind: Any, what: str) -> Any:
     """`value`, if it is of a kind; else the error that says so."""
     if not isinstance(value, kind):
         name = " or ".join(k.__name__.lower() for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise StateDictError(f"{what} is a {type(value).__name__}; {name} is needed")
+        raise StateDictError(f"{what} is of type {type(value).__name__}; {name} is needed")
     return value
 
 
@@ -198,22 +199,27 @@ def merged_options(
     if isinstance(merged.get("betas"), list):
         merged["betas"] = tuple(merged["betas"])
     keys = cls.group_keys()
-    for key in (key for key in OPTIONS if key in given and key not in keys and key in NEUTRAL):
-        if isinstance(given[key], np.ndarray) or given[key] != NEUTRAL[key]:
+    for key, value in given.items():
+        if key in MUONS or (key in NEUTRAL and key not in keys and not is_neutral(key, value)):
             raise StateDictError(
-                f"the state dict has {key}={given[key]!r:.80}; {cls.__name__} has no such option: "
-                f"only {NEUTRAL[key]!r} fits"
+                f"the state dict has {key}={value!r:.80}; {cls.__name__} has no such option"
+                + (f": only {NEUTRAL[key]!r} fits" if key in NEUTRAL else "")
             )
-    if "velocity" in names or source_of(cls, own) is not cls:
+    if own or "velocity" in names:
         # Saved where there is no such option. Velocities of a Nesterov momentum belong to other parameters, too.
         for key in (key for key in ("dampening", "nesterov") if key in keys and key not in given):
-            if mine[key] != NEUTRAL[key]:
+            if not is_neutral(key, mine[key]):
                 raise StateDictError(
                     f"the state dict has no {key}, and the optimizer has {key}={mine[key]!r:.80}: "
                     f"only {NEUTRAL[key]!r} fits"
                 )
             merged[key] = NEUTRAL[key]
-    merge_decay(cls, convention, mine, given, merged, own)
+    elif "torch" in cls.conventions:
+        offered = cls.conventions["torch"]
+        for key in (key for key in ("eps_placement", "bias_correction") if key in cls.ours and key not in given):
+            merged[key] = offered.defaults.get(key, cls.ours[key])
+    foreign = not MEANINGS.keys().isdisjoint(set(names) - {*cls.slots_under(convention)})
+    merge_decay(cls, convention, mine, given, merged, own, foreign)
     return merged
 
 
@@ -224,29 +230,43 @@ def merge_decay(
     given: Mapping[str, Any],
     merged: dict[str, Any],
     own: Mapping[str, Any],
+    foreign: bool,
 ) -> None:
     """Settle decoupled_weight_decay in `merged`; raises if weight decay is of another kind in the state dict.
 
     What the flag says depends on the convention. A dict of PyTorch's may lack it: there it is PyTorch's only kind, if
     there is one only.
     """
-    key = "decoupled_weight_decay"
-    here = cls.conventions[convention].decay
-    if is_zero(merged.get("weight_decay", 0.0)):
-        if merged.get(key) not in here:  # no decay of one kind is none of another
-            merged[key] = mine.get(key, next(iter(here), False))
+    key, wd = "decoupled_weight_decay", merged.get("weight_decay", 0.0)
+    here, there = cls.conventions[convention].decay, decays_of(cls, own)
+    if key in given and not isinstance(given[key], (bool, np.bool_)):
+        return  # which is refused for that
+    if not callable(wd) and is_number(wd) and wd == 0:
+        # No decay of one kind is none of another, if it is a kind that there is where the dict comes from.
+        if (foreign or given.get(key) in (there or {False})) and merged[key] not in here:
+            merged[key] = mine[key]
         return
-    there = source_of(cls, own).conventions.get(own.get("convention", "torch"))
-    if there is None or not there.decay or (key not in given and len(there.decay) > 1):
+    if not there or (key not in given and len(there) > 1):
         return
-    kind = there.decay.get(given[key]) if key in given else next(iter(there.decay.values()))
+    kind = there.get(given[key]) if key in given else next(iter(there.values()))
     if key not in given:
         merged[key] = next((flag for flag, other in here.items() if other == kind), merged.get(key))
     if kind is not None and here.get(merged[key], kind) != kind:
         raise StateDictError(
-            f"weight_decay={merged['weight_decay']!r:.80} of the state dict {DECAYS[kind]}; that of {cls.__name__}"
+            f"weight_decay={wd!r:.80} of the state dict {DECAYS[kind]}; that of {cls.__name__}"
             f"(convention={convention!r}) {DECAYS[here[merged[key]]]}"
         )
+
+
+def decays_of(cls: type[Optimizer], own: Mapping[str, Any]) -> Mapping[bool, int]:
+    """The kinds of weight decay where a state dict comes from; without an entry of its own, that is PyTorch."""
+    from fastopt import OPTIMIZERS
+
+    convention = own.get("convention", "torch")
+    for source in (source_of(cls, own), *(OPTIMIZERS[name] for name in cls.family)):
+        if convention in source.conventions:
+            return source.conventions[convention].decay
+    return {}
 
 
 # --- Groups and names
@@ -265,18 +285,21 @@ def check_groups(optimizer: Optimizer, groups: Any) -> tuple[list[Mapping[str, A
         expect(group, dict, "a parameter group of the optimizer")
     for group in expect(groups, list, "the state dict's 'param_groups'"):
         expect(expect(group, Mapping, "a parameter group").get("params"), list, "a parameter group's 'params'")
+    names = saved_names(groups) if plan.named else None
+    if names is None and [len(group["params"]) for group in groups] != sizes:
+        raise StateDictError(other_sizes(groups, sizes))
     order = [expect(i, (int, str), "a parameter's index") for group in groups for i in group["params"]]
     if len(set(order)) != len(order):
         raise StateDictError("the state dict lists a parameter twice")
-    names = saved_names(groups) if plan.named else None
-    if names is not None:
-        groups, places = by_name(plan.names, sizes, groups, names)
-        return groups, [order[place] for place in places], places
-    if [len(group["params"]) for group in groups] != sizes:
-        raise StateDictError(
-            f"the state dict has groups of {[len(g['params']) for g in groups]} parameters; the optimizer of {sizes}"
-        )
-    return groups, order, list(range(len(order)))
+    if names is None:
+        return groups, order, list(range(len(order)))
+    groups, places = by_name(plan.names, sizes, groups, names)
+    return groups, [order[place] for place in places], places
+
+
+def other_sizes(groups: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> str:
+    """What to say of groups that cannot be matched."""
+    return f"the state dict has groups of {[len(g['params']) for g in groups]} parameters; the optimizer of {sizes}"
 
 
 def saved_names(groups: Sequence[Mapping[str, Any]]) -> list[list[Any]] | None:
@@ -311,11 +334,12 @@ def by_name(
 ) -> tuple[list[Mapping[str, Any]], list[int]]:
     """The saved group for each of the optimizer's, by the set of its names, and the saved place of each parameter."""
     place = {name: i for i, name in enumerate(name for group in names for name in group)}
-    missing, unknown = [n for n in mine if n not in place], [n for n in place if n not in set(mine)]
+    known = set(mine)
+    missing, unknown = [name for name in mine if name not in place], [name for name in place if name not in known]
     if missing or unknown:
         raise StateDictError(
-            "the state dict has other parameter names than the optimizer; "
-            f"the optimizer's that it lacks: {listed(missing)}; its own that the optimizer lacks: {listed(unknown)}"
+            "the state dict names other parameters than the optimizer; "
+            f"missing from the state dict: {listed(missing)}; not in the optimizer: {listed(unknown)}"
         )
     group_of = {name: k for k, group in enumerate(names) for name in group}
     empty = iter([k for k, group in enumerate(names) if not group])
@@ -328,12 +352,12 @@ def by_name(
             moved = [n for n in own if source is None or group_of[n] != source]
             moved += [n for n in (names[source] if source is not None else ()) if n not in set(own)]
             raise StateDictError(
-                f"parameter group {k} of the optimizer has the parameters {listed(own)}; no group of the state dict "
-                "has the same" + (f": in another group there: {listed(moved)}" if moved else "")
+                f"parameter group {k} of the optimizer has these parameters: {listed(own)}. No group of the state dict "
+                "has the same" + (f"; in another group there: {listed(moved)}" if moved else "")
             )
         matched.append(groups[source])
     if len(matched) != len(groups):
-        raise StateDictError(f"the state dict has {len(groups)} groups; the optimizer has {len(matched)}")
+        raise StateDictError(other_sizes(groups, sizes))
     return matched, [place[name] for name in mine]
 
 
@@ -380,16 +404,20 @@ def translated(
             raise StateDictError(f"{has} and {described(target)}; only one of them can be right")
         formula, convert = CONVERSIONS[name, target]
         rate = as_rate(saved_lr, dtype)
-        if not rate or rate != as_rate(lr, dtype):
+        if not rate:
             raise StateDictError(
-                f"{has}; {owner} keeps {described(target)}. It can be converted, {formula}, where the state dict and "
-                f"the optimizer have the same lr, a number that is not 0; they have lr={saved_lr!r:.80} and "
-                f"lr={lr!r:.80}. Set the optimizer's lr to that of the state dict before loading"
+                f"{has}; {owner} keeps {described(target)}. It is converted, {formula}, if the state dict's lr is a "
+                f"number that is not 0, also when rounded to {dtype}; it is {saved_lr!r:.80}"
+            )
+        if rate != as_rate(lr, dtype):
+            raise StateDictError(
+                f"{has}; {owner} keeps {described(target)}. It is converted, {formula}, if the optimizer has the lr of "
+                f"the state dict, {saved_lr!r:.80}; it has {lr!r:.80}. Set the optimizer's lr before loading"
             )
         array = as_state(value, f"state {name!r} of {label.removeprefix('state of ')}")
         wide = np.result_type(array.dtype, dtype)
         with np.errstate(all="ignore"):
-            converted = convert(array.astype(wide), wide.type(as_rate(saved_lr, wide))).astype(dtype, copy=False)
+            converted = np.asarray(convert(array.astype(wide), wide.type(as_rate(saved_lr, wide))), dtype)
         if (np.isfinite(array) & ~np.isfinite(converted)).any():
             raise StateDictError(f"{has}; {formula} with lr={saved_lr!r} is too large for {dtype}")
         out[target] = converted
@@ -433,12 +461,15 @@ def check_entry(
         if entry.get(name) is None:
             if name not in slots or not optimizer.counts_in_state:
                 continue
-            raise StateDictError(f"{label} lacks {name!r}")
+            raise StateDictError(f"{label} lacks {described(name)}")
         what = f"state {name!r} of {label.removeprefix('state of ')}"
         array = as_state(entry[name], what)
         if array.shape != param.shape:
             raise StateDictError(f"{what} has shape {array.shape}; the parameter has {param.shape}")
         arrays[name] = array
+    carried = optimizer.carried_under(optimizer.convention)
+    if carried and carried not in entry:
+        raise StateDictError(f"{label} lacks {described(carried)}")
     try:
         carry = optimizer.carry_from(entry, optimizer.convention)
     except (KeyError, TypeError, ValueError, OverflowError) as error:

@@ -163,6 +163,12 @@ def check_inference(host: Host, tensor: torch.Tensor, label: str) -> None:
     """Raise if a tensor that a step writes was made in inference mode, and this is outside of it."""
     if not tensor.is_inference():
         return
+    try:
+        tensor._version  # noqa: B018  # PyTorch writes to what counts its versions: a tensor that was given such .data
+    except RuntimeError:
+        pass
+    else:
+        return
     host.has_inference = True
     if not torch.is_inference_mode_enabled():
         raise InferenceModeError(

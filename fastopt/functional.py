@@ -63,13 +63,13 @@ def _take(cls: type[Optimizer], p: Any, g: Any, state: Mapping[str, Any], step: 
     carry = [cls.carry_at(count)] * len(params) if carried is None else [_number(cls, a) for a in carried]
 
     convention = known_convention(cls, options.pop("convention", None))
-    plan = Plan(partial(derive, cls, convention), **{key: options.pop(key) for key in ENGINE_OPTIONS if key in options})
+    settings = {key: options.pop(key) for key in ENGINE_OPTIONS if key in options}
+    plan = Plan(partial(derive, cls, convention, rename=False), **settings)
     refuse_unknown(cls, options)
     full = with_defaults(cls, convention, options)
     require_all(cls, convention, full)
     plan.set_steps(count - 1, 0)
-    names = cls.conventions[convention].names
-    states = [{names.get(name, name): column[i] for name, column in columns.items()} for i in range(len(params))]
+    states = [{name: column[i] for name, column in columns.items()} for i in range(len(params))]
     plan.add_group(full, params, [None] * len(params), states)
     for i, array in enumerate(carried or []):
         if plan.touches(array):

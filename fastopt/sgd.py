@@ -109,8 +109,8 @@ class SGD(Optimizer):
 
     @classmethod
     def carry_from(cls, entry: Mapping[str, Any], convention: str) -> float:
-        (buffer,) = cls.slots_under(convention)
-        return float(entry.get(buffer) is not None)
+        name = "momentum_buffer"
+        return float(entry.get(cls.conventions[convention].names.get(name, name)) is not None)
 
     def _packed(self, group: Mapping[str, Any]) -> dict[str, Any]:
         packed = super()._packed(group)

@@ -36,6 +36,7 @@ What differs from ``torch.optim``
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -47,7 +48,7 @@ import torch
 from torch.optim import optimizer as torch_optimizer
 
 import fastopt
-from fastopt._state import MEANINGS, check_layout, check_origin, expect, merged_options, translated
+from fastopt._state import MEANINGS, check_layout, check_origin, described, expect, merged_options, translated
 from fastopt._tensors import (
     Host,
     check_disjoint,
@@ -178,9 +179,8 @@ class _Compiled(torch.optim.Optimizer):
             self._require(group)
             if type(group) is not dict:
                 _, plain_group = mirrors[id(group)] = self._mirrors.get(id(group), (group, {}))
-                if plain_group != group:
-                    plain_group.clear()
-                    plain_group.update(group)
+                plain_group.clear()
+                plain_group.update((key, group[key]) for key in group)
                 group = plain_group
             groups.append(group)
         self._mirrors = mirrors
@@ -281,6 +281,7 @@ class _Compiled(torch.optim.Optimizer):
     def _record(self, param: torch.Tensor, spec: Spec, label: str, host: Host) -> tuple[Any, ...]:
         """What `TensorPlan.tie` takes of a parameter; state that it lacks is made, to be put in place with the step."""
         own = steppable(param, label)
+        check_inference(host, own, label)
         if not is_dense(own):
             own = host.copies[param] = torch.empty_like(own, memory_format=torch.preserve_format, requires_grad=False)
         inner = self.state[param] if param in self.state else {}
@@ -299,7 +300,6 @@ class _Compiled(torch.optim.Optimizer):
                 entries[name] = new_state(param, own, place, 0.0)
                 local = state_tensor(entries[name], param, own, label).copy_(local)
             slots[name] = local
-        check_inference(host, own, label)
         for slot, written in slots.items():
             check_inference(host, written, f"state {slot!r} of {label}")
         begun = all(inner.get(name) is not None for name in spec.slots)
@@ -349,29 +349,34 @@ class _Compiled(torch.optim.Optimizer):
         entries = expect(given["state"], Mapping, "the state dict's 'state'")
         groups = expect(given["param_groups"], list, "the state dict's 'param_groups'")
         foreign = MEANINGS.keys() - {*core.slots_under(convention), core.carried_under(convention)}
-        if not own and not any(isinstance(e, Mapping) and foreign.intersection(e) for e in entries.values()):
-            return given  # PyTorch's own
-        if len(groups) != len(self.param_groups):
+        if not own:  # and a name that is another's here may be a class's own where PyTorch's is there, too
+            wanted, held = {*core.slots_under(convention)}, [e for e in entries.values() if isinstance(e, Mapping)]
+            if not any(foreign.intersection(entry) and not wanted <= {*entry} for entry in held):
+                return given  # PyTorch's own
+        sizes = [len(expect(expect(g, Mapping, "a parameter group").get("params"), list, "'params'")) for g in groups]
+        if sizes != [len(group["params"]) for group in self.param_groups]:
             return given  # which PyTorch refuses
-        if own.get("optimizer") not in fastopt.OPTIMIZERS:  # of a class of a user's
+        if isinstance(own.get("optimizer"), str) and own["optimizer"] not in fastopt.OPTIMIZERS:  # a class of a user's
             own = {key: value for key, value in own.items() if key != "optimizer"}
         check_origin(core, own)
         state, new_groups = dict(entries), []
         for group, saved in zip(self.param_groups, groups, strict=True):
             mine = with_defaults(core, convention, {k: plain(v) for k, v in group.items() if k in core.group_keys()})
-            lr, keys = plain(saved.get("lr")), saved.get("params", ())
+            keys = [expect(key, (int, str), "a parameter's index") for key in saved["params"]]
             listed = {key: entries[key] for key in keys if isinstance(entries.get(key), Mapping)}
             names = {name for entry in listed.values() for name in entry}
-            merged = merged_options(core, convention, mine, {**saved, "lr": lr}, own, names)
+            options = {key: plain(value) if key in core.group_keys() else value for key, value in saved.items()}
+            merged = merged_options(core, convention, mine, options, own, names)
             # What its source has not, PyTorch would miss.
             settled = {key: merged[key] for key in ("dampening", "nesterov", "decoupled_weight_decay") if key in merged}
             new_groups.append({**saved, **settled})
-            for key, param in zip(keys, group["params"], strict=False):
-                if key not in listed:
-                    continue
-                entry = {name: as_array(x) if name in foreign else x for name, x in listed[key].items()}
-                dtype, label = np.dtype("f8" if param.dtype == torch.float64 else "f4"), f"state of parameter {key!r}"
-                state[key] = translated(core, convention, entry, label, lr, mine["lr"], dtype)
+            for key, param in zip(keys, group["params"], strict=True):
+                if key in listed:
+                    entry = {name: as_array(x) if name in foreign else x for name, x in listed[key].items()}
+                    dtype = np.dtype(np.float64 if param.dtype == torch.float64 else np.float32)
+                    state[key] = translated(
+                        core, convention, entry, f"state of parameter {key!r}", options.get("lr"), mine["lr"], dtype
+                    )
         return {**given, "state": state, "param_groups": new_groups}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -406,7 +411,7 @@ class _Compiled(torch.optim.Optimizer):
     def _check_complete(self, entry: Mapping[str, Any], label: str) -> None:
         for name in ("step", self.core.carried, *self.core.slots):
             if name and name not in entry:
-                raise StateDictError(f"state of {label} lacks {name!r}")
+                raise StateDictError(f"state of {label} lacks {described(name)}")
 
     def _check_numbers(self, state: Mapping[torch.Tensor, Any], groups: list[dict[str, Any]]) -> None:
         """Raise unless counts and the like are there and are such; make tensors of plain numbers."""
@@ -443,8 +448,11 @@ def plain(value: Any) -> Any:
 
 
 def as_array(value: Any) -> Any:
-    """A tensor as an array over its memory; anything else as it is."""
-    return value.detach().numpy() if isinstance(value, torch.Tensor) else value
+    """A tensor as an array over its memory; anything else, and what is no such tensor, as it is."""
+    if isinstance(value, torch.Tensor):
+        with contextlib.suppress(TypeError, RuntimeError):  # which a load then refuses by its name
+            return value.detach().numpy()
+    return value
 
 
 def with_tensors(state_dict: Mapping[str, Any]) -> dict[str, Any]:

@@ -117,6 +117,14 @@ def test_an_lr_that_is_0_in_the_type_of_the_parameter_does_not_convert():
         opt.load_state_dict(pytorchs_sgd(lr=1e-46))
 
 
+def test_a_parameter_without_dimensions_converts():
+    saved = pytorchs_sgd()
+    saved["state"][0]["momentum_buffer"] = np.array(2.0)
+    opt = Momentum([np.array(0.0)], lr=LR)
+    opt.load_state_dict(saved)
+    assert opt.state[0]["velocity"] == -0.2
+
+
 def test_what_a_conversion_makes_infinite_is_refused():
     saved = stripped(stepped(Momentum, lr=1e-30, dtype=np.float32).state_dict())
     saved["state"][0]["velocity"] = np.full(6, 1e20, np.float32)
@@ -163,6 +171,14 @@ def test_every_pair_of_conventions_goes_on_from_the_same_state_or_refuses(cls, s
     here = stepped(cls, source, **options)
     there = stepped(cls, target, steps=1, **{key: value for key, value in options.items() if key in both[1]})
     if (cls, source, target) in REFUSED and (cls is not Adam or options.get("amsgrad")):
+        saved = here.state_dict()
+        if cls is NAdam:  # else its schedule is refused, before its state is looked at
+            for group in saved["param_groups"]:
+                group["momentum_decay"] = there.param_groups[0]["momentum_decay"]
+        if not (cls is NAdam and (source, target) == ("torch", "keras")):
+            says = "cannot continue from; its state|lacks 'mu_product' \\(the product|lacks 'exp_"
+            with unchanged(there, StateDictError, says):
+                there.load_state_dict(saved)
         with unchanged(there, (StateDictError, ConventionError)):
             there.load_state_dict(here.state_dict())
         return
@@ -276,14 +292,33 @@ def test_pytorchs_dict_without_the_flag_has_pytorchs_kind_of_decay():
     keras = SGD([np.zeros(1)], lr=LR, momentum=MU, convention="keras")
     with unchanged(keras, StateDictError, "adds weight_decay \\* p to the gradient"):
         keras.load_state_dict(saved)
-    momentum = Momentum([np.zeros(1)], lr=LR, decoupled_weight_decay=True)
-    momentum.load_state_dict(pytorchs_sgd(weight_decay=0.0))
-    assert momentum.param_groups[0]["decoupled_weight_decay"] is True  # there is nothing to decay
+    for cls in (Momentum, NAG):
+        opt = cls([np.zeros(1)], lr=LR, decoupled_weight_decay=True)
+        opt.load_state_dict(pytorchs_sgd(weight_decay=0.0))
+        assert opt.param_groups[0]["decoupled_weight_decay"] is True  # there is nothing to decay
+        opt.load_state_dict(pytorchs_sgd(weight_decay=0.5))
+        assert opt.param_groups[0]["decoupled_weight_decay"] is False
     thinc = SGD([np.zeros(1)], lr=LR, convention="thinc")
     saved = pytorchs_sgd(weight_decay=0.25, momentum=0)
     del saved["state"][0]
     thinc.load_state_dict(saved)
     assert thinc.param_groups[0]["decoupled_weight_decay"] is False
+
+
+def test_pytorchs_dict_has_pytorchs_eps_and_bias_correction():
+    """Without our key they mean torch's, like every option."""
+    saved = stripped(stepped(RMSprop, "torch", eps=1e-2).state_dict())
+    del saved["param_groups"][0]["eps_placement"]
+    start = values((6,), np.float64)
+    want = continued(stepped(RMSprop, "torch", steps=0), saved, start)
+    assert same_bits(continued(stepped(RMSprop, "torch", steps=0, eps_placement="inside"), saved, start), want)
+    np.testing.assert_allclose(continued(stepped(RMSprop, "keras", steps=0), saved, start), want, rtol=1e-13)
+    saved = stripped(stepped(Adam, "torch", eps=1e-2).state_dict())
+    del saved["param_groups"][0]["eps_placement"], saved["param_groups"][0]["bias_correction"]
+    want = continued(stepped(Adam, "torch", steps=0), saved, start)
+    for options in ({"bias_correction": False}, {"convention": "keras"}, {"eps_placement": "inside"}):
+        opt = stepped(Adam, options.pop("convention", "torch"), steps=0, **options)
+        assert same_bits(continued(opt, saved, start), want)
 
 
 @pytest.mark.parametrize(
@@ -304,6 +339,10 @@ def test_options_that_the_dict_cannot_have_are_refused():
         for one in (saved, stripped(saved)):
             with unchanged(opt, StateDictError, f"no {word}, and the optimizer has"):
                 opt.load_state_dict(one)
+    for steps in (0, 1):  # also where no velocity has begun
+        saved = stepped(SGD, "keras", steps=steps, momentum=MU).state_dict()
+        with unchanged(opt := stepped(SGD, "torch", momentum=MU, dampening=0.5), StateDictError, "no dampening"):
+            opt.load_state_dict(saved)
     keras = stepped(SGD, "keras", momentum=MU, nesterov=True)
     with unchanged(keras, StateDictError, "no nesterov"):  # its parameters are y = w + momentum * v, NAG's are w
         keras.load_state_dict(stripped(stepped(NAG).state_dict()))
@@ -321,7 +360,25 @@ def test_momentum_nag_and_sgd_read_each_other():
     assert same_bits(continued(stepped(Momentum, steps=0), saved, start), want)
 
 
-@pytest.mark.parametrize("name", ["exp_avg", "sum", "ax", "row_var"])
+def test_a_buffer_of_muon_is_an_average():
+    opt = SGD([np.zeros(1)], lr=LR, momentum=MU)
+    with unchanged(opt, StateDictError, "has ns_steps=5; SGD has no such option"):
+        opt.load_state_dict(pytorchs_sgd(ns_steps=5))
+
+
+@pytest.mark.parametrize("flag", ["yes", 1, [1], None])
+def test_a_flag_that_is_none_is_refused_or_not_there(flag):
+    opt = Momentum([np.zeros(1)], lr=LR)
+    for wd in (0.0, 0.5):
+        saved = pytorchs_sgd(weight_decay=wd, decoupled_weight_decay=flag)
+        if flag is None:
+            opt.load_state_dict(saved)
+            continue
+        with unchanged(opt, fastopt.HyperparameterError, "decoupled_weight_decay"):
+            opt.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("name", ["exp_avg", "sum", "ax", "row_var", "old_dirs"])
 def test_state_of_another_kind_of_optimizer_is_refused(name):
     saved = pytorchs_sgd()
     saved["state"][0] = {name: np.ones(1)}
@@ -384,8 +441,8 @@ def test_state_goes_by_the_names(way, tmp_path):
 @pytest.mark.parametrize(
     ("saved", "mine", "match"),
     [
-        ("wb", "wc", "it lacks: 'c'; its own that the optimizer lacks: 'b'"),
-        ("wb", "w", "it lacks: none; .*lacks: 'b'"), ("w", "wb", "it lacks: 'b'; .*lacks: none"),
+        ("wb", "wc", "missing from the state dict: 'c'; not in the optimizer: 'b'"),
+        ("wb", "w", "state dict: none; .*optimizer: 'b'"), ("w", "wb", "state dict: 'b'; .*optimizer: none"),
     ],
 )  # fmt: skip
 def test_other_names_are_listed(saved, mine, match):

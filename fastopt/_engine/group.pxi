@@ -63,7 +63,7 @@ cdef class Group:
     cdef bint open[MAX_WATCH]         # whether high itself is excluded
     cdef str owner
     cdef object check_keys            # see Spec; None if there is nothing to check
-    cdef Py_ssize_t n_checked         # how many options there were then
+    cdef Py_ssize_t n_checked         # how many options there were then; -1: they came with the group
 
     def __cinit__(self):
         self.n_watch = 0
@@ -114,7 +114,7 @@ cdef class Group:
         """Read what changed; True if an option did, so that the class has to be asked for another spec."""
         cdef PyObject *value
         cdef int i
-        cdef bint changed = False
+        cdef bint changed = False, settled = self.settled
         if self.is_as_before():
             return False
         self.n_before = -1
@@ -130,9 +130,10 @@ cdef class Group:
                 self.read(i, <object>value, steps)
         if self.options.get("params") is not self.params:
             raise ParameterError(f"{self.owner}: the 'params' of a group cannot be exchanged; use add_param_group()")
-        if len(self.options) != self.n_checked and self.check_keys is not None:
+        # With a schedule this is on the way of every step.
+        if self.n_checked >= 0 and (settled or len(self.options) != self.n_checked) and self.check_keys is not None:
             self.check_keys(self.options)
-            self.n_checked = len(self.options)
+        self.n_checked = len(self.options)
         if not changed:
             self.remember()
         return changed

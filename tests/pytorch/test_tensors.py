@@ -1029,7 +1029,8 @@ def test_an_lr_that_differs_is_refused_and_a_tensor_will_do():
     p = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     p.grad = torch.ones_like(p)
     opt = ft.SGD([p], lr=0.2, momentum=0.9)
-    with pytest.raises(errors.StateDictError, match=r"'velocity' \(v of the step p = p \+ v\).*lr=0.1 and lr=0.2"):
+    match = r"'velocity' \(v of the step p = p \+ v\).*the lr of the state dict, 0.1; it has 0.2"
+    with pytest.raises(errors.StateDictError, match=match):
         opt.load_state_dict(saved)
     opt.param_groups[0]["lr"] = torch.tensor(0.1, dtype=torch.float64)
     opt.load_state_dict(saved)
@@ -1037,8 +1038,91 @@ def test_an_lr_that_differs_is_refused_and_a_tensor_will_do():
     assert p.item() == pytest.approx(want, rel=1e-12)
 
 
-@pytest.mark.parametrize("bad", [{}, {"state": {}}, {"param_groups": []}, {"state": [], "param_groups": []}])
+@pytest.mark.parametrize("bad", [
+    {}, {"state": {}}, {"param_groups": []}, {"state": [], "param_groups": []}, {"state": {}, "param_groups": 3},
+    {"state": {}, "param_groups": [5]}, {"state": {}, "param_groups": [{"params": 5}]},
+    {"state": {}, "param_groups": [{"params": [[0]]}]}, {"state": {0: []}, "param_groups": [{"params": [0]}]},
+    {"state": {}, "param_groups": [{"params": [0]}], "fastopt": {"optimizer": [1]}},
+    {"state": {}, "param_groups": [{"params": [0]}], "fastopt": {"convention": 3}},
+])  # fmt: skip
 def test_what_is_no_state_dict_is_refused(bad):
-    opt = ft.Adam([parameter()])
-    with pytest.raises((KeyError, ValueError)):
+    p = parameter()
+    opt = ft.Adam([p])
+    opt.step()
+    before = frozen(opt)
+    own = {"optimizer": "Adam", "convention": "torch", "version": 2}
+    with pytest.raises(errors.FastoptError):
+        opt.load_state_dict({"fastopt": own, **bad})
+    with pytest.raises(Exception):  # noqa: B017  # what PyTorch raises of its own dicts
         opt.load_state_dict(bad)
+    assert frozen(opt) == before
+
+
+@pytest.mark.parametrize("bad", [
+    torch.ones(1, dtype=torch.bfloat16), torch.ones(1).to_sparse(), torch.ones(1, device="meta"), "x",
+    torch.ones(1, dtype=torch.int64),
+])  # fmt: skip
+def test_a_velocity_that_is_no_array_is_refused(bad):
+    saved, _ = five_steps(fastopt.Momentum)
+    saved["state"][0]["velocity"] = bad
+    opt = ft.SGD([torch.zeros(1, requires_grad=True)], lr=0.1, momentum=0.9)
+    with pytest.raises(errors.StateDictError, match="velocity"):
+        opt.load_state_dict(saved)
+
+
+def test_a_velocity_without_dimensions_converts():
+    w = np.array(0.0)
+    core = fastopt.Momentum([w], lr=0.1)
+    core.step([np.array(1.0)])
+    p = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
+    opt = ft.SGD([p], lr=0.1, momentum=0.9)
+    opt.load_state_dict(core.state_dict())
+    assert opt.state[p]["momentum_buffer"].item() == 1.0
+
+
+def test_state_of_a_users_own_class_may_have_any_name():
+    class Own(ft.SGD):
+        pass
+
+    p = parameter((3,))
+    opt = Own([p], lr=0.1, momentum=0.9)
+    opt.step()
+    opt.state[p]["velocity"] = torch.ones(3)
+    saved = copy.deepcopy(opt.state_dict())
+    opt.load_state_dict(saved)
+    assert torch.equal(opt.state[p]["velocity"], torch.ones(3))
+
+
+def test_parameters_exchanged_in_a_group_of_a_users_own_kind_of_dict():
+    for module in (torch.optim, ft):
+        a, b = (torch.ones(1, requires_grad=True) for _ in range(2))
+        a.grad, b.grad = torch.ones(1), torch.ones(1)
+        group = OrderedDict(params=[a], lr=0.5, mask=np.zeros(3))
+        opt = module.SGD([group])
+        opt.step()
+        group["params"], group["mask"] = [b], np.zeros(3)
+        opt.step()
+        assert (a.item(), b.item()) == (0.5, 0.5)
+
+
+def test_gaps_do_not_hide_an_inference_tensor():
+    for module in (torch.optim, ft):
+        with torch.inference_mode():
+            big = torch.ones(3, 4)
+            p = big[:, :2]
+        p.grad = torch.ones(3, 2)
+        opt = module.SGD([p], lr=0.1)
+        with pytest.raises(RuntimeError):
+            opt.step()
+    assert p[0, 0] == 1  # PyTorch finds out when it has written
+
+
+def test_a_tensor_that_was_given_the_memory_of_an_inference_tensor_is_stepped():
+    for module in (torch.optim, ft):
+        p = torch.ones(3, requires_grad=True)
+        with torch.inference_mode():
+            x = torch.ones(3)
+        p.data = x
+        p.grad = torch.ones(3)
+        module.SGD([p], lr=0.5).step()
+        assert p[0] == 0.5

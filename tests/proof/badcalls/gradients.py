@@ -238,7 +238,7 @@ WITH_STATE = [(cls, convention) for cls, convention in ALL if cls.slots]
 
 @kind("state changed in place", WITH_STATE, factory=True)
 def state_changed(w: World) -> Call:
-    i, name = w.big, w.pick(*w.cls.slots)
+    i, name = w.big, w.pick(*w.slots)
     what, _, mend, _ = change(w, w.opt.state[i][name], writing=True)
     saved = saved_by(w)
     do = w.pick(lambda: w.opt.step(w.grads), lambda: w.opt.load_state_dict(saved))

@@ -12,7 +12,7 @@ from proof.badcalls.arrays import of_other_float, of_other_type, off_layout, shi
 from proof.badcalls.world import BIG, SHAPES, Call, World, kind
 from support import build, needed, values
 
-from fastopt import functional
+from fastopt import AdamW, functional
 from fastopt.errors import (
     DTypeError,
     HyperparameterError,
@@ -34,7 +34,7 @@ def saved_by(w: World, foreign: bool = False) -> dict[str, Any]:
             value += 5 if name == "step" else 0.25 if not name.endswith("mu_product") else 0
     for group in saved["param_groups"]:
         group["lr"] = 0.0625
-    if foreign:
+    if foreign and (w.cls, w.convention) != (AdamW, "paper"):  # whose decay would be taken for PyTorch's
         del saved["fastopt"]
     return saved
 

@@ -44,7 +44,7 @@ def wrong_array(w: World, like: np.ndarray, order: str) -> tuple[str, Any, type[
 
 @kind("state from a state_factory", WITH_STATE, factory=True)
 def state_factory(w: World) -> Call:
-    name = w.pick(*w.cls.slots)
+    name = w.pick(*w.slots)
     arrays = w.fresh(w.integer(1, 3))
     i = w.integer(0, len(arrays) - 1)
     way = w.pick("wrong", "wrong", "a parameter", "another state", "the state of another")
@@ -58,7 +58,7 @@ def state_factory(w: World) -> Call:
         what, bad, error = (way, over, OverlapError) if over is not None else ("None", None, DTypeError)
     else:
         what, bad, error = way, None, OverlapError
-    if what == "another state" and len(w.cls.slots) == 1:
+    if what == "another state" and len(w.slots) == 1:
         what, bad, error = "a parameter", arrays[i], OverlapError
     count = Counter[str]()
 
@@ -80,7 +80,7 @@ def state_factory(w: World) -> Call:
     else:
         label = f"parameter {i}"
         do = lambda: build(w.cls, arrays, w.convention, state_factory=fault)  # noqa: E731
-    slots = w.cls.slots if what == "another state" else (name,)
+    slots = w.slots if what == "another state" else (name,)
     return Call(f"{'a new group' if new else 'the constructor'} with {what} for state {name!r} of {i}", do, error,
                 (tuple(f"state {slot!r} of {label}" for slot in slots),), tuple(arrays),
                 mend=lambda: setattr(w, "fault", None))  # fmt: skip

@@ -99,7 +99,7 @@ def state_dict_state(w: World) -> Call:
     saved = saved_by(w, w.pick(False, True))
     i = w.filled()
     entry, label, cls, shape = saved["state"][i], w.label(i), w.cls, w.params[i].shape
-    name = w.pick(*cls.slots_under(w.convention)[: len(cls.slots)])
+    name = w.pick(*w.slots)
     ways = ["array", "array", "array", "entry"]
     ways += ["step", "step", "missing"] if cls.counts_in_state else []
     product = cls.carried_under(w.convention)

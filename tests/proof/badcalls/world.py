@@ -223,6 +223,11 @@ class World:
         """The index of some parameter that has elements."""
         return self.pick(*(i for i, p in enumerate(self.params) if p.size))
 
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The state that is always there, as the convention calls it."""
+        return self.cls.slots_under(self.convention)[: len(self.cls.slots)]
+
     def arrays_of(self, i: int) -> list[np.ndarray]:
         """A parameter and its state."""
         state = [self.opt.state[i].get(name) for name in self.cls.slots_under(self.convention)]
