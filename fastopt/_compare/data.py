@@ -88,7 +88,7 @@ def load(name: str, target: str | None = None, task: str | None = None, scale: s
     if name in BUNDLED:
         for option, text in (("target", target), ("task", task)):
             if text is not None:
-                raise HyperparameterError(f"{option} is for CSV files: {name} comes with its own")
+                raise HyperparameterError(f"--{option} is for CSV files: {name} comes with its own")
         return _bundled(name, scale)
     path = Path(name)
     if not path.exists() and not path.suffix:

@@ -1,17 +1,17 @@
-"""Arguments that several commands take: numbers, optimizers, a folder to write to, what the extra brings."""
+"""Arguments that several commands take: numbers, names, optimizers, a folder to write to, what the extra brings."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import HyperparameterError, MissingExtraError
 
-__all__ = ["above_zero", "made_folder", "need", "optimizers", "whole"]
+__all__ = ["above_zero", "made_folder", "near", "need", "optimizers", "whole"]
 
 
 def whole(least: int) -> Callable[[str], int]:
@@ -40,6 +40,15 @@ def above_zero(text: str) -> float:
     return number
 
 
+def near(name: str, known: Iterable[str]) -> str:
+    """Return the end of a message about an unknown name: which of the known ones were probably meant, if any."""
+    from difflib import get_close_matches
+
+    bare = {other.lower().lstrip("-"): other for other in known}
+    found = [bare[match] for match in get_close_matches(name.lower().lstrip("-"), bare, n=2, cutoff=0.7)]
+    return f"; did you mean {' or '.join(found)}?" if found else ""
+
+
 def optimizers(names: Sequence[str] | None) -> dict[str, type[Any]] | None:
     """Return the classes of the names that ``--optimizer`` was given, in that order; None for None.
 
@@ -53,7 +62,7 @@ def optimizers(names: Sequence[str] | None) -> dict[str, type[Any]] | None:
     wanted = [name.strip().lower() for item in names for name in item.split(",")]
     for name in wanted:
         if name not in by_lower:
-            raise HyperparameterError(f"--optimizer: {name!r} is none of {', '.join(classes)}")
+            raise HyperparameterError(f"--optimizer: {name!r} is none of {', '.join(classes)}{near(name, classes)}")
     return {by_lower[name]: classes[by_lower[name]] for name in wanted}
 
 

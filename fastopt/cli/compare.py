@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HyperparameterError
-from ._arguments import above_zero, made_folder, need, optimizers, whole
+from ._arguments import above_zero, made_folder, near, need, optimizers, whole
 
 if TYPE_CHECKING:
     from .._compare.report import Section
@@ -132,11 +132,14 @@ def _point(text: str) -> tuple[float, ...]:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse what has no effect, or does not fit."""
+    from .._compare.data import BUNDLED
     from .._compare.scenes import SCENES
 
     for name in args.scene:
         if name not in SCENES:
-            raise HyperparameterError(f"{name!r} is no scene: there are {', '.join(SCENES)}")
+            data = name in BUNDLED or Path(name).suffix.lower() == ".csv"
+            meant = f"; did you mean --data {name}?" if data else near(name, SCENES)
+            raise HyperparameterError(f"{name!r} is no scene: there are {', '.join(SCENES)}{meant}")
     surfaces = bool(args.scene or not args.data)
     for options, given, wanted in ((FOR_DATA, args.data, "--data"), (FOR_SCENES, surfaces, "a scene")):
         for option in options:
