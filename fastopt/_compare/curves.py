@@ -17,6 +17,7 @@ from .learning import HIDDEN, MEASURED_PER_EPOCH, Curves
 from .race import Finding
 from .report import Picture, Section, Table
 from .report import stem as file_stem
+from .results import whole_file
 
 __all__ = ["findings", "headline", "leaders", "section", "table", "write_csv"]
 
@@ -265,7 +266,7 @@ def write_csv(curves: Curves, file: Path) -> Path:
         "seconds": lambda run: run.seconds,
         "seconds_in_steps": lambda run: run.step_seconds,
     }
-    with open(file, "w", newline="", encoding="utf-8") as out:
+    with whole_file(file) as whole, open(whole, "w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out)
         writer.writerow(["optimizer", "seed", *columns])
         for run in curves.runs:

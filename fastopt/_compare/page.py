@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from .race import Finding
 from .report import Picture, Section, Table, numbers
+from .results import whole_file
 
 __all__ = ["write"]
 
@@ -92,7 +93,8 @@ def write(sections: Sequence[Section], path: Path, *, title: str, facts: Sequenc
         "</main>\n</body>\n</html>\n",
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(part for part in parts if part), encoding="utf-8")
+    with whole_file(path) as file:
+        file.write_text("\n".join(part for part in parts if part), encoding="utf-8")
     return path
 
 

@@ -16,6 +16,7 @@ from .findings import length, said, settled
 from .race import Path as Way
 from .race import Race, Runner, Scene, run_scene
 from .report import Section, Table
+from .results import whole_file
 
 __all__ = ["Part", "of_data", "of_scene"]
 
@@ -86,7 +87,7 @@ def write_paths(race: Race, file: Path) -> Path:
     """Write every point of every path: optimizer, step, coordinates, loss, samples, gradients and effective rates."""
     axes = race.scene.surface.variables
     heads = ["optimizer", "step", *axes, "f", "samples", *(f"gradient_{a}" for a in axes), *(f"rate_{a}" for a in axes)]
-    with open(file, "w", newline="", encoding="utf-8") as out:
+    with whole_file(file) as whole, open(whole, "w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out)
         writer.writerow(heads)
         for path in race.paths.values():

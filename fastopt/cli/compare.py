@@ -7,7 +7,6 @@ and said to hold or not.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -196,6 +195,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from .._compare import page
+    from .._compare.results import write_json
 
     _check(args)
     sections, results = [], {}
@@ -223,7 +223,7 @@ def run(args: argparse.Namespace) -> int:
                 sys.stdout.flush()
     index = page.write(sections, args.out / "index.html", title="Optimizers side by side", facts=_facts(args))
     if args.json:
-        _write_json(results, args.out / "results.json")
+        write_json(results, args.out / "results.json")
     if not args.quiet:
         print(_summary(sections))
         print(f"Everything on one page: {index}")
@@ -307,9 +307,3 @@ def _command(args: argparse.Namespace) -> str:
                 text = ",".join(map(str, item)) if isinstance(item, tuple) else str(item)
                 words.append(f"--{key.replace('_', '-')}={text}")
     return shlex.join(words)
-
-
-def _write_json(results: dict[str, Any], path: Path) -> None:
-    from .._compare.results import finite
-
-    path.write_text(json.dumps(finite(results), indent=1) + "\n", encoding="utf-8")
