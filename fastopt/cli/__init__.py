@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, `head` for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # as a shell says it of a process that SIGPIPE ended
-    except OSError as error:  # a full disk, a folder where a file should go
-        print(f"fastopt {args.command}: error: {error}", file=sys.stderr)
+    except (OSError, MemoryError) as error:  # a full disk, a folder where a file should go
+        print(f"fastopt {args.command}: error: {str(error) or 'not enough memory'}", file=sys.stderr)
         return 1
     return code

@@ -1,17 +1,18 @@
-"""Arguments that several commands take: numbers, names, optimizers, a folder to write to, what the extra brings."""
+"""What several commands share: numbers, names, optimizers, a folder to write to, the extra, lines above a bar."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import HyperparameterError, MissingExtraError
 
-__all__ = ["above_zero", "made_folder", "near", "need", "optimizers", "whole"]
+__all__ = ["above_zero", "made_folder", "near", "need", "optimizers", "printer", "whole"]
 
 
 def whole(least: int) -> Callable[[str], int]:
@@ -88,3 +89,15 @@ def made_folder(path: Path) -> Path:
     except OSError as error:
         raise HyperparameterError(f"--out: cannot write to {path}: {error.strerror or error}") from error
     return path
+
+
+def printer(quiet: bool) -> Callable[[str], None]:
+    """Return what prints text at once, and above the progress bar where there is one; nothing if quiet."""
+    from tqdm import tqdm
+
+    def say(text: str) -> None:
+        if not quiet:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    return say

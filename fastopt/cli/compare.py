@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HyperparameterError
-from ._arguments import above_zero, made_folder, near, need, optimizers, whole
+from ._arguments import above_zero, made_folder, near, need, optimizers, printer, whole
 
 if TYPE_CHECKING:
     from .._compare.report import Section
     from .._compare.stage import Part
+
+    Done = dict[str, tuple[Section, dict[str, Any]]]
+    """What each part came to, by its name: for the page, and for results.json."""
 
 __all__ = ["add_parser", "run"]
 
@@ -39,7 +42,8 @@ def add_parser(commands: Any) -> None:
         description="Let optimizers run side by side from one starting point, on surfaces that can be drawn or on real "
         "data, and collect pictures, tables and findings in one HTML page. Without arguments: every scene. "
         'Defaults are in parentheses. Needs pip install "fastopt[demo]".',
-        epilog="exit code: 0 good, 1 if no optimizer learns anything of the data, 2 if it could not start",
+        epilog="exit code: 0 good, 1 if no optimizer learns anything of the data, 2 if it could not start, 130 after "
+        "Ctrl-C, which leaves the page of what was done",
     )
     parser.add_argument("scene", nargs="*", metavar="SCENE", help="only these; --list shows them (all)")
     parser.add_argument("--list", action="store_true", help="list the scenes and stop")
@@ -192,13 +196,28 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         return _list()
     need("compare", "matplotlib", "PIL", "sklearn", "tqdm")
+    _check(args)
+    names: list[str] = []
+    done: Done = {}
+    try:
+        _perform(args, names, done)
+        index = _write(args, done)
+    except BaseException as error:  # Ctrl-C above all; but whatever it is, what was done before is good
+        _rescue(args, names, done, error)
+        raise
+    if not args.quiet:
+        print(_summary([section for section, _ in done.values()]))
+        print(f"Everything on one page: {index}")
+    nothing = [name for name, (_, result) in done.items() if "runs" in result and not _learned(result)]
+    for name in nothing:
+        print(f"fastopt compare: {name}: nothing was learned by any optimizer", file=sys.stderr)
+    return 1 if nothing else 0
+
+
+def _perform(args: argparse.Namespace, names: list[str], done: Done) -> None:
+    """Do one part after the other and print what it came to; note the names of all, and what is done."""
     from tqdm import tqdm
 
-    from .._compare import page
-    from .._compare.results import write_json
-
-    _check(args)
-    sections, results = [], {}
     bar = tqdm(
         total=1,
         desc="reading: ",
@@ -210,27 +229,45 @@ def run(args: argparse.Namespace) -> int:
     def tick(work: float) -> None:
         bar.update(min(work, bar.total - bar.n))  # parts of a whole may add up to a little more
 
+    say = printer(args.quiet)
+
     with bar:
         parts = _parts(args)
         made_folder(args.out)
+        names += [part.name for part in parts]
         bar.reset(total=sum(part.work for part in parts))
         for part in parts:
             bar.set_description(part.name)
-            section, results[part.name] = part.perform(tick)
-            sections.append(section)
-            if not args.quiet:
-                tqdm.write(_as_text(section), file=sys.stdout)
-                sys.stdout.flush()
-    index = page.write(sections, args.out / "index.html", title="Optimizers side by side", facts=_facts(args))
+            done[part.name] = part.perform(tick)
+            say(_as_text(done[part.name][0]))
+
+
+def _write(args: argparse.Namespace, done: Done, warning: str = "") -> Path:
+    """Write the page of what is done, and results.json if asked for; return where the page is."""
+    from .._compare import page
+    from .._compare.results import write_json
+
+    sections = [section for section, _ in done.values()]
+    index = args.out / "index.html"
+    page.write(sections, index, title="Optimizers side by side", facts=_facts(args), warning=warning)
     if args.json:
-        write_json(results, args.out / "results.json")
-    if not args.quiet:
-        print(_summary(sections))
-        print(f"Everything on one page: {index}")
-    nothing = [name for name, result in results.items() if "runs" in result and not _learned(result)]
-    for name in nothing:
-        print(f"fastopt compare: {name}: nothing was learned by any optimizer", file=sys.stderr)
-    return 1 if nothing else 0
+        write_json({name: result for name, (_, result) in done.items()}, args.out / "results.json")
+    return index
+
+
+def _rescue(args: argparse.Namespace, names: Sequence[str], done: Done, error: BaseException) -> None:
+    """Write the page of a run that did not come to its end, if anything was done, and say where it is."""
+    if not done:
+        return
+    reason = str(error) or type(error).__name__
+    how = "was interrupted" if isinstance(error, KeyboardInterrupt) else f"ended early ({reason})"
+    number = f"{len(done)} of {len(names)} parts"
+    missing = ", ".join(name for name in names if name not in done)
+    try:
+        index = _write(args, done, f"The run {how}: this page has {number}. Missing: {missing}." if missing else "")
+    except (OSError, MemoryError):  # no better than the error of which we come, which is printed
+        return
+    print(f"fastopt compare: what was done, {number}, is on one page: {index}", file=sys.stderr)
 
 
 def _learned(result: dict[str, Any]) -> bool:

@@ -23,7 +23,7 @@ from .._compare.data import load, split
 from .._compare.models import HIDDEN, LEARNING_RATES, accuracy, initial_weights, loss_and_gradients
 from .._compare.results import whole_file, write_json
 from ..training import MinimizeState, minimize
-from ._arguments import above_zero, made_folder, need, optimizers, whole
+from ._arguments import above_zero, made_folder, need, optimizers, printer, whole
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -207,11 +207,7 @@ def run(args: argparse.Namespace) -> int:
     rows = []
     # disable=None: a bar only where standard error is a terminal
     bar = tqdm(total=len(classes) * args.epochs * per_epoch, unit="step", leave=False, disable=args.quiet or None)
-
-    def say(line: str) -> None:
-        if not args.quiet:
-            tqdm.write(line, file=sys.stdout)  # above the bar, where there is one
-            sys.stdout.flush()
+    say = printer(args.quiet)
 
     with bar:
         say(
