@@ -85,6 +85,16 @@ def test_ctrl_c_leaves_a_page_of_what_was_done(tmp_path):
     assert hidden(tmp_path) == []
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent so on POSIX")
+def test_ctrl_c_before_anything_is_done_leaves_the_page_of_an_earlier_run(tmp_path):
+    (tmp_path / "index.html").write_text("earlier")
+    running = started("--data=digits", "--epochs=2000", "--repeats=1", "--optimizer=sgd", "--json", f"--out={tmp_path}")
+    code, err = interrupted(running, "digits: learning")
+    assert (code, err) == (130, "fastopt compare: interrupted\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
+    assert (tmp_path / "index.html").read_text() == "earlier"
+
+
 def test_ctrl_c_twice_leaves_no_half_page(tmp_path, monkeypatch, failing, capsys):
     (tmp_path / "index.html").write_text("earlier")
     failing("himmelblau", KeyboardInterrupt())

@@ -35,6 +35,8 @@ class Part:
     """Seconds, roughly."""
     perform: Callable[[Tick], tuple[Section, dict[str, Any]]]
     """Told how to report work done, it returns the section, and the results as JSON takes them."""
+    about: str = ""
+    """What is worth knowing before it begins."""
 
 
 # --- surfaces
@@ -164,4 +166,4 @@ def of_data(
         tick(DRAWING)
         return section, {**raced.as_json(), "findings": [asdict(finding) for finding in section.findings]}
 
-    return Part(dataset.name, LEARNING_STEP * steps + DRAWING, perform)
+    return Part(dataset.name, LEARNING_STEP * steps + DRAWING, perform, f"{dataset.name}: {dataset.description}")

@@ -90,7 +90,12 @@ def add_parser(commands: Any) -> None:
         help="digits, breast_cancer, diabetes, or a CSV file with a header; may be repeated",
     )
     data.add_argument("--target", metavar="COLUMN", help="column of the file that is to be learned (the last)")
-    data.add_argument("--task", choices=("classification", "regression"), help="what to learn (by the target's values)")
+    data.add_argument(
+        "--task",
+        choices=("classification", "regression"),
+        help="learn the target's values as names of classes, or as numbers (by the values: numbers if every one is a "
+        "number, but for few distinct whole ones)",
+    )
     data.add_argument(
         "--scale",
         choices=("standard", "minmax"),
@@ -236,6 +241,9 @@ def _perform(args: argparse.Namespace, names: list[str], done: Done) -> None:
         made_folder(args.out)
         names += [part.name for part in parts]
         bar.reset(total=sum(part.work for part in parts))
+        about = [_filled(part.about, "  ") for part in parts if part.about]
+        if about:
+            say("\n".join([*about, ""]))
         for part in parts:
             bar.set_description(part.name)
             done[part.name] = part.perform(tick)
@@ -289,18 +297,23 @@ def _list() -> int:
 
 def _as_text(section: Section) -> str:
     """Return a section as the terminal shows it."""
-    import shutil
-    import textwrap
-
     from .._compare.report import as_text
 
     indent = " " * 15
-    fill = textwrap.TextWrapper(min(shutil.get_terminal_size((100, 24)).columns, 120), subsequent_indent=indent).fill
     lines = [section.title, "", as_text(section.table), ""]
     for finding in section.findings:
         verdict = "holds:" if finding.holds else "does not hold:"
-        lines += [fill(f"{verdict:<15}{finding.claim} ({finding.source})"), fill(indent + finding.measured)]
+        said = f"{verdict:<15}{finding.claim} ({finding.source})", indent + finding.measured
+        lines += [_filled(text, indent) for text in said]
     return "\n".join([*lines, ""] if section.findings else lines)
+
+
+def _filled(text: str, indent: str) -> str:
+    """Return text in lines that fit the terminal."""
+    import shutil
+    import textwrap
+
+    return textwrap.fill(text, min(shutil.get_terminal_size((100, 24)).columns, 120), subsequent_indent=indent)
 
 
 def _summary(sections: Sequence[Section]) -> str:
