@@ -27,6 +27,12 @@ def exit_code(*arguments):
         return stop.code
 
 
+@pytest.fixture
+def extras():
+    for name in ("sklearn", "matplotlib", "tqdm"):
+        pytest.importorskip(name)
+
+
 # --- in general
 
 
@@ -94,6 +100,47 @@ def test_bad_arguments_are_one_line_and_exit_code_2(arguments, capsys, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("frobnicate", "fastopt: error: argument command: 'frobnicate' is none of demo, compare, info (see fastopt "),
+        (
+            "compar",
+            "fastopt: error: argument command: 'compar' is none of demo, compare, info; did you mean compare? "
+            "(see fastopt --help)",
+        ),
+        ("--versoin", "fastopt: error: unrecognized arguments: --versoin; did you mean --version? (see fastopt --"),
+        ("info --frobnicate", "fastopt info: error: unrecognized arguments: --frobnicate (see fastopt info --help)"),
+        ("info more", "fastopt info: error: unrecognized arguments: more (see fastopt info --help)"),
+        (
+            "compare --setps=3 --quiet",
+            "fastopt compare: error: unrecognized arguments: --setps=3; did you mean --steps? "
+            "(see fastopt compare --help)",
+        ),
+        (
+            "compare --scale standart",
+            "fastopt compare: error: argument --scale: 'standart' is none of standard, minmax; did you mean standard? "
+            "(see fastopt compare --help)",
+        ),
+        ("compare beal", "rates, first-steps; did you mean beale? (see fastopt compare --help)"),
+        ("compare digits", "rates, first-steps; did you mean --data digits? (see fastopt compare --help)"),
+        ("compare some.csv", "rates, first-steps; did you mean --data some.csv? (see fastopt compare --help)"),
+        ("compare --epochs 3", "fastopt compare: error: --epochs is for --data (see fastopt compare --help)"),
+        ("compare --data no.csv", "fastopt compare: error: no.csv: no such file (see fastopt compare --help)"),
+        ("compare --data digits --task=regression", "--task is for CSV files: digits comes with its own (see fastopt"),
+        ("compare --optimizer adadelat", "Lion; did you mean Adadelta? (see fastopt compare --help)"),
+        ("demo --optimizer adm", "Lion; did you mean Adam or RAdam? (see fastopt demo --help)"),
+    ],
+)
+def test_errors_point_to_the_help_of_their_command_and_to_what_was_meant(extras, arguments, said, capsys, tmp_path):
+    pytest.importorskip("PIL")
+    out = [] if arguments.startswith(("info", "-")) else ["--out", tmp_path / "out"]
+    assert exit_code(*arguments.split(), *out) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
 def test_interrupt_is_one_line(monkeypatch, capsys):
     def interrupted():
         raise KeyboardInterrupt
@@ -149,12 +196,6 @@ def test_openmp_runtimes_are_found_without_threadpoolctl(monkeypatch):
 # --- fastopt demo
 
 
-@pytest.fixture
-def extras():
-    for name in ("sklearn", "matplotlib", "tqdm"):
-        pytest.importorskip(name)
-
-
 @pytest.mark.parametrize("name", ["sklearn", "matplotlib", "tqdm"])
 def test_a_missing_extra_is_named_in_one_line(name, monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, name, None)
@@ -163,6 +204,7 @@ def test_a_missing_extra_is_named_in_one_line(name, monkeypatch, capsys, tmp_pat
     assert out == ""
     assert name in err or name != "sklearn"  # the first that is missing is named
     assert 'pip install "fastopt[demo]"' in err
+    assert "--help" not in err  # which says nothing about it
     assert err.count("\n") == 1
 
 

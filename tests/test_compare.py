@@ -298,5 +298,6 @@ def test_bad_arguments_are_one_line_and_exit_code_2(arguments, capsys, tmp_path)
     assert exit_code(*arguments, "--out", tmp_path / "out") == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("fastopt compare: error: ") and err.count("\n") == 1
+    assert err.startswith("fastopt compare: error: ") and err.endswith(" (see fastopt compare --help)\n")
+    assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import math
 import re
@@ -16,7 +17,7 @@ from fastopt import OPTIMIZERS, FastoptError
 from fastopt._compare import models
 from fastopt._compare.race import Runner
 from fastopt._compare.tables import read
-from fastopt.cli import demo
+from fastopt.cli import demo, main
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -107,11 +108,80 @@ GOOD = [f"{i},{i * i % 7},{i % 2}" for i in range(20)]
         (lines("a,b,y", GOOD), {"target": "z"}, "no column 'z' to learn; there are the columns 'a', 'b', 'y'"),
         (lines("a,b,y", [f"{i},{i % 3},cat" for i in range(20)]), {}, "column 'y', is 'cat' in every row"),
         (lines("a,b,y", [f"{i},{i % 3},4" for i in range(20)]), {}, "column 'y', is '4' in every row"),
-        (lines("a,b,y", [*GOOD, "1,2,2"]), {}, "column 'y': class '2' has one sample"),
-        (flowers() + "1,2,other\n", {}, "column 'species': class 'other' has one sample"),
+        (
+            lines("a,b,y", [*GOOD, "1,2,2"]),
+            {},
+            "column 'y': class '2' in line 22 has one sample, two are needed: "
+            "leave such lines out, or give --task=regression to learn numbers",
+        ),
+        (
+            flowers() + "1,2,other\n",
+            {},
+            "column 'species': class 'other' in line 62 has one sample, two are needed: leave such lines out",
+        ),
         (houses(), {"task": "classification"}, "classes have one only"),
-        (flowers(), {"task": "regression"}, "the targets of a regression must be numbers"),
-        (lines("a,b,y", [*GOOD, "1,2,oops"]), {}, "column 'y' holds text ('oops' in line 22)"),
+        (
+            flowers(),
+            {"task": "regression"},
+            "('setosa' in line 2): the targets of a regression must be numbers; for names of classes, give",
+        ),
+        (
+            lines("a,b,y", [*GOOD, "1,2,oops"]),
+            {},
+            "class 'oops' in line 22 has one sample, two are needed: "
+            "leave such lines out, or correct 'oops' in line 22 to learn numbers",
+        ),
+        (
+            houses() + "1,2,oops\n1,3,oops\n",
+            {},
+            "classes have one only: leave such lines out, or correct 'oops' in line 82 to learn numbers",
+        ),
+        (
+            lines("a,b,y", [*GOOD, "1,2,oops"]),
+            {"task": "regression"},
+            "column 'y' holds text ('oops' in line 22): the targets of a regression must be numbers; for names of",
+        ),
+        *(
+            (
+                lines("a;b;y", [*(row.replace(",", ";") for row in GOOD), *(f"1;{i};{cell}" for i in range(2))]),
+                options,
+                f"column 'y' holds text ({cell!r} in line 22): write a point for a decimal comma, and leave out commas "
+                "between thousands; for names of classes, give --task=classification",
+            )
+            for cell in ("1,5", ",5", "-1,5e3", "1,000", "1.234,5", "1,234.5", "1 234,5")
+            for options in ({}, {"task": "regression"})
+        ),
+        (
+            lines("a;b;y", [f"{i};{i % 7};{('low', 'high', '1,5')[i % 3]}" for i in range(21)]),
+            {},
+            "('1,5' in line 4): write a point for a decimal comma",
+        ),
+        (
+            lines("a;b;y", [*(row.replace(",", ";") for row in GOOD), "Seoul;2;0", "1,5;2;0"]),
+            {},
+            "('1,5' in line 23): write a point for a decimal comma, and leave out commas between thousands",
+        ),
+        (lines("1;2;3,5", [row.replace(",", ";") for row in GOOD]), {}, "has no header: line 1 is all numbers"),
+        (
+            lines("a,b,y", [f"{i},{i % 7},{('7', '07', '7.0')[i % 3]}" for i in range(21)]),
+            {"task": "regression"},
+            "the target, column 'y', is the same number ('7', '07', '7.0') in every row",
+        ),
+        (
+            lines("id,b,y", [f"{9007199254740990 + i},{i % 7},{i % 2}" for i in range(20)]),
+            {},
+            "column 'id': '9007199254740992' in line 4 and '9007199254740993' in line 5 are the same number in "
+            "float64, which holds 15 digits: subtract the same number from all values; one-hot encode them",
+        ),
+        (
+            lines("a,b,id", [f"{i},{i % 7},{9007199254740990 + i}" for i in range(20)]),
+            {},
+            "column 'id': '9007199254740992' in line 4 and '9007199254740993' in line 5 are the same number in "
+            "float64, which holds 15 digits: subtract the same number from all values; for names of classes",
+        ),
+        (lines("a,b,y", [*GOOD, "1_0,2,0"]), {}, "column 'a' holds text ('1_0' in line 22)"),
+        (lines("a,b,y", [*GOOD, "1,-nan,0"]), {}, "column 'b' has no value in line 22"),
+        (lines("a,b,y", [*GOOD, "1,2,NA"]), {}, "; 'NA' means a missing value, and cannot be a label"),
         (b"a,b,y\n1,2,\xff\n", {}, "not UTF-8 text (byte 0xff at 10)"),
         ("a,b,y\n1,2,\0\n", {}, "not a text file"),
         (flowers().encode("utf-16"), {}, "not UTF-8 text"),
@@ -202,12 +272,68 @@ def test_the_task_follows_from_the_target(tmp_path):
     price = data.load(sheet(tmp_path, houses()))
     assert (price.task, price.target, price.classes) == ("regression", "price", ())
     whole = sheet(tmp_path, lines("a,b,y", [f"{i},{i * i % 7},{10 * (i % 3)}.0" for i in range(30)]))
-    assert data.load(whole).classes == ("0", "10", "20")  # numbers by size
+    assert data.load(whole).classes == ("0.0", "10.0", "20.0")  # numbers by size
     assert data.load(whole, task="regression").task == "regression"
     assert data.load(whole, target="a").task == "regression"  # 30 different whole numbers are no classes
     half = sheet(tmp_path, lines("a,b,y", [f"{i},{i * i % 7},{(i % 3) / 2}" for i in range(30)]))
     assert data.load(half).task == "regression"
-    assert data.load(half, task="classification").classes == ("0", "0.5", "1")
+    assert data.load(half, task="classification").classes == ("0.0", "0.5", "1.0")
+    mixed = sheet(tmp_path, lines("a,b,y", [f"{i},{i * i % 7},{('10', '9', 'B', 'A')[i % 4]}" for i in range(40)]))
+    assert data.load(mixed).classes == ("10", "9", "A", "B")  # one that is no number, and all of them are text
+    names = sheet(tmp_path, lines("a,b,y", [f"{i},{i * i % 7},{i % 4}_{i % 3}" for i in range(60)]))
+    assert len(data.load(names).classes) == 12  # 1_2 is 12 to Python only
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ("00501", "0501", "501"),
+        ("1.1", "1.10", "1.2"),
+        ("9007199254740992", "9007199254740993", "9007199254740994"),
+        ("9999999999999999", "10000000000000000", "10000000000000001"),
+        ("-0", "0", "00"),
+        ("+1", "1", "1.0", "2"),
+        ("-10", "-9", "-1", "9", "10", "1000", "1e3"),
+        ("1e99999999999999999999", "inf"),
+    ],
+    ids=" ".join,
+)
+def test_labels_are_compared_as_text_and_numbers_ordered_by_size(tmp_path, labels):
+    rows = [f"{i};{i * i % 11};{labels[-1 - i % len(labels)]}" for i in range(6 * len(labels))]
+    dataset = data.load(sheet(tmp_path, lines("a;b;y", rows)), task="classification")
+    assert dataset.classes == labels
+    assert [labels[k] for k in dataset.y] == [row.split(";")[2] for row in rows]
+
+
+def test_what_is_learned_is_said_and_what_nobody_has_chosen(tmp_path):
+    flower = sheet(tmp_path, flowers(), "flowers.csv")
+    chosen = ("learning 'species' (the last column, by default), a classification (by default, from its values): "
+              "3 classes ('setosa', 'versicolor', 'virginica'), 2 features, 60 samples")  # fmt: skip
+    assert data.load(flower).description == chosen
+    price = sheet(tmp_path, houses(), "houses.csv")
+    assert data.load(price, target="price", task="regression").description == (
+        "learning 'price', a regression: 2 features, 80 samples"
+    )
+    assert data.load("digits").description == (
+        "learning 'digit', a classification: "
+        "10 classes ('0', '1', '2', '3', '4', '5' and 4 more), 64 features, 1,797 samples"
+    )
+    codes = sheet(tmp_path, lines("a,y", [f"{i},{('00501', '501')[i % 2]}" for i in range(20)]))
+    assert data.load(codes, target="y", task="classification").description == (
+        "learning 'y', a classification: 2 classes ('00501', '501'), 1 feature, 20 samples; "
+        "'00501' and '501' are two classes, as labels are compared as text"
+    )
+
+
+def test_terminal_and_page_name_the_target_and_the_task(tmp_path, capsys):
+    pytest.importorskip("PIL")
+    pytest.importorskip("tqdm")
+    path = sheet(tmp_path, houses(), "houses.csv")
+    options = ["--epochs=1", "--repeats=1", "--optimizer=sgd", "--format=png", f"--out={tmp_path / 'out'}"]
+    assert main(["compare", "--data", path, *options]) == 0
+    said = "earning 'price' (the last column, by default), a regression (by default, from its values): 2 features, 80"
+    assert " ".join(capsys.readouterr().out.split()).startswith(f"houses: l{said} samples Real data: houses")
+    assert f"L{said} samples." in html.unescape((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from .race import Race
 from .report import Picture
+from .results import whole_file
 from .style import entitle, house, lay_out
 from .terrain import backdrop, fit, on_paper, shape, view
 
@@ -61,7 +62,8 @@ def animate(race: Race, path: File, on_frame: Callable[[], Any] | None = None) -
                 on_frame()
     each = int(1000 * np.clip(SECONDS / len(images), 0.05, 0.25))
     times = [each] * (len(images) - 1) + [REST]
-    images[0].save(path, save_all=True, append_images=images[1:], duration=times, loop=0)
+    with whole_file(path) as file:
+        images[0].save(file, save_all=True, append_images=images[1:], duration=times, loop=0)
     title = f"{race.scene.title}, step by step"
     return Picture((path,), title, f"An animation: the ways of {', '.join(race.paths)} growing over {shown[-1]} steps.")
 

@@ -17,6 +17,7 @@ from .learning import HIDDEN, MEASURED_PER_EPOCH, Curves
 from .race import Finding
 from .report import Picture, Section, Table
 from .report import stem as file_stem
+from .results import whole_file
 
 __all__ = ["findings", "headline", "leaders", "section", "table", "write_csv"]
 
@@ -57,11 +58,11 @@ def story(curves: Curves) -> str:
     n_features, n_out = len(dataset.features), len(dataset.classes) or 1
     scaled = {"standard": "to mean 0 and standard deviation 1", "minmax": "to the range from 0 to 1"}[dataset.scale]
     if dataset.classes:
-        goal = f"{n_out} classes of {dataset.target!r} to tell apart: the loss is the mean cross-entropy."
+        loss = "The loss is the mean cross-entropy."
     else:
-        goal = (
-            f"The number {dataset.target!r} to tell: the loss is the mean squared error, in standard deviations of the "
-            "training part, so that 1 is the loss of always guessing the mean."
+        loss = (
+            "The loss is the mean squared error, in standard deviations of the training part, so that 1 is the loss of "
+            "always guessing the mean."
         )
     repeated = (
         f"Figures are medians over {seeds} seeds, with the lowest and the highest in parentheses; a seed decides on "
@@ -70,8 +71,9 @@ def story(curves: Curves) -> str:
         else "Split, weights and shuffles are the same for all optimizers; with one seed, differences may be chance."
     )
     return (
-        f"{goal} {curves.n_train:,} samples to train with, {len(dataset.y) - curves.n_train:,} to test with; "
-        f"{n_features} features, normalized {scaled} by what the training part is like. "
+        f"{dataset.description[0].upper()}{dataset.description[1:]}. {loss} "
+        f"{curves.n_train:,} samples to train with, {len(dataset.y) - curves.n_train:,} to test with; "
+        f"features are normalized {scaled} by what the training part is like. "
         f"Network {n_features}-{HIDDEN}-{n_out} with ReLU, float64; batches of {curves.batch_size}, "
         f"{curves.epochs} epoch{'s' * (curves.epochs > 1)}, measured {MEASURED_PER_EPOCH} times in each. {repeated} "
         "Who is ahead depends on the learning rates, which the table shows. Times, to a loss and of a step of the "
@@ -265,7 +267,7 @@ def write_csv(curves: Curves, file: Path) -> Path:
         "seconds": lambda run: run.seconds,
         "seconds_in_steps": lambda run: run.step_seconds,
     }
-    with open(file, "w", newline="", encoding="utf-8") as out:
+    with whole_file(file) as whole, open(whole, "w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out)
         writer.writerow(["optimizer", "seed", *columns])
         for run in curves.runs:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import HyperparameterError
-from .tables import DataError, Sheet, is_number, named, read, short
+from .tables import FEATURES, TARGETS, DataError, Sheet, exact, has_comma, is_number, listed, named, read, short
 
 __all__ = ["BUNDLED", "SCALES", "TASKS", "Dataset", "Split", "load", "scaler", "split"]
 
@@ -23,7 +25,6 @@ SCALES = ("standard", "minmax")
 
 MOST_CLASSES = 10  # of whole numbers that nobody has called classes
 TEST_SHARE = 0.2
-TARGETS = "the targets of a regression"
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,34 @@ class Dataset:
     target: str
     """What is learned."""
     classes: tuple[str, ...] = ()
-    """Their names; none for a regression."""
+    """Their names, as they stand in the file; none for a regression."""
     scale: str = "standard"
     """How the features are normalized: one of `SCALES`."""
+    defaults: tuple[str, ...] = ()
+    """What nobody has chosen: "target", "task"."""
 
     @property
     def task(self) -> str:
         """One of `TASKS`."""
         return "classification" if self.classes else "regression"
+
+    @property
+    def description(self) -> str:
+        """What is learned, and of how much: a sentence in lower case, without its full stop."""
+        target = short(self.target) + " (the last column, by default)" * ("target" in self.defaults)
+        task = self.task + " (by default, from its values)" * ("task" in self.defaults)
+        n_features = len(self.x[0])
+        amount = f"{n_features} feature{'s' * (n_features > 1)}, {len(self.y):,} samples"
+        if self.classes:
+            amount = f"{len(self.classes)} classes ({listed(self.classes)}), {amount}"
+        return f"learning {target}, a {task}: {amount}{self._look_alikes()}"
+
+    def _look_alikes(self) -> str:
+        """Return a remark on the first two classes that are the same number, which no reader would expect."""
+        for one, other in pairwise(self.classes):
+            if is_number(one) and is_number(other) and exact(one) == exact(other):
+                return f"; {short(one)} and {short(other)} are two classes, as labels are compared as text"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -69,8 +90,8 @@ def load(name: str, target: str | None = None, task: str | None = None, scale: s
     target : str, optional
         The column to learn; the last one by default. For CSV files only.
     task : str, optional
-        One of `TASKS`. By default a classification where the target is text or has few distinct whole values.
-        For CSV files only.
+        One of `TASKS`. By default a regression where every value of the target is a number, but for few distinct
+        whole ones; else a classification, whose labels are compared as text. For CSV files only.
     scale : str, default "standard"
         How features are normalized: to mean 0 and standard deviation 1, or, ``"minmax"``, to 0 and 1. The target
         of a regression always has mean 0 and standard deviation 1, so that a loss of 1 is that of guessing the mean.
@@ -88,7 +109,7 @@ def load(name: str, target: str | None = None, task: str | None = None, scale: s
     if name in BUNDLED:
         for option, text in (("target", target), ("task", task)):
             if text is not None:
-                raise HyperparameterError(f"{option} is for CSV files: {name} comes with its own")
+                raise HyperparameterError(f"--{option} is for CSV files: {name} comes with its own")
         return _bundled(name, scale)
     path = Path(name)
     if not path.exists() and not path.suffix:
@@ -139,41 +160,65 @@ def _bundled(name: str, scale: str) -> Dataset:
 
 def _from_sheet(sheet: Sheet, target: str | None, task: str | None, scale: str) -> Dataset:
     names = list(sheet.columns)
+    defaults = tuple(what for what, value in (("target", target), ("task", task)) if value is None)
     target = names[-1] if target is None else target
     if target not in names:
         raise sheet.error(f"no column {short(target)} to learn; there are the {named(names, at_most=20)}")
     sheet.check_complete()
     features = [name for name in names if name != target]
-    x = sheet.numbers(features)
+    x = sheet.numbers(features, FEATURES)
     constant = [name for name, low, high in zip(features, x.min(axis=0), x.max(axis=0), strict=True) if low == high]
     if constant:
         raise sheet.error(f"{named(constant)} {'are' if len(constant) > 1 else 'is'} constant: nothing to learn from")
     if task is None:
         task = _likely_task(sheet, target)
-    y, classes = _classes(sheet, target) if task == "classification" else (sheet.numbers([target], TARGETS)[:, 0], ())
+    if task == "classification":
+        y, classes = _classes(sheet, target)
+    else:
+        y, classes = sheet.numbers([target], TARGETS)[:, 0], ()
     if (y == y[0]).all():
-        value = short(sheet.columns[target][0])
+        cells = tuple(dict.fromkeys(sheet.columns[target]))
+        value = short(cells[0]) if len(cells) == 1 else f"the same number ({listed(cells)})"
         raise sheet.error(f"the target, {named([target])}, is {value} in every row: nothing to learn")
-    return Dataset(sheet.path.stem, x, y, tuple(features), target, classes, scale)
+    return Dataset(sheet.path.stem, x, y, tuple(features), target, classes, scale, defaults)
 
 
 def _likely_task(sheet: Sheet, target: str) -> str:
     cells = sheet.columns[target]
-    if not any(map(is_number, cells)):
+    if any(map(has_comma, cells)):  # most likely numbers, and nobody has called them classes
+        raise sheet.holds_text([target], TARGETS)
+    labels = set(cells)
+    if not all(map(is_number, labels)):
         return "classification"
-    values = np.unique(sheet.numbers([target], TARGETS))  # text among numbers is a slip of the pen, most likely
-    few = min(MOST_CLASSES, len(cells) // 4)
-    return "classification" if len(values) <= few and (values == np.round(values)).all() else "regression"
+    few = len(labels) <= min(MOST_CLASSES, len(cells) // 4)
+    return "classification" if few and all(float(label).is_integer() for label in labels) else "regression"
 
 
 def _classes(sheet: Sheet, target: str) -> tuple[Array, tuple[str, ...]]:
-    """Return the class of each row, as an index, and the classes' names: numbers by size, text by the alphabet."""
+    """Return the class of each row, as an index, and the labels: numbers by size, text by the alphabet.
+
+    Labels are compared as text: 00501 and 501 are two, 1.1 and 1.10, too.
+    """
     cells = sheet.columns[target]
-    labels = np.array(cells) if not all(map(is_number, cells)) else sheet.numbers([target], TARGETS)[:, 0]
-    values, y, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    classes = tuple(value if isinstance(value, str) else f"{value:g}" for value in values.tolist())
-    alone = [name for name, count in zip(classes, counts, strict=True) if count == 1]
+    counts = Counter(cells)
+    numeric = all(map(is_number, counts))
+    classes = tuple(sorted(counts, key=lambda label: (exact(label), label)) if numeric else sorted(counts))
+    alone = [label for label in classes if counts[label] == 1]
     if alone:
-        more = f"; {len(alone)} of {len(classes)} classes have one only" if len(alone) > 1 else ""
-        raise sheet.error(f"{named([target])}: class {short(alone[0])} has one sample, two are needed{more}")
-    return y, classes
+        raise _too_few(sheet, target, alone, classes)
+    places = {label: place for place, label in enumerate(classes)}
+    return np.array([places[cell] for cell in cells]), classes
+
+
+def _too_few(sheet: Sheet, target: str, alone: list[str], classes: tuple[str, ...]) -> DataError:
+    """Return the error that classes have one sample; it names the text for which numbers became classes."""
+    words = [label for label in (*alone, *classes) if not is_number(label)]
+    label = words[0] if words and words[0] in alone else alone[0]
+    more = f"; {len(alone)} of {len(classes)} classes have one only" if len(alone) > 1 else ""
+    advice = "leave such lines out"
+    if not words:
+        advice += ", or give --task=regression to learn numbers"
+    elif any(map(is_number, classes)):
+        advice += f", or correct {short(words[0])} in line {sheet.line_of(target, words[0])} to learn numbers"
+    where = f"class {short(label)} in line {sheet.line_of(target, label)}"
+    return sheet.error(f"{named([target])}: {where} has one sample, two are needed{more}: {advice}")

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from .race import Finding
 from .report import Picture, Section, Table, numbers
+from .results import whole_file
 
 __all__ = ["write"]
 
@@ -28,6 +29,7 @@ h2 { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid #ccc; }
 h3 { margin: 1.5rem 0 .5rem; font-size: 1.05rem; }
 a { color: #0b57a4; }
 nav ol { padding-left: 1.5rem; }
+p.warning { padding: .5rem .8rem; border: 2px solid #a33a00; font-weight: 600; }
 dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem; font-size: .9rem; color: #444; }
 dl.facts dd { margin: 0; overflow-wrap: anywhere; }
 .table { overflow-x: auto; }
@@ -58,7 +60,9 @@ figcaption .title { display: none; }  /* the picture has it, in letters that nar
 """
 
 
-def write(sections: Sequence[Section], path: Path, *, title: str, facts: Sequence[tuple[str, str]]) -> Path:
+def write(
+    sections: Sequence[Section], path: Path, *, title: str, facts: Sequence[tuple[str, str]], warning: str = ""
+) -> Path:
     """Write one HTML file that shows everything and loads nothing.
 
     Parameters
@@ -71,6 +75,8 @@ def write(sections: Sequence[Section], path: Path, *, title: str, facts: Sequenc
         Of the page.
     facts : sequence of (str, str)
         Names and values that one needs to know to repeat the run: versions, seed.
+    warning : str, optional
+        Stands at the top: what is missing.
 
     Returns
     -------
@@ -83,6 +89,7 @@ def write(sections: Sequence[Section], path: Path, *, title: str, facts: Sequenc
         '<meta name="viewport" content="width=device-width, initial-scale=1" />',
         '<meta name="referrer" content="no-referrer" />',
         f"<title>{_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<header>\n<h1>{_text(title)}</h1>",
+        f'<p class="warning">{_text(warning)}</p>' if warning else "",
         _facts(facts),
         "</header>",
         _contents(named),
@@ -92,7 +99,8 @@ def write(sections: Sequence[Section], path: Path, *, title: str, facts: Sequenc
         "</main>\n</body>\n</html>\n",
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(part for part in parts if part), encoding="utf-8")
+    with whole_file(path) as file:
+        file.write_text("\n".join(part for part in parts if part), encoding="utf-8")
     return path
 
 

@@ -16,6 +16,7 @@ from .findings import length, said, settled
 from .race import Path as Way
 from .race import Race, Runner, Scene, run_scene
 from .report import Section, Table
+from .results import whole_file
 
 __all__ = ["Part", "of_data", "of_scene"]
 
@@ -34,6 +35,8 @@ class Part:
     """Seconds, roughly."""
     perform: Callable[[Tick], tuple[Section, dict[str, Any]]]
     """Told how to report work done, it returns the section, and the results as JSON takes them."""
+    about: str = ""
+    """What is worth knowing before it begins."""
 
 
 # --- surfaces
@@ -86,7 +89,7 @@ def write_paths(race: Race, file: Path) -> Path:
     """Write every point of every path: optimizer, step, coordinates, loss, samples, gradients and effective rates."""
     axes = race.scene.surface.variables
     heads = ["optimizer", "step", *axes, "f", "samples", *(f"gradient_{a}" for a in axes), *(f"rate_{a}" for a in axes)]
-    with open(file, "w", newline="", encoding="utf-8") as out:
+    with whole_file(file) as whole, open(whole, "w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out)
         writer.writerow(heads)
         for path in race.paths.values():
@@ -163,4 +166,4 @@ def of_data(
         tick(DRAWING)
         return section, {**raced.as_json(), "findings": [asdict(finding) for finding in section.findings]}
 
-    return Part(dataset.name, LEARNING_STEP * steps + DRAWING, perform)
+    return Part(dataset.name, LEARNING_STEP * steps + DRAWING, perform, f"{dataset.name}: {dataset.description}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .race import Runner
+from .results import whole_file
 
 __all__ = [
     "COLORS",
@@ -179,7 +180,8 @@ def save(figure: Any, stem: Path, formats: Iterable[str], title: str) -> tuple[P
     for suffix in formats:
         file = stem.with_name(f"{stem.name}.{suffix}")
         dateless = {"svg": {"Title": title, "Date": None}, "pdf": {"Title": title, "CreationDate": None}}
-        figure.savefig(file, metadata=dateless.get(suffix, {"Title": title}))
+        with whole_file(file) as out:
+            figure.savefig(out, metadata=dateless.get(suffix, {"Title": title}))
         files.append(file)
     return tuple(files)
 

@@ -14,10 +14,11 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from ..errors import FastoptError
+from ..errors import FastoptError, MissingExtraError
 from . import compare, demo, info
+from ._arguments import near
 
 __all__ = ["main"]
 
@@ -25,10 +26,30 @@ COMMANDS = (demo, compare, info)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
+    """Says in one line what is wrong and where to read more, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, _failure(self.prog, message))
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        # argparse words this differently in each version of Python, and knows of no name that was probably meant.
+        if action.choices is not None and value not in action.choices:
+            known = list(map(str, action.choices))
+            raise argparse.ArgumentError(action, f"{value!r} is none of {', '.join(known)}{near(value, known)}")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        # argparse leaves the complaint to the parser of the whole command line, which points to its own help.
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            options = [option for action in self._actions for option in action.option_strings]
+            meant = next(filter(None, (near(word.partition("=")[0], options) for word in unknown)), "")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+        return found, unknown
+
+
+def _failure(prog: str, message: object) -> str:
+    """Return what is printed where the command line is wrong."""
+    return f"{prog}: error: {message} (see {prog} --help)\n"
 
 
 class _Version(argparse.Action):
@@ -70,8 +91,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = int(args.run(args))
         sys.stdout.flush()
-    except FastoptError as error:
+    except MissingExtraError as error:  # which says what to install; no help says more
         print(f"fastopt {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    except FastoptError as error:
+        sys.stderr.write(_failure(f"fastopt {args.command}", error))
         return 2
     except KeyboardInterrupt:
         print(f"fastopt {args.command}: interrupted", file=sys.stderr)
@@ -79,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, `head` for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # as a shell says it of a process that SIGPIPE ended
-    except OSError as error:  # a full disk, a folder where a file should go
-        print(f"fastopt {args.command}: error: {error}", file=sys.stderr)
+    except (OSError, MemoryError) as error:  # a full disk, a folder where a file should go
+        print(f"fastopt {args.command}: error: {str(error) or 'not enough memory'}", file=sys.stderr)
         return 1
     return code

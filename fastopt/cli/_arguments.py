@@ -1,17 +1,18 @@
-"""Arguments that several commands take: numbers, optimizers, a folder to write to, what the extra brings."""
+"""What several commands share: numbers, names, optimizers, a folder to write to, the extra, lines above a bar."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import HyperparameterError, MissingExtraError
 
-__all__ = ["above_zero", "made_folder", "need", "optimizers", "whole"]
+__all__ = ["above_zero", "made_folder", "near", "need", "optimizers", "printer", "whole"]
 
 
 def whole(least: int) -> Callable[[str], int]:
@@ -40,6 +41,15 @@ def above_zero(text: str) -> float:
     return number
 
 
+def near(name: str, known: Iterable[str]) -> str:
+    """Return the end of a message about an unknown name: which of the known ones were probably meant, if any."""
+    from difflib import get_close_matches
+
+    bare = {other.lower().lstrip("-"): other for other in known}
+    found = [bare[match] for match in get_close_matches(name.lower().lstrip("-"), bare, n=2, cutoff=0.7)]
+    return f"; did you mean {' or '.join(found)}?" if found else ""
+
+
 def optimizers(names: Sequence[str] | None) -> dict[str, type[Any]] | None:
     """Return the classes of the names that ``--optimizer`` was given, in that order; None for None.
 
@@ -53,7 +63,7 @@ def optimizers(names: Sequence[str] | None) -> dict[str, type[Any]] | None:
     wanted = [name.strip().lower() for item in names for name in item.split(",")]
     for name in wanted:
         if name not in by_lower:
-            raise HyperparameterError(f"--optimizer: {name!r} is none of {', '.join(classes)}")
+            raise HyperparameterError(f"--optimizer: {name!r} is none of {', '.join(classes)}{near(name, classes)}")
     return {by_lower[name]: classes[by_lower[name]] for name in wanted}
 
 
@@ -79,3 +89,15 @@ def made_folder(path: Path) -> Path:
     except OSError as error:
         raise HyperparameterError(f"--out: cannot write to {path}: {error.strerror or error}") from error
     return path
+
+
+def printer(quiet: bool) -> Callable[[str], None]:
+    """Return what prints text at once, and above the progress bar where there is one; nothing if quiet."""
+    from tqdm import tqdm
+
+    def say(text: str) -> None:
+        if not quiet:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    return say

@@ -7,18 +7,20 @@ and said to hold or not.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HyperparameterError
-from ._arguments import above_zero, made_folder, need, optimizers, whole
+from ._arguments import above_zero, made_folder, near, need, optimizers, printer, whole
 
 if TYPE_CHECKING:
     from .._compare.report import Section
     from .._compare.stage import Part
+
+    Done = dict[str, tuple[Section, dict[str, Any]]]
+    """What each part came to, by its name: for the page, and for results.json."""
 
 __all__ = ["add_parser", "run"]
 
@@ -40,7 +42,8 @@ def add_parser(commands: Any) -> None:
         description="Let optimizers run side by side from one starting point, on surfaces that can be drawn or on real "
         "data, and collect pictures, tables and findings in one HTML page. Without arguments: every scene. "
         'Defaults are in parentheses. Needs pip install "fastopt[demo]".',
-        epilog="exit code: 0 good, 1 if no optimizer learns anything of the data, 2 if it could not start",
+        epilog="exit code: 0 good, 1 if no optimizer learns anything of the data, 2 if it could not start, 130 after "
+        "Ctrl-C, which leaves the page of what was done",
     )
     parser.add_argument("scene", nargs="*", metavar="SCENE", help="only these; --list shows them (all)")
     parser.add_argument("--list", action="store_true", help="list the scenes and stop")
@@ -87,7 +90,12 @@ def add_parser(commands: Any) -> None:
         help="digits, breast_cancer, diabetes, or a CSV file with a header; may be repeated",
     )
     data.add_argument("--target", metavar="COLUMN", help="column of the file that is to be learned (the last)")
-    data.add_argument("--task", choices=("classification", "regression"), help="what to learn (by the target's values)")
+    data.add_argument(
+        "--task",
+        choices=("classification", "regression"),
+        help="learn the target's values as names of classes, or as numbers (by the values: numbers if every one is a "
+        "number, but for few distinct whole ones)",
+    )
     data.add_argument(
         "--scale",
         choices=("standard", "minmax"),
@@ -132,11 +140,14 @@ def _point(text: str) -> tuple[float, ...]:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse what has no effect, or does not fit."""
+    from .._compare.data import BUNDLED
     from .._compare.scenes import SCENES
 
     for name in args.scene:
         if name not in SCENES:
-            raise HyperparameterError(f"{name!r} is no scene: there are {', '.join(SCENES)}")
+            data = name in BUNDLED or Path(name).suffix.lower() == ".csv"
+            meant = f"; did you mean --data {name}?" if data else near(name, SCENES)
+            raise HyperparameterError(f"{name!r} is no scene: there are {', '.join(SCENES)}{meant}")
     surfaces = bool(args.scene or not args.data)
     for options, given, wanted in ((FOR_DATA, args.data, "--data"), (FOR_SCENES, surfaces, "a scene")):
         for option in options:
@@ -190,12 +201,28 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         return _list()
     need("compare", "matplotlib", "PIL", "sklearn", "tqdm")
+    _check(args)
+    names: list[str] = []
+    done: Done = {}
+    try:
+        _perform(args, names, done)
+        index = _write(args, done)
+    except BaseException as error:  # Ctrl-C above all; but whatever it is, what was done before is good
+        _rescue(args, names, done, error)
+        raise
+    if not args.quiet:
+        print(_summary([section for section, _ in done.values()]))
+        print(f"Everything on one page: {index}")
+    nothing = [name for name, (_, result) in done.items() if "runs" in result and not _learned(result)]
+    for name in nothing:
+        print(f"fastopt compare: {name}: nothing was learned by any optimizer", file=sys.stderr)
+    return 1 if nothing else 0
+
+
+def _perform(args: argparse.Namespace, names: list[str], done: Done) -> None:
+    """Do one part after the other and print what it came to; note the names of all, and what is done."""
     from tqdm import tqdm
 
-    from .._compare import page
-
-    _check(args)
-    sections, results = [], {}
     bar = tqdm(
         total=1,
         desc="reading: ",
@@ -207,27 +234,48 @@ def run(args: argparse.Namespace) -> int:
     def tick(work: float) -> None:
         bar.update(min(work, bar.total - bar.n))  # parts of a whole may add up to a little more
 
+    say = printer(args.quiet)
+
     with bar:
         parts = _parts(args)
         made_folder(args.out)
+        names += [part.name for part in parts]
         bar.reset(total=sum(part.work for part in parts))
+        about = [_filled(part.about, "  ") for part in parts if part.about]
+        if about:
+            say("\n".join([*about, ""]))
         for part in parts:
             bar.set_description(part.name)
-            section, results[part.name] = part.perform(tick)
-            sections.append(section)
-            if not args.quiet:
-                tqdm.write(_as_text(section), file=sys.stdout)
-                sys.stdout.flush()
-    index = page.write(sections, args.out / "index.html", title="Optimizers side by side", facts=_facts(args))
+            done[part.name] = part.perform(tick)
+            say(_as_text(done[part.name][0]))
+
+
+def _write(args: argparse.Namespace, done: Done, warning: str = "") -> Path:
+    """Write the page of what is done, and results.json if asked for; return where the page is."""
+    from .._compare import page
+    from .._compare.results import write_json
+
+    sections = [section for section, _ in done.values()]
+    index = args.out / "index.html"
+    page.write(sections, index, title="Optimizers side by side", facts=_facts(args), warning=warning)
     if args.json:
-        _write_json(results, args.out / "results.json")
-    if not args.quiet:
-        print(_summary(sections))
-        print(f"Everything on one page: {index}")
-    nothing = [name for name, result in results.items() if "runs" in result and not _learned(result)]
-    for name in nothing:
-        print(f"fastopt compare: {name}: nothing was learned by any optimizer", file=sys.stderr)
-    return 1 if nothing else 0
+        write_json({name: result for name, (_, result) in done.items()}, args.out / "results.json")
+    return index
+
+
+def _rescue(args: argparse.Namespace, names: Sequence[str], done: Done, error: BaseException) -> None:
+    """Write the page of a run that did not come to its end, if anything was done, and say where it is."""
+    if not done:
+        return
+    reason = str(error) or type(error).__name__
+    how = "was interrupted" if isinstance(error, KeyboardInterrupt) else f"ended early ({reason})"
+    number = f"{len(done)} of {len(names)} parts"
+    missing = ", ".join(name for name in names if name not in done)
+    try:
+        index = _write(args, done, f"The run {how}: this page has {number}. Missing: {missing}." if missing else "")
+    except (OSError, MemoryError):  # no better than the error of which we come, which is printed
+        return
+    print(f"fastopt compare: what was done, {number}, is on one page: {index}", file=sys.stderr)
 
 
 def _learned(result: dict[str, Any]) -> bool:
@@ -249,18 +297,23 @@ def _list() -> int:
 
 def _as_text(section: Section) -> str:
     """Return a section as the terminal shows it."""
-    import shutil
-    import textwrap
-
     from .._compare.report import as_text
 
     indent = " " * 15
-    fill = textwrap.TextWrapper(min(shutil.get_terminal_size((100, 24)).columns, 120), subsequent_indent=indent).fill
     lines = [section.title, "", as_text(section.table), ""]
     for finding in section.findings:
         verdict = "holds:" if finding.holds else "does not hold:"
-        lines += [fill(f"{verdict:<15}{finding.claim} ({finding.source})"), fill(indent + finding.measured)]
+        said = f"{verdict:<15}{finding.claim} ({finding.source})", indent + finding.measured
+        lines += [_filled(text, indent) for text in said]
     return "\n".join([*lines, ""] if section.findings else lines)
+
+
+def _filled(text: str, indent: str) -> str:
+    """Return text in lines that fit the terminal."""
+    import shutil
+    import textwrap
+
+    return textwrap.fill(text, min(shutil.get_terminal_size((100, 24)).columns, 120), subsequent_indent=indent)
 
 
 def _summary(sections: Sequence[Section]) -> str:
@@ -304,9 +357,3 @@ def _command(args: argparse.Namespace) -> str:
                 text = ",".join(map(str, item)) if isinstance(item, tuple) else str(item)
                 words.append(f"--{key.replace('_', '-')}={text}")
     return shlex.join(words)
-
-
-def _write_json(results: dict[str, Any], path: Path) -> None:
-    from .._compare.results import finite
-
-    path.write_text(json.dumps(finite(results), indent=1) + "\n", encoding="utf-8")

@@ -8,7 +8,6 @@ gradients, so that at the end the two can be compared bit for bit.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from dataclasses import asdict, dataclass, field
@@ -22,9 +21,9 @@ import numpy as np
 from .. import OPTIMIZERS
 from .._compare.data import load, split
 from .._compare.models import HIDDEN, LEARNING_RATES, accuracy, initial_weights, loss_and_gradients
-from .._compare.results import finite
+from .._compare.results import whole_file, write_json
 from ..training import MinimizeState, minimize
-from ._arguments import above_zero, made_folder, need, optimizers, whole
+from ._arguments import above_zero, made_folder, need, optimizers, printer, whole
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -208,11 +207,7 @@ def run(args: argparse.Namespace) -> int:
     rows = []
     # disable=None: a bar only where standard error is a terminal
     bar = tqdm(total=len(classes) * args.epochs * per_epoch, unit="step", leave=False, disable=args.quiet or None)
-
-    def say(line: str) -> None:
-        if not args.quiet:
-            tqdm.write(line, file=sys.stdout)  # above the bar, where there is one
-            sys.stdout.flush()
+    say = printer(args.quiet)
 
     with bar:
         say(
@@ -235,7 +230,7 @@ def run(args: argparse.Namespace) -> int:
     )
     say(f"\nLearning curves: {picture}")
     if args.json:
-        say(f"Results: {write_json(rows, args)}")
+        say(f"Results: {write_results(rows, args)}")
 
     failed = [f"{row.optimizer}: bits differ from the reference" for row in rows if not row.equal_bits]
     failed += [f"{row.optimizer}: training failed ({failure_of(row)})" for row in rows if not row.learned]
@@ -268,13 +263,11 @@ def failure_of(row: Row) -> str:
     return f"loss {row.initial_loss:.4g} before, {row.final_loss:.4g} after"
 
 
-def write_json(rows: list[Row], args: argparse.Namespace) -> Path:
+def write_results(rows: list[Row], args: argparse.Namespace) -> Path:
     """Write settings and results, and return where."""
     settings = {key: getattr(args, key) for key in ("dtype", "epochs", "batch_size", "lr", "threads", "seed")}
-    path: Path = args.out / "results.json"
     report = {"settings": settings, "results": [asdict(row) for row in rows]}
-    path.write_text(json.dumps(finite(report), indent=1) + "\n", encoding="utf-8")
-    return path
+    return write_json(report, args.out / "results.json")
 
 
 def draw(rows: list[Row], path: Path, window: int) -> None:
@@ -307,7 +300,8 @@ def draw(rows: list[Row], path: Path, window: int) -> None:
     notes += ["grey: the other optimizers"] * (len(rows) > 1)
     figure.supxlabel(f"step ({'; '.join(notes)})" if notes else "step", fontsize=9)
     figure.supylabel("training loss", fontsize=9)
-    figure.savefig(path)
+    with whole_file(path) as file:
+        figure.savefig(file)
 
 
 def smoothed(losses: list[float], window: int) -> tuple[Array, Array]:
