@@ -3,6 +3,9 @@
 import doctest
 import importlib
 import inspect
+import os
+import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -85,3 +88,42 @@ def test_an_import_is_silent_and_loads_nothing_but_numpy():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n" and run.stderr == ""
+
+
+# --- Where nothing was compiled
+
+
+@pytest.fixture
+def in_a_checkout(tmp_path):
+    """Runs Python in a folder that has the package without its compiled part; gives what it says on standard error."""
+    source = pathlib.Path(fastopt.__file__).parent
+    shutil.copytree(source, tmp_path / "fastopt", ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__"))
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONSAFEPATH")}
+
+    def run(*arguments, engine=None):
+        if engine is not None:
+            (tmp_path / "fastopt" / "engine.py").write_text(engine)
+        done = subprocess.run(
+            [sys.executable, *arguments], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60
+        )
+        assert done.returncode != 0 and done.stdout == ""
+        return done.stderr
+
+    run.folder = tmp_path / "fastopt"
+    return run
+
+
+@pytest.mark.parametrize("arguments", [("-c", "import fastopt"), ("-c", "import fastopt.torch"), ("-m", "fastopt")])
+def test_without_the_compiled_engine_the_import_says_what_to_do(in_a_checkout, arguments):
+    said = in_a_checkout(*arguments)
+    assert "circular import" not in said
+    assert f"fastopt has no compiled engine for Python {sys.version_info[0]}.{sys.version_info[1]}" in said
+    assert str(in_a_checkout.folder) in said
+    assert "another folder" in said and "python setup.py build_ext --inplace" in said
+
+
+@pytest.mark.parametrize("error", ["ImportError('libgomp.so.1: no such file')", "ModuleNotFoundError(name='numpy')"])
+def test_an_engine_that_fails_keeps_its_own_error(in_a_checkout, error):
+    said = in_a_checkout("-c", "import fastopt", engine=f"raise {error}")
+    assert "no compiled engine" not in said and "engine.py" in said
+    assert error.partition("(")[0] in said.splitlines()[-1]
