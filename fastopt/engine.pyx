@@ -81,6 +81,7 @@ cdef extern from "fastopt_threads.h" nogil:
     int fo_omp_version()
     const char *fo_omp_library()
     int fo_omp_max_threads()
+    int fo_omp_bound_cpus()
     int fo_omp_num_threads()
     int fo_omp_thread_num()
     double fo_omp_time()

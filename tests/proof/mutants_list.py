@@ -648,7 +648,16 @@ MUTANTS = [
     ),
     Mutant(
         "threads beyond the CPUs of the process", THREADS,
-        "n = min(n, fo_affinity_cpus())", "pass", "test_engine.py -k cpus_that_the_process",
+        "n = min(n, fo_omp_bound_cpus() or fo_affinity_cpus())", "pass", "test_engine.py -k cpus_that_the_process",
+    ),
+    Mutant(
+        "one place of OpenMP's for all of them", THREADS,
+        "n = min(n, fo_omp_bound_cpus() or fo_affinity_cpus())", "n = min(n, fo_affinity_cpus())",
+        "test_config.py -k bound",
+    ),
+    Mutant(
+        "a CPU of two places counted twice", "src_c/fastopt_threads.c",
+        "different += k == 0 || cpus[k] != cpus[k - 1];", "different += 1;", "test_config.py -k bound",
     ),
     Mutant(
         "the control group's quota is ignored", THREADS,
