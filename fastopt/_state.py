@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fastopt.engine import is_number
-from fastopt.errors import StateDictError
+from fastopt.engine import as_values, is_number
+from fastopt.errors import FastoptError, StateDictError
 
 LARGEST = 2**63 - 2**32  # a count that a 64-bit integer holds, with room for the steps to come
 
@@ -133,19 +133,23 @@ def check_entry(
                 continue
             raise StateDictError(f"state of {label} lacks {name!r}")
         try:
-            array = np.asarray(entry[name])
+            array = as_values(entry[name], f"state {name!r} of {label}")
+        except FastoptError as error:
+            raise StateDictError(str(error)) from error
         except Exception as error:  # whatever a foreign type's conversion raises
             raise StateDictError(f"state {name!r} of {label} is no array: {error}") from error
         if array.shape != param.shape:
             raise StateDictError(f"state {name!r} of {label} has shape {array.shape}; the parameter has {param.shape}")
-        if isinstance(entry[name], np.ma.MaskedArray):
-            raise StateDictError(f"state {name!r} of {label} is a masked array; masks are not supported")
         if array.dtype.kind != "f":
-            raise StateDictError(f"state {name!r} of {label} has dtype {array.dtype}; a floating type is needed")
+            raise StateDictError(
+                f"state {name!r} of {label} has dtype {array.dtype}; float16, 32 or 64 or longdouble is needed"
+            )
         arrays[name] = array
     try:
+        if (key := optimizer.carried) in entry and key is not None:
+            entry = {**entry, key: as_values(entry[key], f"{key} of {label}").item()}
         carry = optimizer.carry_from(entry)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except Exception as error:  # whatever a foreign type's conversion raises
         raise StateDictError(f"state of {label} cannot be read: {error!r}") from error
     return {"slots": arrays, "carry": carry}
 
@@ -162,10 +166,12 @@ def saved_count(optimizer: Optimizer, label: str, entry: Mapping[str, Any] | Non
 def as_count(value: Any, label: str) -> int:
     """A step count as an int: a number, or an array of one, that is whole and not negative."""
     try:
-        number = np.asarray(value).item()
+        number = as_values(value, f"step of {label}").item()
         count = int(number)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise StateDictError(f"step {value!r} of {label} is not a number") from error
+    except Exception as error:  # whatever a foreign type's conversion raises; its repr may read the same memory
+        foreign = hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray)
+        shown = f"of type {type(value).__name__}" if foreign else repr(value)
+        raise StateDictError(f"step {shown} of {label} is not a number") from error
     if count != number or not 0 <= count <= LARGEST:
         raise StateDictError(f"step {value!r} of {label} must be a whole number, from 0 to {LARGEST}")
     return count

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from .engine import as_values, is_array
 from .errors import DTypeError, GradientError, HyperparameterError, MissingExtraError, ShapeError
-from .optimizer import is_array
 
 __all__ = ["MinimizeResult", "MinimizeState", "minibatches", "minimize"]
 
@@ -379,14 +379,14 @@ def _evaluate(fun: Callable[[Any, Any], tuple[Any, Any]], params: Any, batch: An
 def _norm_or_step_error(grads: Any, optimizer: Any) -> float:
     try:
         return _norm(grads)
-    except (TypeError, ValueError):
+    except Exception:  # whatever a foreign type's conversion raises
         optimizer.step(grads)  # its error says which gradient is wrong, and how
         raise
 
 
 def _norm(grads: Any) -> float:
     """Return the Euclidean norm over all the gradients in float64, without overflow."""
-    arrays = [_array(g) for g in _leaves(grads) if g is not None]
+    arrays = [as_values(g, "a gradient") for g in _leaves(grads) if g is not None]
     with np.errstate(all="ignore"):
         total = sum(_sum_of_squares(a, 1.0) for a in arrays)
         if 1e-280 < total < math.inf:
@@ -396,12 +396,6 @@ def _norm(grads: Any) -> float:
         if largest == 0 or not math.isfinite(largest):
             return largest
         return largest * math.sqrt(sum(_sum_of_squares(a, largest) for a in arrays))
-
-
-def _array(g: Any) -> npt.NDArray[Any]:
-    if hasattr(g, "__dlpack__") and not hasattr(g, "__array__"):
-        return np.from_dlpack(g)
-    return np.asarray(g)
 
 
 def _sum_of_squares(a: npt.NDArray[Any], scale: float) -> float:

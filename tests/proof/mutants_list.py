@@ -29,8 +29,8 @@ def bits(of: str) -> str:
 
 RULES = "fastopt/kernels/rules.pxi"
 ENGINE = "fastopt/engine.pyx"
-ARRAYS, GROUP, LEVELS, MEMORY, THREADS, WALK = (
-    f"fastopt/_engine/{part}.pxi" for part in ("arrays", "group", "levels", "memory", "threads", "walk")
+ARRAYS, FOREIGN, GROUP, LEVELS, MEMORY, THREADS, WALK = (
+    f"fastopt/_engine/{part}.pxi" for part in ("arrays", "foreign", "group", "levels", "memory", "threads", "walk")
 )
 OPTIMIZER, STATE, FUNCTIONAL = "fastopt/optimizer.py", "fastopt/_state.py", "fastopt/functional.py"
 SGD, ADAM, SCHEDULES, OPENMP = "fastopt/sgd.py", "fastopt/adam.py", "fastopt/schedules.py", "fastopt/_openmp.py"
@@ -329,6 +329,15 @@ MUTANTS = [
     Mutant(
         "masked arrays", ARRAYS,
         "if isinstance(obj, np.ma.MaskedArray):", "if False:", BAD_ARRAYS,
+    ),
+    Mutant(
+        "a null pointer is memory", FOREIGN,
+        "if cnp.PyArray_CHKFLAGS(array, cnp.NPY_ARRAY_OWNDATA):", "if False:", "test_foreign.py -k functional",
+    ),
+    Mutant(
+        "what is written to a copy is lost", FOREIGN,
+        "np.from_dlpack(obj) if reading else np.from_dlpack(obj, copy=False)", "np.from_dlpack(obj)",
+        "test_foreign.py -k copies",
     ),
     Mutant(
         "state of another type", ARRAYS,
