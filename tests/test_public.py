@@ -127,3 +127,28 @@ def test_an_engine_that_fails_keeps_its_own_error(in_a_checkout, error):
     said = in_a_checkout("-c", "import fastopt", engine=f"raise {error}")
     assert "no compiled engine" not in said and "engine.py" in said
     assert error.partition("(")[0] in said.splitlines()[-1]
+
+
+# --- Without PyTorch, or with one that will not do
+
+
+@pytest.mark.parametrize(
+    ("torch", "says"),
+    [
+        (None, 'MissingExtraError: fastopt.torch needs PyTorch: pip install "fastopt[torch]"'),
+        ("__version__ = '2.9.1+cpu'", "MissingExtraError: fastopt.torch needs PyTorch 2.10 or newer, not 2.9.1+cpu: "
+         'pip install --upgrade "fastopt[torch]"'),
+        ("import filelock_of_torch", "ModuleNotFoundError: No module named 'filelock_of_torch'"),
+        ("raise ImportError('libtorch.so: no such file')", "ImportError: libtorch.so: no such file"),
+    ],
+)  # fmt: skip
+def test_importing_fastopt_torch_says_what_is_missing(tmp_path, torch, says):
+    code = "import sys; "
+    if torch is None:
+        code += "sys.modules['torch'] = None; "
+    else:
+        (tmp_path / "torch.py").write_text(torch + "\n")
+        code += f"sys.path.insert(0, {str(tmp_path)!r}); "
+    done = subprocess.run([sys.executable, "-c", code + "import fastopt.torch"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].removeprefix("fastopt.errors.") == says
