@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fastopt.engine import as_values, is_number
+from fastopt.engine import as_values, is_number, shown
 from fastopt.errors import FastoptError, StateDictError
 
 LARGEST = 2**63 - 2**32  # a count that a 64-bit integer holds, with room for the steps to come
@@ -168,10 +168,8 @@ def as_count(value: Any, label: str) -> int:
     try:
         number = as_values(value, f"step of {label}").item()
         count = int(number)
-    except Exception as error:  # whatever a foreign type's conversion raises; its repr may read the same memory
-        foreign = hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray)
-        shown = f"of type {type(value).__name__}" if foreign else repr(value)
-        raise StateDictError(f"step {shown} of {label} is not a number") from error
+    except Exception as error:  # whatever a foreign type's conversion raises
+        raise StateDictError(f"step {shown(value)} of {label} is not a number") from error
     if count != number or not 0 <= count <= LARGEST:
         raise StateDictError(f"step {value!r} of {label} must be a whole number, from 0 to {LARGEST}")
     return count

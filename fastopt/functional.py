@@ -40,7 +40,7 @@ from typing import Any
 import numpy as np
 
 from fastopt import OPTIMIZERS
-from fastopt.engine import Plan, listed
+from fastopt.engine import Plan, listed, shown
 from fastopt.errors import HyperparameterError, OverlapError, ParameterError, ReadOnlyError, UnknownOptionError
 from fastopt.optimizer import Optimizer, derive, known_convention, refuse_unknown, require_all, with_defaults
 
@@ -100,8 +100,9 @@ def _columns(p: Any, rest: Mapping[str, Any]) -> tuple[list[Any], dict[str, list
 def _number(cls: type[Optimizer], array: Any) -> float:
     """The carried number from its array, checked."""
     if not isinstance(array, np.ndarray) or array.size != 1 or array.dtype.kind != "f":
-        shown = repr(array) if isinstance(array, (np.ndarray, float, int)) else f"a {type(array).__name__}"
-        raise ParameterError(f"{cls.carried} must be an array of one float (a list of them, like p), not {shown}")
+        raise ParameterError(
+            f"{cls.carried} must be an array of one float (a list of them, like p), not {shown(array)}"
+        )
     if not array.flags.writeable:
         raise ReadOnlyError(f"{cls.carried} is read-only; a step writes to it")
     try:

@@ -350,7 +350,7 @@ def test_a_loaded_count_that_cannot_be_read_is_refused(name):
 def test_a_product_that_cannot_be_read_is_refused():
     torch = pytest.importorskip("torch")
     p, g, m, v = (np.ones(N, np.float32) for _ in range(4))
-    with pytest.raises(fastopt.ParameterError, match="^mu_product must be an array of one float.*, not a Tensor"):
+    with pytest.raises(fastopt.ParameterError, match="^mu_product must be an array of one float.*, not a torch.Tensor"):
         functional.nadam_(p, g, m, v, freed(torch), step=1)
 
 

@@ -102,6 +102,13 @@ cdef str kind_of(obj):
     return name if owner in ("builtins", "__main__") else f"{owner}.{name}"
 
 
+cpdef str shown(value):
+    """How messages show a value: its repr, cut off; the type of foreign arrays, whose repr may read freed memory."""
+    if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
+        return f"a {kind_of(value)}"
+    return f"{value!r:.80}"
+
+
 cdef str library_of(obj):
     """The library that the type of an object comes from."""
     return str(type(obj).__module__).partition(".")[0]
