@@ -564,8 +564,9 @@ class Optimizer:
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} (convention: {self.convention}"]
+        arrays = iter(self._plan.arrays)
         for k, group in enumerate(self.param_groups):
-            sizes = [np.size(p) for p in self._originals[k]]
+            sizes = [next(arrays).size for _ in self._originals[k]]
             lines.append(f"Parameter Group {k}: {len(sizes)} array{'s' * (len(sizes) != 1)}, {sum(sizes):,} elements")
             lines += [f"    {key}: {group[key]!r}" for key in sorted(group, key=str) if key != "params"]
         return "\n".join([*lines, ")"])

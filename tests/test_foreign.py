@@ -153,7 +153,7 @@ class NoDType:
 
 
 SERIES = np.ones(N, np.float32)
-OWN_CLASS, NO_MEMORY = "answers for its operations itself", "memory was given up, or never made"
+OWN_CLASS, NO_MEMORY = "a subclass with its own __torch_dispatch__", "memory was freed, or never allocated"
 AN_ARRAY = "an array of float32 or float64 is needed"
 HALF = "bfloat16; float32 or float64.* is needed: keep a copy in float32"
 HALF_READ = (DTypeError, "bfloat16; .*float32.* is needed: convert it to float32")
@@ -249,8 +249,8 @@ CASES = {
 
 # Can be read as ever, and cannot be written to.
 READ_ONLY = {
-    "np.float64": ("numpy", lambda _: np.float64(1.0), r"a NumPy scalar .*: give an array, np\.array\(x\)"),
-    "np.float32": ("numpy", lambda _: np.float32(1.0), r"a NumPy scalar .*: give an array, np\.array\(x\)"),
+    "np.float64": ("numpy", lambda _: np.float64(1.0), r"a NumPy scalar .*give an array, np\.array\(x\)"),
+    "np.float32": ("numpy", lambda _: np.float32(1.0), r"a NumPy scalar .*give an array, np\.array\(x\)"),
     "jax": ("jax.numpy", ones, r"give a copy, np\.array\(x\)"),
     "numpy of jax": ("jax.numpy", lambda j: np.asarray(ones(j)), r"give a copy, np\.array\(x\)"),
     "values of pandas": ("pandas", lambda p: p.Series(SERIES).values, r"\.to_numpy\(copy=True\)"),
@@ -374,6 +374,13 @@ for spec in (PartitionSpec("x"), PartitionSpec()):
     lines = said.stdout.splitlines()
     assert len(lines) == 4, said.stderr
     assert all("parameter 0 is a jaxlib.ArrayImpl" in line and "(np.array(x) copies it)" in line for line in lines)
+
+
+def test_an_optimizer_over_tensors_has_a_repr():
+    torch = pytest.importorskip("torch")
+    opt = fastopt.SGD([{"params": [torch.ones(2, 3), np.ones(4)]}, {"params": torch.ones(5)}])
+    shown = repr(opt)
+    assert "Parameter Group 0: 2 arrays, 10 elements" in shown and "Parameter Group 1: 1 array, 5 elements" in shown
 
 
 # --- Where to go with a module of PyTorch

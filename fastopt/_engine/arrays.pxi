@@ -84,10 +84,10 @@ cdef read_only(obj, array, str label):
     while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
         base = base.base
     if isinstance(obj, np.generic):
-        remedy = "a NumPy scalar has no memory of its own: give an array, np.array(x)"
+        remedy = "a NumPy scalar cannot be changed, give an array, np.array(x)"
     elif isinstance(base, np.memmap):
-        remedy = ("it is a np.memmap in a mode that forbids it: open it with mode='r+' or 'c', or give a copy, "
-                  "np.array(x). joblib gives large arrays to its workers so; joblib.Parallel(max_nbytes=None) does not")
+        remedy = ("open the np.memmap with mode='r+' or 'c', or give a copy, np.array(x). joblib passes large arrays "
+                  "to its workers as read-only memmaps; joblib.Parallel(max_nbytes=None) turns that off")
     else:
         remedy = "give a copy, np.array(x), or for pandas .to_numpy(copy=True)"
     return ReadOnlyError(f"{label} is read-only; a step writes to it: {remedy}")

@@ -20,7 +20,7 @@ cdef from_dlpack(obj, str label, bint reading, str twin):
     except TypeError:                 # NumPy before 2.1, or a library that knows of no copies
         array = np.from_dlpack(obj)
     if not has_memory(array, obj if tensor else None):
-        raise LayoutError(f"{label} is a {kind_of(obj)} whose memory was given up, or never made")
+        raise LayoutError(f"{label} is a {kind_of(obj)} whose memory was freed, or never allocated")
     return array
 
 
@@ -53,8 +53,8 @@ cdef plain_tensor(obj, str label, bint reading, str twin):
         raise DTypeError(f"{label} is a tensor that requires gradients: "
                          f"{f'step it with {twin}, or ' if twin else ''}give its .detach()")
     if type(obj).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
-        raise DTypeError(f"{label} is a {kind_of(obj)}, a class that answers for its operations itself; a plain tensor "
-                         "is needed")
+        raise DTypeError(f"{label} is a {kind_of(obj)}, a subclass with its own __torch_dispatch__, whose memory need "
+                         "not hold its values; a plain tensor is needed")
     if obj.is_nested:
         raise LayoutError(f"{label} is a nested tensor; one of a single shape is needed")
     if obj.layout != torch.strided:
@@ -64,8 +64,8 @@ cdef plain_tensor(obj, str label, bint reading, str twin):
                          f"{'' if obj.device.type == 'meta' else ': call .cpu()'}")
     if obj.is_neg():
         if not reading:
-            raise LayoutError(f"{label} is a tensor whose sign is a flag beside its memory, which a step writes to: "
-                              "call .resolve_neg()")
+            raise LayoutError(f"{label} is a tensor with the negative flag, whose memory holds the opposite sign: call "
+                              ".resolve_neg()")
         return obj.resolve_neg()
     return obj
 
@@ -75,7 +75,7 @@ cdef unusable(obj, str label, bint reading, error):
     try:
         if obj.is_deleted():          # JAX
             return LayoutError(f"{label} is a {kind_of(obj)} that was deleted, or donated to a compiled function: its "
-                               "memory is gone")
+                               "memory was freed")
     except Exception:
         pass
     try:
