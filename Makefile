@@ -33,7 +33,7 @@ test: .venv/test/ready  ## the test suite, without the comparison with other lib
 	cd tests && ../.venv/test/bin/pytest -q -n 2 --dist loadgroup . --ignore=peers --ignore=pytorch $(ARGS)
 
 test-peers: .venv/peers/ready  ## compare with torch, keras, optax and the other peers (a large download)
-	cd tests && ../.venv/peers/bin/pytest -q peers test_arrays.py test_state_dict.py $(ARGS)
+	cd tests && ../.venv/peers/bin/pytest -q peers test_arrays.py test_foreign.py test_state_dict.py $(ARGS)
 
 test-torch: .venv/peers/ready  ## fastopt.torch: parity, tensors, distributed engines, the examples (the same download)
 	cd tests && ../.venv/peers/bin/pytest -q pytorch proof/test_processes.py proof/test_surface.py $(ARGS)

@@ -2,8 +2,19 @@
 
 from fastopt._openmp import calm_openmp
 
-with calm_openmp():
-    from fastopt import engine as _engine  # noqa: F401
+try:
+    with calm_openmp():
+        import fastopt.engine as _engine  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "fastopt.engine":
+        raise
+    import sys as _sys
+
+    raise ImportError(
+        f"fastopt has no compiled engine for Python {_sys.version_info[0]}.{_sys.version_info[1]} in {__path__[0]}. "
+        "If that is in a checkout of the sources, start Python in another folder to use the installed package, or "
+        "build into the checkout with: python setup.py build_ext --inplace. Otherwise reinstall it with this Python."
+    ) from None
 
 from fastopt.adagrad import Adadelta, Adagrad
 from fastopt.adam import Adam, Adamax, AdamW, NAdam, RAdam

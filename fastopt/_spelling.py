@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 # What other libraries, and habit, call an option -> what it is called here.
@@ -21,12 +20,14 @@ CLIPPING = frozenset((
 
 def meant(name: str, known: Iterable[str], near: float = 0.85) -> str | None:
     """The known name that `name` probably stands for: itself, another library's word for it, or a near miss."""
+    from difflib import get_close_matches
+
     known = list(known)
     plain = name.lower().replace("-", "_")
     for candidate in (name, plain, ALIASES.get(plain)):
         if candidate in known:
             return candidate
-    return next(iter(difflib.get_close_matches(plain, known, 1, near)), None)
+    return next(iter(get_close_matches(plain, known, 1, near)), None)
 
 
 def about_clipping(name: str) -> str | None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fastopt.engine import is_number
-from fastopt.errors import StateDictError
+from fastopt.engine import as_values, is_number, shown
+from fastopt.errors import FastoptError, StateDictError
 from fastopt.optimizer import (
     DECOUPLED,
     DECOUPLED_LAST,
@@ -339,7 +339,7 @@ def by_name(
     if missing or unknown:
         raise StateDictError(
             "the state dict names other parameters than the optimizer; "
-            f"missing from the state dict: {listed(missing)}; not in the optimizer: {listed(unknown)}"
+            f"missing from the state dict: {quoted(missing)}; not in the optimizer: {quoted(unknown)}"
         )
     group_of = {name: k for k, group in enumerate(names) for name in group}
     empty = iter([k for k, group in enumerate(names) if not group])
@@ -352,8 +352,8 @@ def by_name(
             moved = [n for n in own if source is None or group_of[n] != source]
             moved += [n for n in (names[source] if source is not None else ()) if n not in set(own)]
             raise StateDictError(
-                f"parameter group {k} of the optimizer has these parameters: {listed(own)}. No group of the state dict "
-                "has the same" + (f"; in another group there: {listed(moved)}" if moved else "")
+                f"parameter group {k} of the optimizer has these parameters: {quoted(own)}. No group of the state dict "
+                "has the same" + (f"; in another group there: {quoted(moved)}" if moved else "")
             )
         matched.append(groups[source])
     if len(matched) != len(groups):
@@ -361,7 +361,7 @@ def by_name(
     return matched, [place[name] for name in mine]
 
 
-def listed(names: Sequence[Any], most: int = 20) -> str:
+def quoted(names: Sequence[Any], most: int = 20) -> str:
     """Names for a message; of many, the first."""
     text = ", ".join(map(repr, names[:most])) or "none"
     return text + (f" and {len(names) - most} more" if len(names) > most else "")
@@ -442,13 +442,13 @@ def as_rate(lr: Any, dtype: np.dtype) -> float | None:
 def as_state(value: Any, what: str) -> np.ndarray:
     """The array of a state slot in a state dict, of any shape; raises if it is none."""
     try:
-        array = np.asarray(value)
+        array = as_values(value, what)
+    except FastoptError as error:
+        raise StateDictError(str(error)) from error
     except Exception as error:  # whatever a foreign type's conversion raises
         raise StateDictError(f"{what} is no array: {error}") from error
-    if isinstance(value, np.ma.MaskedArray):
-        raise StateDictError(f"{what} is a masked array; masks are not supported")
     if array.dtype.kind != "f":
-        raise StateDictError(f"{what} has dtype {array.dtype}; a floating type is needed")
+        raise StateDictError(f"{what} has dtype {array.dtype}; float16, 32 or 64 or longdouble is needed")
     return array
 
 
@@ -471,8 +471,10 @@ def check_entry(
     if carried and carried not in entry:
         raise StateDictError(f"{label} lacks {described(carried)}")
     try:
+        if carried:
+            entry = {**entry, carried: as_values(entry[carried], f"{carried} of {label}").item()}
         carry = optimizer.carry_from(entry, optimizer.convention)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except Exception as error:  # whatever a foreign type's conversion raises
         raise StateDictError(f"{label} cannot be read: {error!r}") from error
     return {"slots": arrays, "carry": carry}
 
@@ -489,10 +491,10 @@ def saved_count(optimizer: Optimizer, label: str, entry: Mapping[str, Any] | Non
 def as_count(value: Any, label: str) -> int:
     """A step count as an int: a number, or an array of one, that is whole and not negative."""
     try:
-        number = np.asarray(value).item()
+        number = as_values(value, f"step of {label}").item()
         count = int(number)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise StateDictError(f"step {value!r} of {label} is not a number") from error
+    except Exception as error:  # whatever a foreign type's conversion raises
+        raise StateDictError(f"step {shown(value)} of {label} is not a number") from error
     if count != number or not 0 <= count <= LARGEST:
         raise StateDictError(f"step {value!r} of {label} must be a whole number, from 0 to {LARGEST}")
     return count

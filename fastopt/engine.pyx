@@ -16,7 +16,9 @@ Design:
 """
 
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
+from itertools import islice
 
 import numpy as np
 
@@ -43,6 +45,7 @@ from fastopt.errors import (
     ConcurrentStepError,
     DeclarationError,
     DTypeError,
+    FastoptError,
     GradientError,
     HyperparameterError,
     LayoutError,
@@ -82,6 +85,7 @@ cdef extern from "fastopt_threads.h" nogil:
     int fo_omp_version()
     const char *fo_omp_library()
     int fo_omp_max_threads()
+    int fo_omp_bound_cpus()
     int fo_omp_num_threads()
     int fo_omp_thread_num()
     double fo_omp_time()
@@ -101,6 +105,7 @@ include "_engine/walk.pxi"
 include "_engine/group.pxi"
 include "_engine/memory.pxi"
 include "_engine/arrays.pxi"
+include "_engine/foreign.pxi"
 
 
 cdef class Turn:
@@ -217,11 +222,12 @@ cdef class Plan:
         """How messages call parameter i."""
         return label_of(self.names, i)
 
-    def add_group(self, dict options, list params, list names, list states=None, bint last=True):
+    def add_group(self, dict options, list params, list names, list states=None, bint last=True, str twin=None):
         """Add parameters with their hyperparameters; nothing is added if any of it is wrong.
 
         `states` gives, per parameter, slot -> array: state that the caller owns, used instead of allocating. State that
-        is allocated gets its first values with the `last` group of several: once for all, in one partition.
+        is allocated gets its first values with the `last` group of several: once for all, in one partition. `twin` is
+        what messages recommend for tensors that require gradients.
         """
         cdef Group group
         cdef Memory memory
@@ -231,7 +237,7 @@ cdef class Plan:
         try:
             all_names = self.names + names
             labels = [label_of(all_names, old + i) for i in range(len(params))]
-            arrays = [as_parameter(p, label) for p, label in zip(params, labels)]
+            arrays = [as_parameter(p, label, twin) for p, label in zip(params, labels)]
             kinds = [(a.dtype, a.shape) for a in arrays]
             group = self.new_group(options, any(a.dtype == np.float32 for a in arrays), self.steps)
             group.first, group.n_params = old, len(arrays)
@@ -735,6 +741,11 @@ cdef class Plan:
         return self.n_slots - 1
 
     cdef list as_list(self, grads):
+        """Gradients that came in no list, in one."""
+        cdef Py_ssize_t n = len(self.arrays)
+        cdef list members
+        if n == 1 and cnp.PyArray_Check(grads):
+            return [grads]
         if isinstance(grads, Mapping):
             if not self.named:
                 raise GradientError("gradients in a dict need parameters in a dict")
@@ -744,23 +755,23 @@ cdef class Plan:
                 raise GradientError("gradients must have the names of the parameters; "
                                     f"missing: {missing!r}, unknown: {unknown!r}; None skips one")
             return [grads[name] for name in self.names]
-        if isinstance(grads, (tuple, list)):
-            return list(grads)
-        if len(self.arrays) == 1:
+        members = listed(grads, n + 1)
+        if members is None and n != 1:
+            raise GradientError(f"gradients are a list, one for each of {n} parameters, not {kind_of(grads)}")
+        if members is None:
             return [grads]
-        if isinstance(grads, np.ndarray) or not hasattr(grads, "__iter__"):
-            raise GradientError(f"gradients are a list, one for each of {len(self.arrays)} parameters, "
-                                f"not {type(grads).__name__}")
-        return list(grads)
+        if len(members) > n and not isinstance(grads, (list, tuple)):      # it may be endless
+            raise GradientError(f"more than {n} gradients for {n} parameters; give one for each, None to skip one")
+        return members
 
     cdef convert(self, Py_ssize_t i, object g):
         """A gradient as a plain array that fits its parameter."""
         cdef Param *q = &self.params[i]
         label = f"gradient of {self.label(i)}"
         param = self.arrays[i]
-        array = as_array(g, label)
+        array = as_array(g, label, True)
         if array.dtype.kind != "f":
-            raise DTypeError(f"{label} has dtype {dtype_name(array)}; {param.dtype} is needed")
+            raise wrong_dtype(label, dtype_name(array), str(param.dtype), True)
         if array.shape != param.shape:
             raise ShapeError(f"{label} has shape {array.shape}; the parameter has {param.shape}")
         if not fits(<PyObject *>array, q, 0):

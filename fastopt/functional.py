@@ -1,9 +1,9 @@
 """The update rules as plain in-place functions, for libraries that keep parameters, state and counts themselves.
 
-Each function takes one step. ``p``, ``g`` and the state are one array each, or lists with one array a parameter;
-parameters and state are written in place, and nothing is kept between calls. ``step`` is the number of this step, 1 at
-the first. The options are the hyperparameters of the class of the same name (None: as the convention has it) and
-``maximize``, ``decoupled_weight_decay``, ``flush_subnormal``, ``convention``, ``n_threads``, ``nonfinite``,
+Each function takes one step. ``p``, ``g`` and the state are one array each, or lists (or other iterables) with one
+array a parameter; parameters and state are written in place, and nothing is kept between calls. ``step`` is the number
+of this step, 1 at the first. The options are the hyperparameters of the class of the same name (None: as the convention
+has it) and ``maximize``, ``decoupled_weight_decay``, ``flush_subnormal``, ``convention``, ``n_threads``, ``nonfinite``,
 ``copy_grads``: see there for the rule, its order, ranges and sources. State starts at zero unless said otherwise, and
 may be left out where the options do not need it. Everything is checked before the first write, as in `Optimizer.step`.
 
@@ -42,7 +42,7 @@ from typing import Any
 import numpy as np
 
 from fastopt import OPTIMIZERS
-from fastopt.engine import Plan
+from fastopt.engine import Plan, listed, shown
 from fastopt.errors import HyperparameterError, OverlapError, ParameterError, ReadOnlyError, UnknownOptionError
 from fastopt.optimizer import Optimizer, derive, known_convention, refuse_unknown, require_all, with_defaults
 
@@ -86,22 +86,26 @@ def _take(cls: type[Optimizer], p: Any, g: Any, state: Mapping[str, Any], step: 
 
 def _columns(p: Any, rest: Mapping[str, Any]) -> tuple[list[Any], dict[str, list[Any]]]:
     """The parameters as a list, and gradients and state as lists of the same length; None stays out."""
-    if not isinstance(p, (list, tuple)):
+    params = listed(p)
+    if params is None:
         return [p], {name: [array] for name, array in rest.items() if array is not None or name == "g"}
     columns = {}
     for name, column in rest.items():
         if column is None and name != "g":
             continue
-        if not isinstance(column, (list, tuple)) or len(column) != len(p):
-            raise ParameterError(f"{name} must be a list of {len(p)} arrays, like p")
-        columns[name] = list(column)
-    return list(p), columns
+        members = listed(column, len(params) + 1)
+        if members is None or len(members) != len(params):
+            raise ParameterError(f"{name} must be a list of {len(params)} arrays, like p")
+        columns[name] = members
+    return params, columns
 
 
 def _number(cls: type[Optimizer], array: Any) -> float:
     """The carried number from its array, checked."""
     if not isinstance(array, np.ndarray) or array.size != 1 or array.dtype.kind != "f":
-        raise ParameterError(f"{cls.carried} must be an array of one float (a list of them, like p), not {array!r}")
+        raise ParameterError(
+            f"{cls.carried} must be an array of one float (a list of them, like p), not {shown(array)}"
+        )
     if not array.flags.writeable:
         raise ReadOnlyError(f"{cls.carried} is read-only; a step writes to it")
     try:

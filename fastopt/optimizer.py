@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 
 from fastopt._spelling import about_clipping, meant
-from fastopt.engine import LAST_FLOAT_COUNT, SCHEDULABLE, Plan, is_number
+from fastopt.engine import LAST_FLOAT_COUNT, SCHEDULABLE, Plan, is_array, is_number, listed
 from fastopt.errors import (
     ConventionError,
     DeclarationError,
@@ -486,7 +486,7 @@ class Optimizer:
         groups: list[Any]
         if isinstance(params, Mapping) and params:
             groups = [{"params": params}]
-        elif not is_array(params) and isinstance(params, Iterable):
+        elif not is_array(params) and isinstance(params, Iterable) and not isinstance(params, (set, frozenset)):
             groups = list(params)
             if not groups:
                 raise ParameterError(f"{cls.__name__} got no parameters: an empty {type(params).__name__}")
@@ -545,7 +545,8 @@ class Optimizer:
         if isinstance(params, Mapping):
             names, arrays = list(params), list(params.values())
         else:
-            arrays = [params] if is_array(params) or not isinstance(params, Iterable) else list(params)
+            members = listed(params)
+            arrays = [params] if members is None else members
             names = [None] * len(arrays)
         known = {name for name in plan.names if name is not None}
         clash = known.intersection(name for name in names if name is not None)
@@ -557,7 +558,7 @@ class Optimizer:
         own = {key: value for key, value in group.items() if key != "params" and value is not None}
         options = {"params": tuple(arrays), **self.defaults, **own}
         require_all(type(self), self.convention, options)
-        plan.add_group(options, arrays, names, last=last)
+        plan.add_group(options, arrays, names, last=last, twin=in_torch(type(self)))
 
     # --- Stepping
 
@@ -566,7 +567,7 @@ class Optimizer:
 
         Parameters
         ----------
-        grads : list or tuple of arrays, dict of arrays, or one array
+        grads : list, tuple or other iterable of arrays, dict of arrays, or one array
             In the order of the parameters of all groups; a dict, with the same names, if the parameters were given
             as one; one array for a single parameter. Each has the shape, type and memory order of its parameter;
             None skips that parameter, and its step count stands still.
@@ -777,8 +778,9 @@ class Optimizer:
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} (convention: {self.convention}"]
+        arrays = iter(self._plan.arrays)
         for k, group in enumerate(self.param_groups):
-            sizes = [np.size(p) for p in self._originals[k]]
+            sizes = [next(arrays).size for _ in self._originals[k]]
             lines.append(f"Parameter Group {k}: {len(sizes)} array{'s' * (len(sizes) != 1)}, {sum(sizes):,} elements")
             lines += [f"    {key}: {group[key]!r}" for key in sorted(group, key=str) if key != "params"]
         return "\n".join([*lines, ")"])
@@ -832,14 +834,10 @@ def _blank(cls: type[_O]) -> _O:
     return cls.__new__(cls)
 
 
-def is_array(value: Any) -> bool:
-    """Whether a value is one array, rather than a collection of arrays."""
-    if isinstance(value, np.ndarray) or hasattr(value, "__dlpack__"):
-        return True
-    if isinstance(value, (str, Mapping)):
-        return False
-    try:
-        memoryview(value)
-    except TypeError:
-        return False
-    return True
+def in_torch(cls: type[Optimizer]) -> str:
+    """What `fastopt.torch` has in the place of a class, for messages."""
+    ours = [base.__name__ for base in cls.__mro__ if base.__module__.startswith("fastopt.") and base is not Optimizer]
+    if not ours:
+        return "fastopt.torch"
+    forms = {"Momentum": "SGD(momentum=...)", "NAG": "SGD(momentum=..., nesterov=True)"}
+    return f"fastopt.torch.{forms.get(ours[0], ours[0])}"

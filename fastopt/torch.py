@@ -44,7 +44,19 @@ from math import inf
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
+
+from fastopt.errors import MissingExtraError
+
+try:
+    import torch
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise MissingExtraError('fastopt.torch needs PyTorch: pip install "fastopt[torch]"') from error
+if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
+    raise MissingExtraError(
+        f'fastopt.torch needs PyTorch 2.10 or newer, not {torch.__version__}: pip install --upgrade "fastopt[torch]"'
+    )
 from torch.optim import optimizer as torch_optimizer
 
 import fastopt

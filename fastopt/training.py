@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from . import OPTIMIZERS
+from ._spelling import meant
+from .engine import as_values, is_array, shown
 from .errors import DTypeError, GradientError, HyperparameterError, MissingExtraError, ShapeError
-from .optimizer import is_array
+from .optimizer import Optimizer
 
 __all__ = ["MinimizeResult", "MinimizeState", "minibatches", "minimize"]
 
@@ -84,7 +87,7 @@ class MinimizeState:
     params: Any = field(repr=False)
     """The parameters after the update: the caller's own arrays, in the caller's container."""
     grads: Any = field(repr=False)
-    """The gradients as `fun` returned them."""
+    """The gradients as `fun` returned them; those of an iterator as a list."""
     optimizer: Any = field(repr=False)
     """The optimizer, whose hyperparameters a callback may change."""
 
@@ -117,14 +120,14 @@ class MinimizeResult:
 def minimize(
     fun: Callable[[Any, Any], tuple[Any, Any]],
     params: Any,
-    optimizer: Any,
+    optimizer: str | Callable[[Any], Any] | Any,
     *,
     data: Any = None,
     batch_size: int | None = None,
     drop_last: bool = False,
     max_steps: int | None = 1000,
     tol: float = 0.0,
-    callback: Callable[[MinimizeState], Any] | None = None,
+    callback: Callable[[MinimizeState], bool | np.bool_ | None] | None = None,
     progress: bool = False,
     rng: Rng = None,
 ) -> MinimizeResult:
@@ -136,15 +139,17 @@ def minimize(
     Parameters
     ----------
     fun : callable ``(params, batch) -> (loss, grads)``
-        `params` comes in the container that the caller gave; `grads` goes to the optimizer as it is. The
+        `params` comes in the container that the caller gave (an iterator as a list); `grads` goes to the optimizer as
+        it is. The loss is one real number, or an array or tensor without dimensions that holds one. The
         gradient of a batch is whatever `fun` returns, by custom the mean over its samples. With `NAG` (any
         optimizer that has a ``lookahead``), `fun` is evaluated at ``optimizer.lookahead()``, losses included;
         for groups that is a list of arrays.
     params : array, list, dict or list of group dicts
         What the optimizer steps, in place.
-    optimizer : Optimizer, or callable ``(params) -> Optimizer``
+    optimizer : Optimizer, callable ``(params) -> Optimizer``, or str
         An optimizer already built over these `params`, which continues from its state; or what builds one: a
-        class (``fastopt.Adam``), ``functools.partial(fastopt.Adam, lr=0.1)``, a lambda.
+        class (``fastopt.Adam``), ``functools.partial(fastopt.Adam, lr=0.1)``, a lambda; or the name of a class in
+        `fastopt.OPTIMIZERS`, in upper or lower case (``"adam"``), which is built with its defaults.
     data : array, or tuple, list or dict of arrays, optional
         The samples, along the first dimension, equally many in each array. A batch has the same structure.
         None: `fun` gets None as its batch, which is plain minimization of a function.
@@ -160,7 +165,7 @@ def minimize(
         weight decay, is below `tol`. It is tested after the update, so the last update is made. 0: never.
         With mini-batches it is the norm of one batch's gradient.
     callback : callable, optional
-        Called after every step with a `MinimizeState`; a true answer stops.
+        Called after every step with a `MinimizeState`. It returns True to stop; False or None to go on.
     progress : bool, default False
         Show a tqdm bar on standard error, only where that is a terminal. Needs the extra ``fastopt[demo]``.
     rng : numpy.random.Generator, RandomState, int or None
@@ -174,8 +179,9 @@ def minimize(
     ------
     HyperparameterError, ShapeError, DTypeError
         If an argument is of the wrong kind, out of range, or the optimizer steps other arrays than `params`.
-    GradientError, ShapeError
-        If `fun` returns something else than a pair, or a loss that is no single number.
+    GradientError, ShapeError, DTypeError
+        If `fun` returns something else than a pair, or a loss that is no single real number (text, a bool, a complex
+        number); if `callback` returns what is neither true nor false, such as an array of several elements.
     MissingExtraError
         If `progress` is asked for without tqdm.
 
@@ -202,6 +208,7 @@ def minimize(
     if limit == math.inf and tol == 0 and callback is None:
         raise HyperparameterError("max_steps=None never stops: give max_steps, a tol above 0, or a callback")
     batches = _batches(data, batch_size, drop_last, _generator(rng))
+    params = _kept(params)
     optimizer = _built(optimizer, params)
     lookahead = getattr(optimizer, "lookahead", None)
     policy = getattr(optimizer, "nonfinite", "propagate")
@@ -227,8 +234,8 @@ def minimize(
             if bar is not None:
                 bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
                 bar.update()
-            wants_stop = callback is not None and callback(
-                MinimizeState(steps, epochs, loss, grad_norm, params, grads, optimizer)
+            wants_stop = callback is not None and _answer(
+                callback(MinimizeState(steps, epochs, loss, grad_norm, params, grads, optimizer))
             )
             if grad_norm < tol:
                 reason = "tol"
@@ -281,12 +288,36 @@ def _leaves(params: Any) -> list[Any]:
     return [leaf for p in params for leaf in (_leaves(p["params"]) if isinstance(p, Mapping) else [p])]
 
 
+def _kept(items: Any) -> Any:
+    """Return what can be walked over more than once: the items of an iterator in a list, all else as it is."""
+    return list(items) if isinstance(items, Iterator) else items
+
+
+def _named(name: str) -> type[Optimizer]:
+    """Return the optimizer of a name, in upper or lower case."""
+    classes = {key.lower(): cls for key, cls in OPTIMIZERS.items()}
+    if name.lower() in classes:
+        return classes[name.lower()]
+    near = meant(name, classes, 0.6)
+    hint = f"; did you mean {classes[near].__name__!r}?" if near else ""
+    raise HyperparameterError(f"optimizer={name!r} is not known; known are {', '.join(OPTIMIZERS)}{hint}")
+
+
 def _built(optimizer: Any, params: Any) -> Any:
     """Return the optimizer over `params`: built now, or built before and, by a look at its arrays, over these."""
+    if isinstance(optimizer, str):
+        optimizer = _named(optimizer)
     if isinstance(optimizer, type) or not hasattr(optimizer, "step"):
         if not callable(optimizer):
-            raise HyperparameterError(f"optimizer must be one or build one from params, not {optimizer!r}")
-        return optimizer(params)
+            raise HyperparameterError(
+                f"optimizer must be one, build one from params, or be the name of one, not {optimizer!r}"
+            )
+        built = optimizer(params)
+        if not hasattr(built, "step"):
+            raise HyperparameterError(
+                f"optimizer={optimizer!r} must build an optimizer; a {type(built).__name__} has no step()"
+            )
+        return built
     if hasattr(optimizer, "param_groups"):
         stepped = _leaves(optimizer.param_groups)
         given = _leaves(params)
@@ -366,27 +397,54 @@ def _take(data: Any, index: npt.NDArray[np.intp]) -> Any:
 def _evaluate(fun: Callable[[Any, Any], tuple[Any, Any]], params: Any, batch: Any) -> tuple[float, Any]:
     out = fun(params, batch)
     if not (isinstance(out, (tuple, list)) and len(out) == 2):
-        raise GradientError(f"fun must return a pair (loss, grads), not {type(out).__name__}")
-    loss, grads = out
-    if getattr(loss, "ndim", 0) != 0:
-        raise ShapeError(f"the loss that fun returns must be one number, not of shape {tuple(loss.shape)}")
+        many = f" of {len(out)}" if isinstance(out, (tuple, list)) else ""
+        raise GradientError(f"fun must return a pair (loss, grads), not a {type(out).__name__}{many}")
+    return _loss(out[0]), _kept(out[1])
+
+
+def _loss(value: Any) -> float:
+    """Return a loss as a float: a real number, or an array or tensor without dimensions."""
+    if getattr(value, "ndim", 0) != 0:
+        raise ShapeError(
+            f"the loss that fun returns must be one number, not of shape {tuple(value.shape)}: take its sum, its mean, "
+            "or .item() of a single element"
+        )
+    dtype = getattr(value, "dtype", None)
+    refused = (
+        isinstance(value, (str, bytes, bool, np.ma.MaskedArray))
+        or getattr(dtype, "kind", None) in ("S", "U")
+        or any(word in str(dtype) for word in ("bool", "complex"))
+    )
     try:
-        return float(loss), grads
-    except (TypeError, ValueError, OverflowError) as error:
-        raise DTypeError(f"the loss that fun returns must be one number, not {loss!r:.40}") from error
+        if refused:
+            raise TypeError(f"of type {dtype or type(value).__name__}")
+        return float(value.detach() if hasattr(value, "detach") else value)
+    except Exception as error:  # whatever a foreign type's conversion raises
+        raise DTypeError(f"the loss that fun returns must be one real number, not {shown(value)}: {error}") from error
+
+
+def _answer(value: Any) -> bool:
+    """Return whether a callback wants to stop."""
+    try:
+        return bool(value)
+    except Exception as error:  # NumPy's of several elements, or whatever a foreign type raises
+        shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+        raise DTypeError(
+            f"callback must return True to stop, or False or None to go on, not a {type(value).__name__}{shape}"
+        ) from error
 
 
 def _norm_or_step_error(grads: Any, optimizer: Any) -> float:
     try:
         return _norm(grads)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):
         optimizer.step(grads)  # its error says which gradient is wrong, and how
         raise
 
 
 def _norm(grads: Any) -> float:
     """Return the Euclidean norm over all the gradients in float64, without overflow."""
-    arrays = [_array(g) for g in _leaves(grads) if g is not None]
+    arrays = [as_values(g, "a gradient") for g in _leaves(grads) if g is not None]
     with np.errstate(all="ignore"):
         total = sum(_sum_of_squares(a, 1.0) for a in arrays)
         if 1e-280 < total < math.inf:
@@ -396,12 +454,6 @@ def _norm(grads: Any) -> float:
         if largest == 0 or not math.isfinite(largest):
             return largest
         return largest * math.sqrt(sum(_sum_of_squares(a, largest) for a in arrays))
-
-
-def _array(g: Any) -> npt.NDArray[Any]:
-    if hasattr(g, "__dlpack__") and not hasattr(g, "__array__"):
-        return np.from_dlpack(g)
-    return np.asarray(g)
 
 
 def _sum_of_squares(a: npt.NDArray[Any], scale: float) -> float:

@@ -7,6 +7,7 @@
 
 #ifdef _OPENMP
 #include <omp.h>
+#include <stdlib.h>
 #endif
 
 #ifdef _WIN32
@@ -81,8 +82,72 @@ const char *fo_omp_library(void)
 
 int fo_omp_max_threads(void)
 {
-    return omp_get_max_threads();
+    int threads = omp_get_max_threads();
+#if _OPENMP >= 200805 /* OpenMP 3.0; Microsoft's is 2.0 */
+    if (omp_get_thread_limit() < threads)
+        threads = omp_get_thread_limit();
+#endif
+    return threads;
 }
+
+#if _OPENMP >= 201511 /* OpenMP 4.5 */
+
+#if _OPENMP >= 202011
+#define WITH_THE_FIRST omp_proc_bind_primary
+#else
+#define WITH_THE_FIRST omp_proc_bind_master
+#endif
+
+static int by_value(const void *a, const void *b)
+{
+    return (*(const int *)a > *(const int *)b) - (*(const int *)a < *(const int *)b);
+}
+
+/* The different CPUs in all places together; 0 without memory to count them. */
+static int cpus_of_places(int places)
+{
+    int place, k, n = 0, different = 0;
+    int *cpus;
+
+    for (place = 0; place < places; place++)
+        n += omp_get_place_num_procs(place);
+    cpus = malloc((n > 0 ? (size_t)n : 1) * sizeof *cpus);
+    if (cpus == NULL)
+        return 0;
+    for (place = 0, n = 0; place < places; n += omp_get_place_num_procs(place), place++)
+        omp_get_place_proc_ids(place, cpus + n);
+    qsort(cpus, (size_t)n, sizeof *cpus, by_value);
+    for (k = 0; k < n; k++)
+        different += k == 0 || cpus[k] != cpus[k - 1];
+    free(cpus);
+    return different;
+}
+
+int fo_omp_bound_cpus(void)
+{
+    static int everywhere = 0; /* places stay as they are from the start of the process */
+    const omp_proc_bind_t policy = omp_get_proc_bind();
+    const int places = omp_get_num_places();
+
+    if (policy == omp_proc_bind_false || places < 1)
+        return 0;
+    if (policy == WITH_THE_FIRST) { /* the whole team in the place of the thread that starts it */
+        const int place = omp_get_place_num();
+        return omp_get_place_num_procs(place < 0 ? 0 : place);
+    }
+    if (everywhere == 0)
+        everywhere = cpus_of_places(places);
+    return everywhere;
+}
+
+#else
+
+int fo_omp_bound_cpus(void)
+{
+    return 0;
+}
+
+#endif
 
 int fo_omp_num_threads(void)
 {
@@ -124,6 +189,11 @@ const char *fo_omp_library(void)
 int fo_omp_max_threads(void)
 {
     return 1;
+}
+
+int fo_omp_bound_cpus(void)
+{
+    return 0;
 }
 
 int fo_omp_num_threads(void)

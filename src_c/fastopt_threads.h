@@ -22,8 +22,13 @@ int fo_omp_version(void);
  * process with global symbols is. NULL without OpenMP and where the system does not tell. */
 const char *fo_omp_library(void);
 
-/* The threads that a region would get now: follows OMP_NUM_THREADS, omp_set_num_threads(), threadpoolctl. */
+/* The threads that a region would get now: follows OMP_NUM_THREADS, OMP_THREAD_LIMIT, omp_set_num_threads(),
+ * threadpoolctl. */
 int fo_omp_max_threads(void);
+
+/* The CPUs that OpenMP binds the threads of a region to, as OMP_PROC_BIND, OMP_PLACES or GOMP_CPU_AFFINITY ask; 0 if it
+ * binds none, or cannot tell. The caller's own mask then has only the CPUs of its place. Call it with the GIL. */
+int fo_omp_bound_cpus(void);
 
 /* Inside a region: the size of the team and the place of the caller in it. */
 int fo_omp_num_threads(void);
@@ -42,7 +47,7 @@ ptrdiff_t fo_take(ptrdiff_t *next, ptrdiff_t end, ptrdiff_t n);
 /* The flag becomes 1; other threads of the team may set it at the same time, and read it after a barrier. */
 void fo_set_flag(int *flag);
 
-/* The CPUs that this process may run on; the online CPUs where the system has no affinity. At least 1. */
+/* The CPUs that the calling thread may run on; the online CPUs where the system has no affinity. At least 1. */
 int fo_affinity_cpus(void);
 
 /* The CPU that the calling thread is on; -1 where the system does not tell. */

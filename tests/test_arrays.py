@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import array
 import ctypes
+import itertools
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +28,7 @@ from fastopt import (
     ReadOnlyError,
     ShapeError,
     StateDictError,
+    functional,
 )
 
 SHAPE = (4, 5)
@@ -250,6 +253,74 @@ def test_gradients_by_name_need_exactly_the_names_of_the_parameters(grads):
     opt = Adam({"a": values(), "b": values()})
     with unchanged(opt, GradientError, "missing|unknown"):
         opt.step(grads)
+
+
+# --- Containers of gradients
+
+ITERABLES: dict[str, Callable[[list[Any]], Any]] = {
+    "generator": lambda grads: (g for g in grads),
+    "map": lambda grads: map(np.asarray, grads),
+    "zip": lambda grads: (g for g, _ in zip(grads, grads, strict=True)),
+    "iterator": iter,
+    "reversed": lambda grads: reversed(grads[::-1]),
+    "values of a dict": lambda grads: dict(enumerate(grads)).values(),
+    "deque": deque,
+}
+
+
+@pytest.mark.parametrize("make", ITERABLES.values(), ids=ITERABLES)
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_gradients_come_in_any_iterable_for_any_number_of_parameters(make, n):
+    shapes = [(4, 5), (3,), ()][:n]
+    opt, plain = (Adam([values(shape, seed=i) for i, shape in enumerate(shapes)]) for _ in range(2))
+    alone, twin = (Adam(values(seed=7)) for _ in range(2))
+    p, q = ([values(shape, seed=i) for i, shape in enumerate(shapes)] for _ in range(2))
+    for seed in range(1, 4):
+        grads = [values(shape, seed=10 * seed + i) for i, shape in enumerate(shapes)]
+        opt.step(make(grads))
+        plain.step(grads)
+        functional.sgd_(make(p), make(grads), step=seed, lr=0.5)
+        functional.sgd_(q, grads, step=seed, lr=0.5)
+        alone.step(make([values(seed=seed)]))
+        twin.step([values(seed=seed)])
+    assert same_bits([*opt.params, *alone.params, *p], [*plain.params, *twin.params, *q])
+    with unchanged(opt, GradientError, f"0 gradients for {n} parameters"):
+        opt.step(make([]))
+    with unchanged(opt, GradientError, f"^more than {n} gradients for {n} parameters"):
+        opt.step(make([*grads, values()]))
+
+
+def test_gradients_without_end_are_too_many():
+    opt = Adam(values())
+    with unchanged(opt, GradientError, "^more than 1 gradients for 1 parameters"):
+        opt.step(itertools.repeat(values()))
+    with pytest.raises(fastopt.ParameterError, match="g must be a list of 1 arrays"):
+        functional.sgd_([values()], itertools.repeat(values()), step=1)
+
+
+def test_a_set_has_no_order():
+    several = {DLPack(values()), DLPack(values(seed=1))}
+    opt = Adam([values(), values(seed=1)])
+    with unchanged(opt, GradientError, "gradients are a list, one for each of 2 parameters, not set"):
+        opt.step(several)
+    for params in (several, frozenset(several), {"params": several}):
+        with pytest.raises(DTypeError, match="^parameter 0 is a (frozen)?set; an array"):
+            Adam([params] if isinstance(params, dict) else params)
+    with pytest.raises(DTypeError, match="^parameter 0 is a set; an array"):
+        functional.sgd_(several, several, step=1)
+
+
+def test_an_iterable_that_fails_changes_nothing():
+    def grads():
+        yield values()
+        raise ZeroDivisionError("mine")
+
+    opt = Adam(values())
+    before = frozen([opt.params, opt.state])
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        opt.step(grads())
+    assert frozen([opt.params, opt.state]) == before
+    opt.step(values())
 
 
 # --- Overlap

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import fastopt
-from fastopt import _config, cli, engine
+from fastopt import _config, _openmp, cli, engine
 from fastopt.kernels import generic
 
 OPENMP = engine.info()["openmp"]
@@ -25,10 +25,10 @@ needs_libgomp = pytest.mark.skipif(
 )
 
 
-def run(code, *arguments):
+def run(code, *arguments, env=None):
     """What a new process prints."""
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -169,3 +169,121 @@ def test_it_starts_no_process():
         """
     )
     assert said == "[]\n"
+
+
+# --- How many threads, where OpenMP binds them to CPUs
+
+CPUS = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+A, B = CPUS[0], CPUS[-1]
+ALL = len(CPUS)
+several_cpus = pytest.mark.skipif(ALL < 2, reason="one CPU cannot be told from all")
+BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY")
+BOUND = [
+    ("OMP_PROC_BIND", "true", ALL), ("OMP_PROC_BIND", "close", ALL), ("OMP_PROC_BIND", "spread", ALL),
+    ("OMP_PLACES", "threads", ALL), ("OMP_PLACES", "cores", ALL), ("OMP_PLACES", f"{{{A}}},{{{B}}}", 2),
+    ("GOMP_CPU_AFFINITY", f"{A} {B}", 2),
+    # The whole team in one place, or no more than one CPU in all of them.
+    ("OMP_PROC_BIND", "master", 1), ("OMP_PLACES", f"{{{B}}}", 1), ("OMP_PLACES", f"{{{A}}},{{{A}}}", 1),
+    ("GOMP_CPU_AFFINITY", f"{B}", 1),
+]  # fmt: skip
+
+
+def threads(before="", **variables):
+    """What a new process with these variables says, after some first lines: threads and why, then those of a thread."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", *BINDING)}
+    said = run(
+        before + """
+import threading
+from fastopt import engine
+said = []
+def look():
+    said.append(engine.info())
+look()
+thread = threading.Thread(target=look)
+thread.start()
+thread.join()
+for info in said:
+    print(info["threads"], info["threads_reason"])
+""",
+        env={**clean, **variables},
+    )  # fmt: skip
+    first, second = said.splitlines()
+    assert first == second
+    number, reason = first.split(maxsplit=1)
+    return int(number), reason
+
+
+def granted(cpus):
+    """The threads that so many CPUs give under the quota of the control group."""
+    return min(cpus, _openmp.cpu_quota() or cpus)
+
+
+@needs_libgomp
+@several_cpus
+@pytest.mark.parametrize(("name", "value", "cpus"), BOUND)
+def test_threads_that_are_bound_have_the_cpus_of_their_places(name, value, cpus):
+    """The calling thread's own mask has no more than its place once the library is loaded."""
+    number, reason = threads(**{name: value})
+    assert number == granted(cpus)
+    assert f"CPUs that OpenMP binds its threads to ({name}={value}) {cpus}" in reason
+
+
+@needs_libgomp
+@several_cpus
+def test_places_without_binding_change_nothing():
+    assert "binds its threads" in threads(OMP_PLACES=f"{{{A}}}")[1]
+    number, reason = threads(OMP_PLACES=f"{{{A}}}", OMP_PROC_BIND="false")
+    assert number == granted(ALL)
+    assert reason.endswith(f"CPUs this process may use {ALL}") or "quota" in reason
+
+
+@needs_libgomp
+@several_cpus
+def test_places_are_no_more_than_the_process_was_given():
+    number, reason = threads(f"import os; os.sched_setaffinity(0, {{{B}}})", OMP_PROC_BIND="true")
+    assert number == 1
+    assert "CPUs that OpenMP binds its threads to (OMP_PROC_BIND=true) 1" in reason
+
+
+@needs_libgomp
+@several_cpus
+@pytest.mark.parametrize(("value", "cpus"), [("true", ALL), (f"{{{A}}}", 1)])
+def test_threads_that_are_bound_since_torch_was_imported(value, cpus):
+    pytest.importorskip("torch")
+    name = "OMP_PROC_BIND" if value == "true" else "OMP_PLACES"
+    number, reason = threads("import torch", **{name: value})
+    assert number == granted(cpus)
+    assert f"({name}={value}) {cpus}" in reason
+
+
+@needs_libgomp
+@several_cpus
+def test_a_step_in_a_thread_uses_the_places_that_were_counted():
+    said = run(
+        """
+        import os, sys, threading
+        import numpy as np
+        import fastopt
+        from fastopt import engine
+        engine.set_serial_blocks(0)
+        w, g = np.ones(2_000_000, np.float32), np.ones(2_000_000, np.float32)
+        opt = fastopt.SGD(w, lr=0.5)
+        def work():
+            before = set(os.listdir("/proc/self/task"))
+            opt.step(g)
+            team = set(os.listdir("/proc/self/task")) - before
+            print([sorted(os.sched_getaffinity(int(task))) for task in team], (w == 0.5).all())
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        """,
+        env={**{k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", *BINDING)},
+             "OMP_PLACES": f"{{{A}}},{{{B}}}"},
+    )  # fmt: skip
+    assert said == (f"{[[B]]} True\n" if granted(2) == 2 else "[] True\n")
+
+
+@needs_libgomp
+def test_a_limit_of_openmp_is_heard():
+    number, reason = threads(OMP_THREAD_LIMIT="1")
+    assert number == 1 and "OpenMP's limit 1" in reason

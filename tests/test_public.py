@@ -3,6 +3,9 @@
 import doctest
 import importlib
 import inspect
+import os
+import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -85,3 +88,67 @@ def test_an_import_is_silent_and_loads_nothing_but_numpy():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n" and run.stderr == ""
+
+
+# --- Where nothing was compiled
+
+
+@pytest.fixture
+def in_a_checkout(tmp_path):
+    """Runs Python in a folder that has the package without its compiled part; gives what it says on standard error."""
+    source = pathlib.Path(fastopt.__file__).parent
+    shutil.copytree(source, tmp_path / "fastopt", ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__"))
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONSAFEPATH")}
+
+    def run(*arguments, engine=None):
+        if engine is not None:
+            (tmp_path / "fastopt" / "engine.py").write_text(engine)
+        done = subprocess.run(
+            [sys.executable, *arguments], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60
+        )
+        assert done.returncode != 0 and done.stdout == ""
+        return done.stderr
+
+    run.folder = tmp_path / "fastopt"
+    return run
+
+
+@pytest.mark.parametrize("arguments", [("-c", "import fastopt"), ("-c", "import fastopt.torch"), ("-m", "fastopt")])
+def test_without_the_compiled_engine_the_import_says_what_to_do(in_a_checkout, arguments):
+    said = in_a_checkout(*arguments)
+    assert "circular import" not in said
+    assert f"fastopt has no compiled engine for Python {sys.version_info[0]}.{sys.version_info[1]}" in said
+    assert str(in_a_checkout.folder) in said
+    assert "another folder" in said and "python setup.py build_ext --inplace" in said
+
+
+@pytest.mark.parametrize("error", ["ImportError('libgomp.so.1: no such file')", "ModuleNotFoundError(name='numpy')"])
+def test_an_engine_that_fails_keeps_its_own_error(in_a_checkout, error):
+    said = in_a_checkout("-c", "import fastopt", engine=f"raise {error}")
+    assert "no compiled engine" not in said and "engine.py" in said
+    assert error.partition("(")[0] in said.splitlines()[-1]
+
+
+# --- Without PyTorch, or with one that will not do
+
+
+@pytest.mark.parametrize(
+    ("torch", "says"),
+    [
+        (None, 'MissingExtraError: fastopt.torch needs PyTorch: pip install "fastopt[torch]"'),
+        ("__version__ = '2.9.1+cpu'", "MissingExtraError: fastopt.torch needs PyTorch 2.10 or newer, not 2.9.1+cpu: "
+         'pip install --upgrade "fastopt[torch]"'),
+        ("import filelock_of_torch", "ModuleNotFoundError: No module named 'filelock_of_torch'"),
+        ("raise ImportError('libtorch.so: no such file')", "ImportError: libtorch.so: no such file"),
+    ],
+)  # fmt: skip
+def test_importing_fastopt_torch_says_what_is_missing(tmp_path, torch, says):
+    code = "import sys; "
+    if torch is None:
+        code += "sys.modules['torch'] = None; "
+    else:
+        (tmp_path / "torch.py").write_text(torch + "\n")
+        code += f"sys.path.insert(0, {str(tmp_path)!r}); "
+    done = subprocess.run([sys.executable, "-c", code + "import fastopt.torch"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].removeprefix("fastopt.errors.") == says

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import sys
+import warnings
 from collections import namedtuple
 
 import numpy as np
@@ -417,7 +419,6 @@ def test_wrong_arguments_change_nothing(options, error, message):
         (None, errors.GradientError),
         (1.0, errors.GradientError),
         ((1.0, np.ones(2), 3), errors.GradientError),
-        ((np.ones(1), np.ones(2)), errors.ShapeError),
         (("one", np.ones(2)), errors.DTypeError),
         ((None, np.ones(2)), errors.DTypeError),
         ((1.0, np.ones(3)), errors.ShapeError),
@@ -431,9 +432,119 @@ def test_what_fun_returns_is_checked_before_the_update(returned, error):
     np.testing.assert_array_equal(w, 1.0)
 
 
+class Loss:
+    """A loss that is no number, as a deleted array of JAX is."""
+
+    ndim = 0
+
+    def __float__(self):
+        raise RuntimeError("deleted")
+
+
+@pytest.mark.parametrize(
+    ("loss", "error", "says"),
+    [
+        (np.ones(1), errors.ShapeError, r"one number, not of shape \(1,\): take its sum, .*\.item\(\)"),
+        (np.ones((2, 1)), errors.ShapeError, r"one number, not of shape \(2, 1\): take its sum"),
+        ("1.5", errors.DTypeError, "one real number, not '1.5': of type str"),
+        (b"1.5", errors.DTypeError, "one real number, not b'1.5': of type bytes"),
+        (np.array("1.5"), errors.DTypeError, r"one real number, not array\('1.5'.*: of type <U3"),
+        (True, errors.DTypeError, "one real number, not True: of type bool"),
+        (np.True_, errors.DTypeError, "one real number, not np.True_: of type bool"),
+        (np.complex128(1), errors.DTypeError, r"one real number, not np.complex128\(1\+0j\): of type complex128"),
+        (np.array(1j), errors.DTypeError, r"one real number, not array\(0.\+1.j\): of type complex128"),
+        (np.ma.masked, errors.DTypeError, "one real number, not masked"),
+        (Loss(), errors.DTypeError, "one real number, not <.*Loss object.*: deleted"),
+        ([1.0], errors.DTypeError, r"one real number, not \[1.0\]: float\(\) argument must be"),
+    ],
+    ids=range(12),
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_loss_that_is_no_real_number_is_named(loss, error, says):
+    w = np.ones(2)
+    with pytest.raises(error, match=f"^the loss that fun returns must be {says}"):
+        minimize(lambda w, _: (loss, np.ones(2)), w, sgd())
+    np.testing.assert_array_equal(w, 1.0)
+
+
+def test_losses_of_pytorch_and_jax():
+    torch = pytest.importorskip("torch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tensor = torch.tensor(1.5, requires_grad=True)
+        assert minimize(lambda w, _: (tensor, w.copy()), np.ones(2), sgd(), max_steps=1).losses.tolist() == [1.5]
+    for loss in (torch.tensor(1.5 + 1j), torch.tensor(True), torch.tensor(1.0, device="meta")):
+        with pytest.raises(errors.DTypeError, match="must be one real number, not a torch.Tensor: "):
+            minimize(lambda w, _, loss=loss: (loss, w), np.ones(2), sgd())
+    jnp = pytest.importorskip("jax.numpy")
+    gone = jnp.float32(1.5) + 0
+    assert minimize(lambda w, _: (gone, w.copy()), np.ones(2), sgd(), max_steps=1).losses.tolist() == [1.5]
+    gone.delete()
+    with pytest.raises(errors.DTypeError, match="must be one real number, not a jaxlib.ArrayImpl: .*deleted"):
+        minimize(lambda w, _: (gone, w), np.ones(2), sgd())
+
+
+def test_what_fun_returns_instead_of_a_pair_is_counted():
+    with pytest.raises(errors.GradientError, match=r"a pair \(loss, grads\), not a tuple of 3$"):
+        minimize(lambda w, _: (1.0, w, None), np.ones(2), sgd())
+
+
+@pytest.mark.parametrize("answer", [np.array([True, False]), np.zeros((2, 1)), Ellipsis], ids=["two", "2-d", "object"])
+def test_a_callback_that_answers_neither_true_nor_false_is_named(answer):
+    class Undecided:
+        def __bool__(self):
+            raise RuntimeError("who knows")
+
+    answer = Undecided() if answer is Ellipsis else answer
+    shape = rf" of shape {re.escape(str(answer.shape))}" if hasattr(answer, "shape") else ""
+    says = f"^callback must return True to stop, or False or None to go on, not a {type(answer).__name__}{shape}$"
+    with pytest.raises(errors.DTypeError, match=says):
+        minimize(bowl, np.ones(2), sgd(), callback=lambda _: answer)
+
+
+@pytest.mark.parametrize("name", ["adam", "Adam", "ADAM", "AdamW", "adamw", "nag", "SGD", "rmsprop"])
+def test_an_optimizer_by_name_is_the_class_with_its_defaults(name):
+    cls = next(cls for key, cls in fastopt.OPTIMIZERS.items() if key.lower() == name.lower())
+    w, again = np.array([3.0, -4.0]), np.array([3.0, -4.0])
+    result = minimize(bowl, w, name, max_steps=5)
+    assert type(result.optimizer) is cls
+    minimize(bowl, again, cls, max_steps=5)
+    assert w.tobytes() == again.tobytes() != np.array([3.0, -4.0]).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("adamv", "Adam"), ("RMS-prop", "RMSprop"), ("nestrov", None), ("lyon", "Lion"), ("", None)]
+)
+def test_an_unknown_name_lists_the_known_and_suggests_the_nearest(name, near):
+    known = ", ".join(fastopt.OPTIMIZERS)
+    hint = f"; did you mean '{near}'?" if near else ""
+    with pytest.raises(errors.HyperparameterError) as caught:
+        minimize(bowl, np.ones(2), name)
+    assert str(caught.value) == f"optimizer={name!r} is not known; known are {known}{hint}"
+
+
 def test_what_is_no_optimizer_is_refused():
-    with pytest.raises(errors.HyperparameterError, match="'adam'"):
-        minimize(bowl, np.ones(2), "adam")
+    with pytest.raises(errors.HyperparameterError, match="or be the name of one, not 3"):
+        minimize(bowl, np.ones(2), 3)
+    for build in (dict, lambda params: None):
+        with pytest.raises(errors.HyperparameterError, match="must build an optimizer; a (dict|NoneType) has no step"):
+            minimize(bowl, np.ones((1, 2)), build)
+
+
+def test_parameters_and_gradients_may_come_from_iterators():
+    seen = []
+
+    def fun(params, _):
+        return 0.0, (p.copy() for p in params)
+
+    arrays = [np.array([3.0, 4.0]), np.array([12.0])]
+    result = minimize(fun, iter(arrays), sgd(0.5), max_steps=2, callback=lambda state: seen.append(state.grads))
+    assert result.grad_norm == 6.5
+    assert [a.tolist() for a in arrays] == [[0.75, 1.0], [3.0]]
+    assert [[g.tolist() for g in grads] for grads in seen] == [[[3.0, 4.0], [12.0]], [[1.5, 2.0], [6.0]]]
+    w = np.array([3.0, 4.0])
+    assert minimize(lambda w, _: (0.0, iter([w.copy()])), w, sgd(0.5), max_steps=1).grad_norm == 5.0
+    assert w.tolist() == [1.5, 2.0]
 
 
 def test_an_error_in_fun_comes_through():

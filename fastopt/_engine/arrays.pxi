@@ -10,28 +10,90 @@ cdef str dtype_name(array):
     return str(array.dtype) if array.dtype.isnative else f"{array.dtype.newbyteorder('=')}, byte-swapped"
 
 
-cdef as_array(obj, str label):
-    """`obj` as a NumPy array over the same memory: an array, else the buffer protocol, else __dlpack__."""
+cpdef bint is_array(value) except -1:
+    """Whether a value is one array, rather than a collection of arrays."""
+    if isinstance(value, np.ndarray) or hasattr(value, "__dlpack__"):
+        return True
+    if isinstance(value, (str, Mapping)):
+        return False
+    if hasattr(type(value), "__array__") or hasattr(type(value), "shape"):
+        return True
+    try:
+        memoryview(value)
+    except TypeError:
+        return False
+    except (ValueError, BufferError):        # it has the protocol, but nothing to show
+        pass
+    return True
+
+
+cpdef list listed(value, most=None):
+    """The members of a collection that has an order, `most` at most; None for anything else, an array for one."""
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    if is_array(value) or isinstance(value, (str, Mapping, set, frozenset)) or not isinstance(value, Iterable):
+        return None
+    return list(islice(value, most))
+
+
+cpdef as_values(obj, str label):
+    """What an object holds that NumPy can read, in an array, which may be a copy."""
+    return np.asarray(as_array(obj, label, True) if hasattr(obj, "__dlpack__") else obj)
+
+
+cdef as_array(obj, str label, bint reading, str twin=None):
+    """`obj` as a NumPy array over the same memory: an array, else the buffer protocol, else __dlpack__.
+
+    For `reading`, a copy will do where the memory does not say all. `twin` is what steps tensors in the caller's place.
+    """
     if isinstance(obj, np.ndarray):
         if isinstance(obj, np.ma.MaskedArray):
             raise DTypeError(f"{label} is a masked array; masks are not supported: give its .data")
         return obj
-    try:
-        return np.asarray(memoryview(obj))
-    except (TypeError, ValueError):
-        pass
-    if hasattr(obj, "__dlpack__"):
-        if getattr(obj, "requires_grad", False):
-            raise DTypeError(f"{label} is a tensor that requires gradients; give its .detach()")
+    if isinstance(obj, np.generic):
+        array = np.asarray(obj)       # a copy: a scalar cannot be written to
+        array.flags.writeable = False
+        return array
+    if not is_tensor(obj):
         try:
-            return np.from_dlpack(obj)
-        except Exception as error:        # whatever a foreign type raises
-            raise DTypeError(f"{label}, a {type(obj).__name__}, cannot be used through __dlpack__: {error}") from error
-    raise DTypeError(f"{label} is a {type(obj).__name__}; an array of float32 or float64 is needed (NumPy, or anything "
-                     "with the buffer protocol or __dlpack__)")
+            return np.asarray(memoryview(obj))
+        except (TypeError, ValueError, BufferError):
+            pass
+    if not hasattr(obj, "__dlpack__"):
+        raise DTypeError(f"{label} is a {kind_of(obj)}; an array of float32 or float64 is needed (NumPy, or anything "
+                         f"with the buffer protocol or __dlpack__){remedy_for(obj, twin)}")
+    try:
+        return from_dlpack(obj, label, reading, twin)
+    except FastoptError:
+        raise
+    except Exception as error:        # whatever a foreign type raises
+        raise unusable(obj, label, reading, error) from error
 
 
-cdef as_parameter(obj, str label):
+cdef wrong_dtype(str label, str name, str needed, bint reading):
+    """The error for a type that cannot be stepped; `needed` says which can."""
+    plain, remedy = needed.partition(" ")[0], ""
+    if "float" in name:
+        remedy = f": convert it to {plain}" if reading else f": keep a copy in {plain}, and convert between them"
+    return DTypeError(f"{label} has dtype {name}; {needed} is needed{remedy}")
+
+
+cdef read_only(obj, array, str label):
+    """The error for memory that a step may not write to."""
+    base = array
+    while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
+        base = base.base
+    if isinstance(obj, np.generic):
+        remedy = "a NumPy scalar cannot be changed, give an array, np.array(x)"
+    elif isinstance(base, np.memmap):
+        remedy = ("open the np.memmap with mode='r+' or 'c', or give a copy, np.array(x). joblib passes large arrays "
+                  "to its workers as read-only memmaps; joblib.Parallel(max_nbytes=None) turns that off")
+    else:
+        remedy = "give a copy, np.array(x), or for pandas .to_numpy(copy=True)"
+    return ReadOnlyError(f"{label} is read-only; a step writes to it: {remedy}")
+
+
+cdef as_parameter(obj, str label, str twin=None):
     """`obj` as an array that a rule can write to, or the error that says why not."""
     cdef cnp.ndarray a
     if cnp.PyArray_CheckExact(obj):
@@ -40,16 +102,16 @@ cdef as_parameter(obj, str label):
                 and cnp.PyArray_ISALIGNED(a) and cnp.PyArray_ISWRITEABLE(a)
                 and (cnp.PyArray_IS_C_CONTIGUOUS(a) or cnp.PyArray_IS_F_CONTIGUOUS(a))):
             return a
-    array = as_array(obj, label)
+    array = as_array(obj, label, False, twin)
     if array.dtype not in (np.float32, np.float64):
-        raise DTypeError(f"{label} has dtype {dtype_name(array)}; float32 or float64 in native byte order is needed")
+        raise wrong_dtype(label, dtype_name(array), "float32 or float64 in native byte order", False)
     if not array.flags.aligned:
         raise LayoutError(f"{label} is misaligned: its data must start at a multiple of {array.itemsize} bytes")
     if not (array.flags.c_contiguous or array.flags.f_contiguous):
         raise LayoutError(f"{label} has shape {array.shape} and strides {array.strides}; it must be contiguous, in "
                           "C or Fortran order")
     if not array.flags.writeable:
-        raise ReadOnlyError(f"{label} is read-only; a step writes to it")
+        raise read_only(obj, array, label)
     return array
 
 

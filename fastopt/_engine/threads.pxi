@@ -6,6 +6,7 @@ cdef Py_ssize_t serial_blocks = 72_000
 # costs a reference to every gradient beside, or another thread could drop what the caller's list holds.
 cdef Py_ssize_t gil_blocks = 8192
 cdef int quota_cpus = -1
+BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")   # what asks OpenMP to bind threads
 
 cdef enum:
     LONG_BLOCKS = 1_000_000   # a step that reads and writes more takes a millisecond
@@ -42,7 +43,7 @@ cdef int automatic_threads():
     if getenv(b"OMP_NUM_THREADS") != NULL:     # os.environ would ask for memory in the middle of a step
         return n
     quota = read_quota()
-    n = min(n, fo_affinity_cpus())
+    n = min(n, fo_omp_bound_cpus() or fo_affinity_cpus())
     return min(n, quota) if quota else n
 
 
@@ -54,7 +55,7 @@ def openmp_library():
 
 def info():
     """What the engine found and chose, as plain data (see ``fastopt info``)."""
-    n, omp, cpus, quota = automatic_threads(), fo_omp_max_threads(), fo_affinity_cpus(), read_quota()
+    n, omp, bound, quota = automatic_threads(), fo_omp_max_threads(), fo_omp_bound_cpus(), read_quota()
     if not fo_have_openmp():
         reason = "built without OpenMP"
     elif fo_in_forked_child():
@@ -62,7 +63,12 @@ def info():
     elif "OMP_NUM_THREADS" in os.environ:
         reason = f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}, OpenMP now grants {omp}"
     else:
-        limits = {"OpenMP's limit": omp, "CPUs this process may use": cpus}
+        limits = {"OpenMP's limit": omp}
+        if bound:
+            asked = ", ".join(f"{name}={os.environ[name]}" for name in BINDING if name in os.environ)
+            limits[f"CPUs that OpenMP binds its threads to ({asked or 'as its library was told'})"] = bound
+        else:
+            limits["CPUs this process may use"] = fo_affinity_cpus()
         if quota:
             limits["CPU quota of the control group"] = quota
         reason = "the least of: " + ", ".join(f"{name} {value}" for name, value in limits.items())

@@ -29,8 +29,8 @@ def bits(of: str) -> str:
 
 RULES = "fastopt/kernels/rules.pxi"
 ENGINE = "fastopt/engine.pyx"
-ARRAYS, GROUP, LEVELS, MEMORY, THREADS, WALK = (
-    f"fastopt/_engine/{part}.pxi" for part in ("arrays", "group", "levels", "memory", "threads", "walk")
+ARRAYS, FOREIGN, GROUP, LEVELS, MEMORY, THREADS, WALK = (
+    f"fastopt/_engine/{part}.pxi" for part in ("arrays", "foreign", "group", "levels", "memory", "threads", "walk")
 )
 OPTIMIZER, STATE, FUNCTIONAL = "fastopt/optimizer.py", "fastopt/_state.py", "fastopt/functional.py"
 SGD, ADAM, SCHEDULES, OPENMP = "fastopt/sgd.py", "fastopt/adam.py", "fastopt/schedules.py", "fastopt/_openmp.py"
@@ -330,6 +330,15 @@ MUTANTS = [
     Mutant(
         "masked arrays", ARRAYS,
         "if isinstance(obj, np.ma.MaskedArray):", "if False:", BAD_ARRAYS,
+    ),
+    Mutant(
+        "a null pointer is memory", FOREIGN,
+        "if cnp.PyArray_CHKFLAGS(array, cnp.NPY_ARRAY_OWNDATA):", "if False:", "test_foreign.py -k functional",
+    ),
+    Mutant(
+        "what is written to a copy is lost", FOREIGN,
+        "np.from_dlpack(obj) if reading else np.from_dlpack(obj, copy=False)", "np.from_dlpack(obj)",
+        "test_foreign.py -k copies",
     ),
     Mutant(
         "state of another type", ARRAYS,
@@ -649,7 +658,16 @@ MUTANTS = [
     ),
     Mutant(
         "threads beyond the CPUs of the process", THREADS,
-        "n = min(n, fo_affinity_cpus())", "pass", "test_engine.py -k cpus_that_the_process",
+        "n = min(n, fo_omp_bound_cpus() or fo_affinity_cpus())", "pass", "test_engine.py -k cpus_that_the_process",
+    ),
+    Mutant(
+        "one place of OpenMP's for all of them", THREADS,
+        "n = min(n, fo_omp_bound_cpus() or fo_affinity_cpus())", "n = min(n, fo_affinity_cpus())",
+        "test_config.py -k bound",
+    ),
+    Mutant(
+        "a CPU of two places counted twice", "src_c/fastopt_threads.c",
+        "different += k == 0 || cpus[k] != cpus[k - 1];", "different += 1;", "test_config.py -k bound",
     ),
     Mutant(
         "the control group's quota is ignored", THREADS,
