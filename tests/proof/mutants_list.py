@@ -333,7 +333,7 @@ MUTANTS = [
     ),
     Mutant(
         "a null pointer is memory", FOREIGN,
-        "if cnp.PyArray_CHKFLAGS(array, cnp.NPY_ARRAY_OWNDATA):", "if False:", "test_foreign.py -k functional",
+        "if cnp.PyArray_CHKFLAGS(array, cnp.NPY_ARRAY_OWNDATA):", "if False:", "test_foreign.py -k null",
     ),
     Mutant(
         "what is written to a copy is lost", FOREIGN,
