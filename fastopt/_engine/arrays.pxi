@@ -67,7 +67,7 @@ cdef as_array(obj, str label, bint reading, str twin=None):
     except FastoptError:
         raise
     except Exception as error:        # whatever a foreign type raises
-        raise unusable(obj, label, reading, error) from error
+        raise unusable(obj, label, reading, twin, error) from error
 
 
 cdef wrong_dtype(str label, str name, str needed, bint reading):

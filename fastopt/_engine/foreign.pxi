@@ -47,21 +47,11 @@ cdef bint is_tensor(obj) except -1:
 
 
 cdef plain_tensor(obj, str label, bint reading, str twin):
-    """A tensor whose memory holds what it says, or the error: DLPack tells of no flags and asks no subclass."""
-    torch = sys.modules["torch"]
-    if obj.requires_grad:
-        raise DTypeError(f"{label} is a tensor that requires gradients: "
-                         f"{f'step it with {twin}, or ' if twin else ''}give its .detach()")
-    if type(obj).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
-        raise DTypeError(f"{label} is a {kind_of(obj)}, a subclass with its own __torch_dispatch__, whose memory need "
-                         "not hold its values; a plain tensor is needed")
-    if obj.is_nested:
-        raise LayoutError(f"{label} is a nested tensor; one of a single shape is needed")
-    if obj.layout != torch.strided:
-        raise LayoutError(f"{label} has layout {obj.layout}; torch.strided is needed: call .to_dense()")
-    if obj.device.type != "cpu":
-        raise DTypeError(f"{label} is a tensor on {obj.device}; one on the CPU is needed"
-                         f"{'' if obj.device.type == 'meta' else ': call .cpu()'}")
+    """A tensor whose memory holds what it says, or the error: DLPack tells of no flags, and asks no subclass."""
+    if type(obj) is not sys.modules["torch"].Tensor:
+        fault = fault_of(obj, label, twin)
+        if fault is not None:
+            raise fault
     if obj.is_neg():
         if not reading:
             raise LayoutError(f"{label} is a tensor with the negative flag, whose memory holds the opposite sign: call "
@@ -70,8 +60,33 @@ cdef plain_tensor(obj, str label, bint reading, str twin):
     return obj
 
 
-cdef unusable(obj, str label, bint reading, error):
+cdef fault_of(obj, str label, str twin):
+    """The error for a tensor that DLPack refuses, or should; None if there is nothing to be seen."""
+    torch = sys.modules["torch"]
+    if obj.requires_grad:
+        return DTypeError(f"{label} is a tensor that requires gradients: "
+                          f"{f'step it with {twin}, or ' if twin else ''}give its .detach()")
+    if type(obj).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        return DTypeError(f"{label} is a {kind_of(obj)}, a subclass with its own __torch_dispatch__, whose memory need "
+                          "not hold its values; a plain tensor is needed")
+    if obj.is_nested:
+        return LayoutError(f"{label} is a nested tensor; one of a single shape is needed")
+    if obj.layout != torch.strided:
+        return LayoutError(f"{label} has layout {obj.layout}; torch.strided is needed: call .to_dense()")
+    if obj.device.type != "cpu":
+        return DTypeError(f"{label} is a tensor on {obj.device}; one on the CPU is needed"
+                          f"{'' if obj.device.type == 'meta' else ': call .cpu()'}")
+    return None
+
+
+cdef unusable(obj, str label, bint reading, str twin, error):
     """The error for an object whose __dlpack__ failed: what it lacks as far as it tells, else what was raised."""
+    try:
+        fault = fault_of(obj, label, twin) if is_tensor(obj) else None
+        if fault is not None:
+            return fault
+    except Exception:
+        pass
     try:
         if obj.is_deleted():          # JAX
             return LayoutError(f"{label} is a {kind_of(obj)} that was deleted, or donated to a compiled function: its "
