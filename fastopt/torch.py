@@ -60,8 +60,10 @@ if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
 from torch.optim import optimizer as torch_optimizer
 
 import fastopt
+from fastopt import _fallback
 from fastopt._state import MEANINGS, check_layout, check_origin, described, expect, merged_options, translated
 from fastopt._tensors import (
+    PLAIN,
     Host,
     check_disjoint,
     check_inference,
@@ -75,6 +77,7 @@ from fastopt._tensors import (
 )
 from fastopt.engine import LAST_FLOAT_COUNT, NO_SCHEDULES, TensorPlan, Turn
 from fastopt.errors import (
+    FastoptError,
     HyperparameterError,
     ParameterError,
     StateDictError,
@@ -86,6 +89,9 @@ __all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "NAd
 
 # What PyTorch's constructors take that is none of the rule's business.
 ENGINE_OPTIONS = frozenset({"params", "foreach", "fused", "capturable", "differentiable"})
+
+
+DEFAULTS = {"n_threads": None, "flush_subnormal": True, "fallback": "warn"}
 
 
 class _Compiled(torch.optim.Optimizer):
@@ -101,24 +107,35 @@ class _Compiled(torch.optim.Optimizer):
             taken = [p for p in inspect.signature(super().__init__).parameters.values() if p.name != "self"]
             more = [
                 inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
-                for name, default in (("n_threads", None), ("flush_subnormal", True))
+                for name, default in (("n_threads", None), ("flush_subnormal", True), ("fallback", "warn"))
             ]
             cls.__signature__ = inspect.Signature(taken + more)  # type: ignore[attr-defined]
             known = {*cls.core.group_keys(), *ENGINE_OPTIONS}
+            cls._twin_step = staticmethod(_fallback.plain_step(cls.__bases__[-1]))
             cls._unknown = {p.name: p.default for p in taken if p.name not in known}
         elif "__init__" in vars(cls):  # of a user
             cls.__signature__ = None  # type: ignore[attr-defined]
 
+    _twin_step: ClassVar[Callable[..., Any]]
+    """PyTorch's own step, for what the compiled one cannot take."""
+    _mixed: tuple[TensorPlan, list[_fallback.Left]] | None = None
+    """Where some parameters are left to PyTorch: the plan for the others, and those."""
     _mirrors: Mapping[int, tuple[Any, dict[str, Any]]] = {}
     """By identity: a parameter group that is no plain dict, and a plain one that holds the same."""
     _unknown: ClassVar[dict[str, Any]] = {}
     """Options of a PyTorch newer than this module, which it would not follow, and their defaults."""
 
-    def __init__(self, *args: Any, n_threads: int | None = None, flush_subnormal: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, n_threads: int | None = None, flush_subnormal: bool = True, fallback: str = "warn",
+        **kwargs: Any,
+    ) -> None:  # fmt: skip
         for name, default in self._unknown.items():
             if kwargs.get(name, default) != default:
                 raise UnknownOptionError(f"fastopt.torch.{type(self).__name__} does not know the option {name!r} yet")
-        self._settings: dict[str, Any] = {"n_threads": n_threads, "flush_subnormal": flush_subnormal}
+        _fallback.check_choice(fallback)
+        self._settings: dict[str, Any] = {
+            "n_threads": n_threads, "flush_subnormal": flush_subnormal, "fallback": fallback,
+        }  # fmt: skip
         self._plan: TensorPlan | None = None
         self._stepping = Turn()
         self._empty_plan()  # raises for n_threads out of range
@@ -165,22 +182,54 @@ class _Compiled(torch.optim.Optimizer):
 
     def _take_step(self, scale: Any) -> None:
         try:
-            if self._plan is None or not self._plan.step_tensors(self.param_groups, self.state, scale):
-                self._take_another_step(scale)
+            if self._plan is not None and self._plan.step_tensors(self.param_groups, self.state, scale):
+                return
+        except FastoptError:  # a gradient of another kind, for one, which may be left to PyTorch
+            self._plan = None
         except BaseException:
-            self._plan = None  # what was made for this step is not in place
+            self._plan = None
+            raise
+        try:
+            self._take_another_step(scale)
+        except BaseException:
+            self._plan = self._mixed = None  # what was made for this step is not in place
             raise
 
     def _take_another_step(self, scale: Any) -> None:
-        """A step after which something is no longer as it was tied, or that is the first."""
+        """A step after which something is no longer as it was tied, or that is the first, or of several kinds."""
         groups = self._plain_groups()
         if self._mirrors and self._plan is not None and self._plan.step_tensors(groups, self.state, scale):
             return
-        self._plan, keep = self._tied(groups)
-        if not self._plan.step_tensors(groups, self.state, scale):
+        if self._mixed is not None:
+            plan, left = self._mixed
+            if all(_fallback.look_at(groups[one.group], one.param) == one.look for one in left) and plan.step_tensors(
+                groups, self.state, scale, check_only=True
+            ):
+                self._take_mixed_step(groups, plan, left, scale)
+                return
+        left = [] if self._settings["fallback"] == "error" else _fallback.left_to_pytorch(groups, named)
+        self._plan = self._mixed = None
+        plan, keep = self._tied(groups, left)
+        if not plan.step_tensors(groups, self.state, scale, check_only=bool(left)):
             raise ParameterError("parameters, groups or state changed while the step looked at them")
-        if not keep:
-            self._plan = None
+        if left:
+            if self._settings["fallback"] == "warn":
+                _fallback.tell(f"fastopt.torch.{type(self).__name__}", left)
+            self._take_mixed_step(groups, plan, left, scale)
+        elif keep:
+            self._plan = plan
+
+    def _take_mixed_step(
+        self, groups: list[dict[str, Any]], plan: TensorPlan, left: list[_fallback.Left], scale: Any
+    ) -> None:
+        """PyTorch's step for some parameters, then the compiled one, which was checked, for the others."""
+        _fallback.step_by_pytorch(self, self._twin_step, groups, left, scale)
+        keep = True
+        if not plan.step_tensors(groups, self.state, scale):  # PyTorch has made state
+            plan, keep = self._tied(groups, left)
+            if not plan.step_tensors(groups, self.state, scale):
+                raise ParameterError("parameters, groups or state changed while the step looked at them")
+        self._mixed = (plan, left) if keep else None
 
     def _plain_groups(self) -> list[dict[str, Any]]:
         """The parameter groups; for one that is another kind of dict, a plain one with the same in it."""
@@ -213,7 +262,7 @@ class _Compiled(torch.optim.Optimizer):
                     options[key] = bool(options[key])
                 if callable(options[key]):
                     raise HyperparameterError(f"{key}={group[key]!r} must be a number: use torch.optim.lr_scheduler")
-        if group.get("differentiable"):
+        if group.get("differentiable") and self._settings["fallback"] == "error":
             raise HyperparameterError("differentiable=True is not supported: the step is no operation of autograd")
         if options.get("nesterov") and is_zero(options["momentum"]):
             options["nesterov"] = False  # as PyTorch does where a momentum was edited to 0
@@ -223,11 +272,8 @@ class _Compiled(torch.optim.Optimizer):
             forms["product"] = 0.0
         return spec._replace(
             forms=forms,
-            # Schedulers that go down to 0 end a rounding error below it, which PyTorch lets pass.
-            limits={
-                key: (-inf, inf, False) if key in ("lr", "weight_decay") else limits
-                for key, limits in spec.limits.items() if key in group
-            },
+            # PyTorch's constructors say what is in range; what schedulers and users make of it later, it lets pass.
+            limits={key: (-inf, inf, False) for key in spec.limits if key in group},
             watched=tuple(key for key in (*spec.watched, "differentiable") if key in group),
             owner=f"fastopt.torch.{type(self).__name__}",
             check_keys=None,  # PyTorch looks at none that it does not know
@@ -264,8 +310,10 @@ class _Compiled(torch.optim.Optimizer):
         has_float = any(p.dtype != torch.float64 for p in group["params"])
         self._empty_plan().check_options(dict(group), has_float, NO_SCHEDULES)
 
-    def _tied(self, groups: list[dict[str, Any]]) -> tuple[TensorPlan, bool]:
+    def _tied(self, groups: list[dict[str, Any]], left: list[_fallback.Left]) -> tuple[TensorPlan, bool]:
         """A plan over groups, parameters and state as they are now, and whether it may serve for more than one step.
+
+        Without the parameters that are left to PyTorch.
 
         With inference tensors it may not: whether they can be written to depends on where the next step is called.
         """
@@ -273,11 +321,13 @@ class _Compiled(torch.optim.Optimizer):
         plan = self._empty_plan(host)
         labels: dict[torch.Tensor, str] = {}
         place = 0
+        out = {id(one.param) for one in left}
         for group in groups:
             spec, records, names, spare = self._derive(group), [], [], []
-            named = group.get("param_names", ())
             for k, param in enumerate(group["params"]):
-                name = named[k] if k < len(named) else place + k
+                if id(param) in out:
+                    continue
+                name = name_of(group, k, place + k)
                 if param.grad is None:
                     spare.append(param)
                 else:
@@ -307,6 +357,9 @@ class _Compiled(torch.optim.Optimizer):
             given = inner.get(name)
             if given is None:
                 entries[name] = given = new_state(param, own, place, spec.initial.get(name, 0.0))
+            elif self._settings["fallback"] != "error" and type(given) in PLAIN and given.is_floating_point():
+                if given.dtype != own.dtype:  # PyTorch's step left it, before the parameter was cast
+                    entries[name] = given = given.to(own.dtype)
             local = state_tensor(given, param, own, f"state {name!r} of {label}")
             if local.stride() != own.stride() or not is_dense(local):
                 entries[name] = new_state(param, own, place, 0.0)
@@ -393,9 +446,9 @@ class _Compiled(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         before = dict(self.__dict__)
-        self.__dict__.setdefault("_settings", state.get("_settings", {"n_threads": None, "flush_subnormal": True}))
+        self.__dict__.setdefault("_settings", {**DEFAULTS, **state.get("_settings", {})})
         self.__dict__.setdefault("_stepping", Turn())
-        self._plan = None
+        self._plan = self._mixed = None
         try:
             if "state" in state and "param_groups" in state:
                 self._check_numbers(state["state"], state["param_groups"])
@@ -445,9 +498,22 @@ class _Compiled(torch.optim.Optimizer):
             self._check_options(group)
             slots[id(group)] = self._derive(group).slots
         for group, param, entry, label in self._entries(self.state, self.param_groups):
+            if self._settings["fallback"] != "error" and _fallback.reason_of(group, param, label) is not None:
+                continue
             for name in slots[id(group)]:
                 if entry.get(name) is not None:
                     state_tensor(entry[name], param, local_of(param), f"state {name!r} of {label}")
+
+
+def name_of(group: Mapping[str, Any], k: int, place: int) -> Any:
+    """What a parameter is called: its name, or its place among all."""
+    names = group.get("param_names", ())
+    return names[k] if k < len(names) else place
+
+
+def named(group: Mapping[str, Any], k: int, place: int) -> str:
+    """What messages call a parameter."""
+    return f"parameter {name_of(group, k, place)!r}"
 
 
 def plain(value: Any) -> Any:
@@ -596,6 +662,26 @@ class _Lion(torch.optim.Optimizer):
             "capturable": capturable, "differentiable": differentiable, "fused": fused,
         }  # fmt: skip
         super().__init__(params, defaults)
+
+    @torch_optimizer._use_grad_for_differentiable
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Step as PyTorch would, for what the compiled step cannot take."""
+        for group in self.param_groups:
+            lr, (beta1, beta2), sign = group["lr"], group["betas"], -1 if group["maximize"] else 1
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                if p.grad.layout != torch.strided:
+                    raise RuntimeError("Lion does not support sparse gradients")
+                state = self.state[p]
+                if not state:
+                    state["step"] = count_tensor(0)
+                    state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                state["step"] += 1
+                w, g, m = (torch.view_as_real(x) if x.is_complex() else x for x in (p, sign * p.grad, state["exp_avg"]))
+                w.mul_(1 - lr * group["weight_decay"])
+                w.add_(torch.sign(beta1 * m + (1 - beta1) * g), alpha=-lr)
+                m.mul_(beta2).add_(g, alpha=1 - beta2)
 
 
 class Lion(_Compiled, _Lion):

@@ -98,6 +98,7 @@ cdef class TensorPlan(Plan):
     cdef list outer                   # keys and values of the optimizer's state, in turn
     cdef object state                 # the optimizer's, some kind of dict
     cdef uint64_t version             # of the optimizer's state, when it was last compared
+    cdef bint check_only              # whether the step at hand ends before it writes
     cdef list fresh                   # (owner, dict, entries): state to be put in place with the first step
 
     def __cinit__(self):
@@ -213,10 +214,14 @@ cdef class TensorPlan(Plan):
 
     # --- Stepping
 
-    def step_tensors(self, groups, state, grad_scale=None):
-        """One step; False, with nothing written, if something is no longer as it was tied."""
+    def step_tensors(self, groups, state, grad_scale=None, bint check_only=False):
+        """One step; False, with nothing written, if something is no longer as it was tied.
+
+        With `check_only` all is checked that a step checks, and nothing is written.
+        """
         self.enter()
         try:
+            self.check_only = check_only
             self.set_scale(grad_scale)
             return self.is_tied(groups, state) and self.step_tied()
         finally:
@@ -272,7 +277,7 @@ cdef class TensorPlan(Plan):
             return False
         self.fit(grads)
         fits = self.gather(&job, grads)
-        if fits > 0 and self.fresh:
+        if fits > 0 and self.fresh and not self.check_only:
             self.settle()             # which runs Python code, so that all is looked at again
             fits = self.gather(&job, grads)
         if fits < 0:
@@ -302,6 +307,8 @@ cdef class TensorPlan(Plan):
                 PyGC_Enable()
 
     cdef run(self, Job *job):
+        if self.check_only:
+            return
         job.look, job.found = False, 0
         self.launch(job)
         self.write_back(job)
