@@ -6,16 +6,13 @@ from collections.abc import Iterable
 
 # What other libraries, and habit, call an option -> what it is called here.
 ALIASES = {
-    "learning_rate": "lr", "stepsize": "lr", "step_size": "lr", "eta": "lr", "epsilon": "eps", "decay": "weight_decay",
-    "wd": "weight_decay", "l2": "weight_decay", "beta": "betas", "beta1": "betas", "beta2": "betas", "beta_1": "betas",
-    "beta_2": "betas", "b1": "betas", "b2": "betas", "mu": "momentum", "use_nesterov": "nesterov",
-    "num_threads": "n_threads", "threads": "n_threads", "n_jobs": "n_threads", "num_workers": "n_threads",
+    "learning_rate": "lr", "learningrate": "lr", "learn_rate": "lr", "lr_rate": "lr", "lrs": "lr", "rate": "lr",
+    "stepsize": "lr", "step_size": "lr", "eta": "lr", "epsilon": "eps", "decay": "weight_decay", "wd": "weight_decay",
+    "wdecay": "weight_decay", "l2": "weight_decay", "beta": "betas", "beta1": "betas", "beta2": "betas",
+    "beta_1": "betas", "beta_2": "betas", "b1": "betas", "b2": "betas", "mu": "momentum", "use_nesterov": "nesterov",
+    "num_threads": "n_threads", "max_threads": "n_threads", "threads": "n_threads", "n_jobs": "n_threads",
+    "num_workers": "n_threads", "copy_gradients": "copy_grads",
 }  # fmt: skip
-CLIPPING = frozenset((
-    "clip", "clipping", "clipnorm", "clipvalue", "global_clipnorm", "clip_norm", "clip_value", "clip_grad",
-    "clip_grad_norm", "clip_grad_value", "max_norm", "max_grad_norm", "grad_clip", "grad_clip_norm", "grad_clip_value",
-    "gradient_clip", "gradient_clip_val", "gradient_clipping",
-))  # fmt: skip
 
 
 def meant(name: str, known: Iterable[str], near: float = 0.85) -> str | None:
@@ -32,6 +29,7 @@ def meant(name: str, known: Iterable[str], near: float = 0.85) -> str | None:
 
 def about_clipping(name: str) -> str | None:
     """What to say to a word for clipping; None for another word."""
-    if name.lower().replace("-", "_") not in CLIPPING:
+    plain = name.lower()
+    if "clip" not in plain and not (plain.startswith("max_") and plain.endswith("norm")):
         return None
-    return "fastopt does not clip gradients: clip them yourself before step(), for instance g *= min(1, limit / norm)"
+    return "fastopt does not clip gradients: scale them before step(), for example by min(1, max_norm / norm_of_all)"

@@ -7,6 +7,7 @@ converted here (`CONVERSIONS`); else it is refused.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -382,14 +383,12 @@ def translated(
     dtype : numpy dtype
         The parameter's type: conversions are computed in it, or in the state's own if that is wider.
     """
-    from fastopt import OPTIMIZERS
-
     wanted, carried = cls.slots_under(convention), cls.carried_under(convention)
     known = {"step", *wanted, *([carried] if carried else [])}
-    # Other names are a hook's or wrapper's, and are passed over.
-    every = {name for other in OPTIMIZERS.values() for name in (*other.slots, *other.optional_slots)}
-    states = {*every, *MEANINGS, *PYTORCHS}
     out = dict(entry)
+    if known.issuperset(out):
+        return out
+    states = state_names()  # other names are a hook's or wrapper's, and are passed over
     for name in entry:
         if name in known or name not in states or out[name] is None:
             continue
@@ -422,6 +421,15 @@ def translated(
             raise StateDictError(f"{has}; {formula} with lr={saved_lr!r} is too large for {dtype}")
         out[target] = converted
     return out
+
+
+@functools.cache
+def state_names() -> frozenset[str]:
+    """Every name that is state of an optimizer, here or in PyTorch."""
+    from fastopt import OPTIMIZERS
+
+    every = {name for cls in OPTIMIZERS.values() for name in (*cls.slots, *cls.optional_slots)}
+    return frozenset({*every, *MEANINGS, *PYTORCHS})
 
 
 def described(name: str) -> str:

@@ -100,8 +100,9 @@ class Spec(NamedTuple):
     """State slots that are flushed, unless eps is too small -> below what, in float32 and float64."""
     owner: str
     """How messages call the optimizer."""
-    check_keys: Callable[[Mapping[str, Any]], None] | None = None
-    """Called with a group's options when there are more or fewer of them: raises for names that should not be there."""
+    check_keys: Callable[[Mapping[str, Any]], bool] | None = None
+    """Called with a group's options when their keys have changed: raises for names that should not be there, and says
+    whether it has to be called again when values change."""
 
 
 def check_kind(cls: type[Optimizer], key: str, value: Any, owner: str) -> None:
@@ -191,9 +192,13 @@ def derive(cls: type[Optimizer], convention: str, group: Mapping[str, Any], rena
     )  # fmt: skip
 
 
-def refuse_misspelt(cls: type[Optimizer], owner: str, options: Mapping[str, Any]) -> None:
-    """Raise if a key of a parameter group looks like an option, and is none; other keys are the user's own."""
+def refuse_misspelt(cls: type[Optimizer], owner: str, options: Mapping[str, Any]) -> bool:
+    """Raise if a key of a parameter group looks like an option, and is none; other keys are the user's own.
+
+    Returns whether there are options of other optimizers, which have to stay switched off.
+    """
     known = cls.group_keys()
+    others = False
     for key, value in options.items():
         if not isinstance(key, str) or key in known or key == "params":
             continue
@@ -201,12 +206,14 @@ def refuse_misspelt(cls: type[Optimizer], owner: str, options: Mapping[str, Any]
         if key in SETTINGS:
             raise UnknownOptionError(f"{text}; it is an attribute of the optimizer")
         if key in OPTIONS:  # of another optimizer; PyTorch's groups may have it, switched off
+            others = True
             if not is_neutral(key, value):
                 raise UnknownOptionError(f"{text}; {cls.__name__} has: {', '.join(known)}")
         elif clipping := about_clipping(key):
             raise UnknownOptionError(f"{text}; {clipping}")
         elif close := meant(key, known, 0.9):
             raise UnknownOptionError(f"{text}; did you mean {close!r}?")
+    return others
 
 
 def known_convention(cls: type[Optimizer], convention: str | None) -> str:
@@ -282,7 +289,20 @@ def check_declarations(cls: type[Optimizer]) -> None:
     for name in ("slots", "optional_slots", "family"):
         need(is_names(getattr(cls, name)), name, "a tuple of names")
     need(is_names(cls.eps_placements, EPS_PLACEMENTS), "eps_placements", f"a tuple of names among {EPS_PLACEMENTS}")
+    for option, other in (("eps_root", "eps_placement"), ("bias_correction", "betas")):
+        if option == "eps_root" and option in cls.hyperparameters:
+            need(other in cls.hyperparameters, "hyperparameters", f"with {other!r}, which {option!r} needs")
+    need("params" not in cls.hyperparameters, "hyperparameters", "without 'params', which is the group's parameters")
     state = (*cls.slots, *cls.optional_slots)
+    need("step" not in state and len(set(state)) == len(state), "slots", "different names, and none of them 'step'")
+    need(cls.carried is None or (isinstance(cls.carried, str) and cls.carried not in state), "carried",
+         "None or a name of its own")  # fmt: skip
+    for name in ("counts_in_state", "state_from_start"):
+        need(isinstance(getattr(cls, name), bool), name, "True or False")
+    need(
+        cls.accumulator is None or "initial_accumulator_value" in cls.hyperparameters, "accumulator",
+        "None, or the class has the hyperparameter 'initial_accumulator_value'",
+    )  # fmt: skip
     need(cls.accumulator is None or cls.accumulator in cls.slots, "accumulator", f"None or one of {cls.slots}")
     need(is_number(cls.carry), "carry", "a number")
     need(isinstance(cls.ours, Mapping), "ours", "a dict, option -> value")
@@ -309,6 +329,12 @@ def check_declarations(cls: type[Optimizer]) -> None:
                 raise DeclarationError(
                     f"{cls.__name__}.conventions[{key!r}].{field} = {value!r:.200} has to hold {wanted}"
                 )
+        called = [convention.names.get(name, name) for name in state]
+        if "step" in called or len(set(called)) != len(called):
+            raise DeclarationError(
+                f"{cls.__name__}.conventions[{key!r}].names has to give different names, and none of them 'step'; "
+                f"the state is called {', '.join(called)}"
+            )
         unknown = convention.names.keys() - {*state, cls.carried}
         if unknown:
             raise DeclarationError(
@@ -325,10 +351,17 @@ def check_declarations(cls: type[Optimizer]) -> None:
 
 def chosen_rule(cls: type[Optimizer], group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
     """What ``cls.rule`` says of a group; raises unless it is the name of a rule, and declared state slots."""
-    answer = cls.rule(group, convention)
+    try:
+        answer = cls.rule(group, convention)
+    except KeyError as error:
+        raise DeclarationError(
+            f"{cls.__name__}.rule() asks the group for {error}, which is no hyperparameter of the class: "
+            f"{', '.join(cls.hyperparameters)}"
+        ) from error
     declared = (*cls.slots, *cls.optional_slots)
     if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], str)
-            and isinstance(answer[1], (tuple, list)) and all(name in declared for name in answer[1])):  # fmt: skip
+            and isinstance(answer[1], (tuple, list)) and all(name in declared for name in answer[1])
+            and len(set(answer[1])) == len(answer[1])):  # fmt: skip
         raise DeclarationError(
             f"{cls.__name__}.rule() returned {answer!r:.200}; (name of a rule, tuple of state slots) is needed, with "
             f"slots that the class declares: {', '.join(declared) or 'none'}"
@@ -504,6 +537,8 @@ class Optimizer:
         return self._convention
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in _DECLARED and getattr(type(self), name) is getattr(_library_class(type(self)), name):
+            raise UnknownAttributeError(f"{name} is declared by the class {type(self).__name__}, not by one object")
         if not (name.startswith("_") or _declares(type(self), name)):
             _refuse_option(type(self), name)
         elif name == "convention":
@@ -786,6 +821,11 @@ class Optimizer:
         return "\n".join([*lines, ")"])
 
 
+def _library_class(cls: type[Optimizer]) -> type[Optimizer]:
+    """The class of this library that a class is, or derives from."""
+    return next(base for base in cls.__mro__ if base.__module__.startswith("fastopt."))
+
+
 def _require_built(optimizer: Optimizer, name: str) -> None:
     """Raise if an attribute is set before the constructor has run."""
     if "_plan" not in vars(optimizer):
@@ -808,21 +848,26 @@ def _declares(cls: type, name: str) -> bool:
 def _refuse_option(cls: type[Optimizer], name: str) -> None:
     """Raise if an attribute that the class does not have looks like an option, a setting, or one misspelt."""
     text = f"{cls.__name__} has no attribute {name!r}"
-    if clipping := about_clipping(name):
-        raise UnknownAttributeError(f"{text}: {clipping}")
     close = meant(name, (*OPTIONS, *SETTINGS, *_PUBLIC))
-    if close is None:
+    if clipping := about_clipping(name):
+        text += f": {clipping}"
+    elif close is None:
         return
-    if close not in OPTIONS:
-        raise UnknownAttributeError(f"{text}; did you mean {close!r}?")
-    if close not in cls.group_keys():
-        raise UnknownAttributeError(f"{text}, nor an option of that name; it has: {', '.join(cls.group_keys())}")
-    raise UnknownAttributeError(
-        f"{text}: hyperparameters belong to a parameter group, param_groups[0][{close!r}]. "
-        "(A class that derives from it may declare an attribute of that name.)"
-    )
+    elif close not in OPTIONS:
+        text += f"; did you mean {close!r}?"
+    elif close not in cls.group_keys():
+        text += f", nor an option of that name; it has: {', '.join(cls.group_keys())}"
+    else:
+        text += f": hyperparameters belong to a parameter group, param_groups[0][{close!r}]"
+    if not cls.__module__.startswith("fastopt."):
+        text += f". To have an attribute of that name, declare it in the class: {name}: Any"
+    raise UnknownAttributeError(text)
 
 
+_DECLARED = (
+    "hyperparameters", "conventions", "ours", "eps_placements", "slots", "optional_slots", "carry", "carried", "fading",
+    "accumulator", "counts_in_state", "state_from_start", "family",
+)  # fmt: skip
 _PUBLIC = tuple(name for name in vars(Optimizer) if not name.startswith("_"))
 for _name in OPTIONS:
     setattr(Optimizer, _name, _NoAttribute(_name))

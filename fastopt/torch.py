@@ -10,27 +10,30 @@ own memory, in one call and at most one parallel region for all of them.
 What is stepped
     float32 and float64 tensors on the CPU, dense in any order of dimensions (contiguous, channels_last, transposed),
     and `DTensor` whose local tensors are such. A gradient in another order, or of another floating type, is copied into
-    shape; a parameter with gaps between its elements (``big[:, :2]``) is stepped by way of a copy. Anything else raises
-    a typed error that names the parameter, before anything was written.
+    shape; a parameter with gaps between its elements (``big[:, :2]``) is stepped by way of a copy.
 
-Two arguments more, both by name
+    Other parameters are stepped by PyTorch's own code, on the same state: half precision, complex numbers, sparse
+    gradients, other devices, tensors that share memory, ``differentiable=True``. All checks of the compiled step come
+    first, then PyTorch's part runs, then the compiled part. If PyTorch raises, the compiled part was not written.
+
+Three arguments more, all by name
     n_threads : int >= 1, optional
         See `fastopt.Optimizer`; by default as many as ``torch.set_num_threads`` and the machine allow.
     flush_subnormal : bool, default True
         See `fastopt.Optimizer`.
+    fallback : {"warn", "silent", "error"}, default "warn"
+        What to do with parameters that the compiled step cannot take: leave them to PyTorch, with one warning for each
+        kind and process, or without; or raise a typed error that names the parameter, before anything is written.
 
 What differs from ``torch.optim``
     - ``foreach``, ``fused`` and ``capturable`` are accepted and change nothing: they choose between PyTorch's own
-      implementations, the last for CUDA graphs. ``differentiable=True`` is an error: the step is no operation of
-      autograd.
+      implementations, the last for CUDA graphs. Parameters that are left to PyTorch are stepped as these say.
     - A `GradScaler`'s factor is taken out as gradients are read, for every optimizer; ``p.grad`` stays as it is.
     - ``step`` counts on beyond 2**24, where a float32 stands still: the tensor becomes float64 there.
     - With ``eps=0`` an element whose accumulator is zero does not move (PyTorch: NaN). RMSprop's variance that rounding
-      took below zero counts as zero (PyTorch: NaN). Hyperparameters are checked at every step, also those from a
-      checkpoint, and ``momentum`` has to be in [0, 1].
+      took below zero counts as zero (PyTorch: NaN). Hyperparameters have to be finite numbers at every step.
     - State may be exchanged or edited between steps, but for a tensor whose shape is edited in place while its memory
       stays where it is (``exp_avg.t_()``): the step goes on in the order of the memory.
-    - Two parameters may not share memory, and no gradient may be in a parameter's.
     - A step either happens or does not: PyTorch steps the first tensors, then raises at the one that is wrong.
 """
 
@@ -120,6 +123,8 @@ class _Compiled(torch.optim.Optimizer):
     """PyTorch's own step, for what the compiled one cannot take."""
     _mixed: tuple[TensorPlan, list[_fallback.Left]] | None = None
     """Where some parameters are left to PyTorch: the plan for the others, and those."""
+    _guarded: TensorPlan | None = None
+    """A plan over inference tensors, for steps in inference mode."""
     _mirrors: Mapping[int, tuple[Any, dict[str, Any]]] = {}
     """By identity: a parameter group that is no plain dict, and a plain one that holds the same."""
     _unknown: ClassVar[dict[str, Any]] = {}
@@ -192,7 +197,7 @@ class _Compiled(torch.optim.Optimizer):
         try:
             self._take_another_step(scale)
         except BaseException:
-            self._plan = self._mixed = None  # what was made for this step is not in place
+            self._plan = self._mixed = self._guarded = None  # what was made for this step is not in place
             raise
 
     def _take_another_step(self, scale: Any) -> None:
@@ -200,6 +205,9 @@ class _Compiled(torch.optim.Optimizer):
         groups = self._plain_groups()
         if self._mirrors and self._plan is not None and self._plan.step_tensors(groups, self.state, scale):
             return
+        if self._guarded is not None and torch.is_inference_mode_enabled():
+            if self._guarded.step_tensors(groups, self.state, scale):
+                return
         if self._mixed is not None:
             plan, left = self._mixed
             if all(_fallback.look_at(groups[one.group], one.param) == one.look for one in left) and plan.step_tensors(
@@ -208,7 +216,7 @@ class _Compiled(torch.optim.Optimizer):
                 self._take_mixed_step(groups, plan, left, scale)
                 return
         left = [] if self._settings["fallback"] == "error" else _fallback.left_to_pytorch(groups, named)
-        self._plan = self._mixed = None
+        self._plan = self._mixed = self._guarded = None
         plan, keep = self._tied(groups, left)
         if not plan.step_tensors(groups, self.state, scale, check_only=bool(left)):
             raise ParameterError("parameters, groups or state changed while the step looked at them")
@@ -218,6 +226,8 @@ class _Compiled(torch.optim.Optimizer):
             self._take_mixed_step(groups, plan, left, scale)
         elif keep:
             self._plan = plan
+        else:
+            self._guarded = plan
 
     def _take_mixed_step(
         self, groups: list[dict[str, Any]], plan: TensorPlan, left: list[_fallback.Left], scale: Any
@@ -448,7 +458,7 @@ class _Compiled(torch.optim.Optimizer):
         before = dict(self.__dict__)
         self.__dict__.setdefault("_settings", {**DEFAULTS, **state.get("_settings", {})})
         self.__dict__.setdefault("_stepping", Turn())
-        self._plan = self._mixed = None
+        self._plan = self._mixed = self._guarded = None
         try:
             if "state" in state and "param_groups" in state:
                 self._check_numbers(state["state"], state["param_groups"])
@@ -557,7 +567,7 @@ class SGD(_Compiled, torch.optim.SGD):
     """``torch.optim.SGD``, compiled: momentum with the learning rate outside, dampening, Nesterov.
 
     The rule is `fastopt.SGD`'s under ``convention="torch"``; arguments and state (``momentum_buffer``) are PyTorch's.
-    See `fastopt.torch` for the two arguments more, what is stepped, and what differs.
+    See `fastopt.torch` for the three arguments more, what is stepped, and what differs.
     """
 
     core = fastopt.SGD
@@ -567,7 +577,7 @@ class Adagrad(_Compiled, torch.optim.Adagrad):
     """``torch.optim.Adagrad``, compiled: steps divided by the root of the sum of all squares.
 
     The rule is `fastopt.Adagrad`'s under ``convention="torch"``; arguments and state (``step``, ``sum``) are PyTorch's.
-    See `fastopt.torch` for the two arguments more, what is stepped, and what differs.
+    See `fastopt.torch` for the three arguments more, what is stepped, and what differs.
     """
 
     core = fastopt.Adagrad
@@ -577,7 +587,7 @@ class Adadelta(_Compiled, torch.optim.Adadelta):
     """``torch.optim.Adadelta``, compiled: steps in the units of the parameter.
 
     The rule is `fastopt.Adadelta`'s under ``convention="torch"``; arguments and state (``step``, ``square_avg``,
-    ``acc_delta``) are PyTorch's. See `fastopt.torch` for the two arguments more, what is stepped, and what differs.
+    ``acc_delta``) are PyTorch's. See `fastopt.torch` for the three arguments more, what is stepped, and what differs.
     """
 
     core = fastopt.Adadelta
@@ -587,7 +597,7 @@ class RMSprop(_Compiled, torch.optim.RMSprop):
     """``torch.optim.RMSprop``, compiled: steps divided by the root of an average of squares.
 
     The rule is `fastopt.RMSprop`'s under ``convention="torch"``; arguments and state (``step``, ``square_avg``, and
-    ``momentum_buffer``, ``grad_avg`` where asked for) are PyTorch's. See `fastopt.torch` for the two arguments more,
+    ``momentum_buffer``, ``grad_avg`` where asked for) are PyTorch's. See `fastopt.torch` for the three arguments more,
     what is stepped, and what differs.
     """
 
@@ -598,7 +608,7 @@ class Adam(_Compiled, torch.optim.Adam):
     """``torch.optim.Adam``, compiled: averages of the gradient and of its square, both corrected for their start.
 
     The rule is `fastopt.Adam`'s under ``convention="torch"``; arguments and state (``step``, ``exp_avg``,
-    ``exp_avg_sq``, with amsgrad ``max_exp_avg_sq``) are PyTorch's. See `fastopt.torch` for the two arguments more, what
+    ``exp_avg_sq``, with amsgrad ``max_exp_avg_sq``) are PyTorch's. See `fastopt.torch` for the three arguments more, what
     is stepped, and what differs.
     """
 
@@ -609,7 +619,7 @@ class AdamW(_Compiled, torch.optim.AdamW):
     """``torch.optim.AdamW``, compiled: `Adam`, with weight decay that shrinks the parameter itself.
 
     The rule is `fastopt.AdamW`'s under ``convention="torch"``; arguments and state (``step``, ``exp_avg``,
-    ``exp_avg_sq``, with amsgrad ``max_exp_avg_sq``) are PyTorch's. See `fastopt.torch` for the two arguments more, what
+    ``exp_avg_sq``, with amsgrad ``max_exp_avg_sq``) are PyTorch's. See `fastopt.torch` for the three arguments more, what
     is stepped, and what differs.
     """
 
@@ -620,7 +630,7 @@ class Adamax(_Compiled, torch.optim.Adamax):
     """``torch.optim.Adamax``, compiled: Adam with the infinity norm.
 
     The rule is `fastopt.Adamax`'s under ``convention="torch"``; arguments and state (``step``, ``exp_avg``,
-    ``exp_inf``) are PyTorch's. See `fastopt.torch` for the two arguments more, what is stepped, and what differs.
+    ``exp_inf``) are PyTorch's. See `fastopt.torch` for the three arguments more, what is stepped, and what differs.
     """
 
     core = fastopt.Adamax
@@ -630,7 +640,7 @@ class NAdam(_Compiled, torch.optim.NAdam):
     """``torch.optim.NAdam``, compiled: Adam with Nesterov's momentum, on a schedule of its own.
 
     The rule is `fastopt.NAdam`'s under ``convention="torch"``; arguments and state (``step``, ``mu_product``,
-    ``exp_avg``, ``exp_avg_sq``) are PyTorch's. See `fastopt.torch` for the two arguments more, what is stepped, and
+    ``exp_avg``, ``exp_avg_sq``) are PyTorch's. See `fastopt.torch` for the three arguments more, what is stepped, and
     what differs.
     """
 
@@ -641,7 +651,7 @@ class RAdam(_Compiled, torch.optim.RAdam):
     """``torch.optim.RAdam``, compiled: Adam whose step is rectified while the average of squares is young.
 
     The rule is `fastopt.RAdam`'s under ``convention="torch"``; arguments and state (``step``, ``exp_avg``,
-    ``exp_avg_sq``) are PyTorch's. See `fastopt.torch` for the two arguments more, what is stepped, and what differs.
+    ``exp_avg_sq``) are PyTorch's. See `fastopt.torch` for the three arguments more, what is stepped, and what differs.
     """
 
     core = fastopt.RAdam
@@ -688,7 +698,7 @@ class Lion(_Compiled, _Lion):
     """Lion, which ``torch.optim`` does not have: steps of lr, by the sign of an interpolated momentum.
 
     The rule is `fastopt.Lion`'s under ``convention="paper"``: lr 1e-4, betas (0.9, 0.99), weight decay 0, decoupled.
-    State: ``step``, ``exp_avg``. See `fastopt.torch` for the two arguments more, what is stepped, and what differs.
+    State: ``step``, ``exp_avg``. See `fastopt.torch` for the three arguments more, what is stepped, and what differs.
     """
 
     core = fastopt.Lion

@@ -211,7 +211,6 @@ def minimize(
     params = _kept(params)
     optimizer = _built(optimizer, params)
     lookahead = getattr(optimizer, "lookahead", None)
-    policy = getattr(optimizer, "nonfinite", "propagate")
 
     losses: list[float] = []
     grad_norm, steps, epochs = math.nan, 0, 0
@@ -224,6 +223,7 @@ def minimize(
             losses.append(loss)
             grad_norm = _norm_or_step_error(grads, optimizer)
             finite = math.isfinite(grad_norm)
+            policy = getattr(optimizer, "nonfinite", "propagate")  # which a callback may change
             left_to_optimizer = policy == "skip" or (policy == "raise" and not finite)
             if not (finite and math.isfinite(loss)) and not left_to_optimizer:
                 reason = "nonfinite"
@@ -424,14 +424,18 @@ def _loss(value: Any) -> float:
 
 
 def _answer(value: Any) -> bool:
-    """Return whether a callback wants to stop."""
+    """Return whether a callback wants to stop: a bool, None, a number, or an array or tensor without dimensions."""
+    scalar = value is None or isinstance(value, (bool, int, float, np.bool_, np.number))
     try:
-        return bool(value)
-    except Exception as error:  # NumPy's of several elements, or whatever a foreign type raises
-        shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
-        raise DTypeError(
-            f"callback must return True to stop, or False or None to go on, not a {type(value).__name__}{shape}"
-        ) from error
+        if (scalar or (hasattr(value, "shape") and tuple(value.shape) == ())) and value == value:  # no NaN
+            return bool(value)
+    except Exception:  # whatever a foreign type raises
+        pass
+    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+    raise DTypeError(
+        f"callback must return True to stop, or False or None to go on, not {shown(value)}, a "
+        f"{type(value).__name__}{shape}"
+    )
 
 
 def _norm_or_step_error(grads: Any, optimizer: Any) -> float:

@@ -193,11 +193,33 @@ def test_a_class_that_declares_a_name_has_it():
 
 
 @pytest.mark.parametrize("cls", OPTIMIZERS.values(), ids=lambda cls: cls.__name__)
-@pytest.mark.parametrize("word", ["clipnorm", "clipvalue", "global_clipnorm", "max_grad_norm", "grad_clip"])
+@pytest.mark.parametrize("word", ["clipnorm", "global_clipnorm", "max_gradient_norm", "clip_by_global_norm"])
 def test_words_for_clipping_say_where_clipping_is(cls, word):
     for make in (lambda: cls(three(), **{word: 1.0}), lambda: cls([{"params": three(), word: 1.0}])):
         with pytest.raises(UnknownOptionError, match=f"{cls.__name__} has no option '{word}': fastopt does not clip"):
             make()
+
+
+def test_declarations_of_the_class_are_not_set_on_an_object():
+    opt = Adam(values())
+    for name in ("slots", "conventions", "hyperparameters", "carry"):
+        with pytest.raises(UnknownAttributeError, match=f"{name} is declared by the class Adam"):
+            setattr(opt, name, ())
+
+
+def test_a_class_of_a_users_own_hears_how_to_have_such_a_name():
+    class Clipped(Adam):
+        def __init__(self, params: Any) -> None:
+            super().__init__(params)
+            self.max_norm = 5.0
+
+    with pytest.raises(UnknownAttributeError, match="declare it in the class: max_norm: Any"):
+        Clipped(values())
+
+    class Declared(Clipped):
+        max_norm: Any
+
+    assert Declared(values()).max_norm == 5.0
 
 
 def test_near_misses_of_options_say_what_was_meant():
@@ -232,7 +254,17 @@ def test_other_keys_of_a_group_are_the_users_own():
         opt.step(three(k))
     opt.param_groups[0]["nesterov"] = False  # of PyTorch's SGD, switched off
     opt.step(three())
-    assert opt.steps == 10
+    steps = opt.steps
+    assert steps == 10
+    for lr in (0.1, lambda step: 0.1):
+        opt.param_groups[0]["lr"] = lr
+        opt.step(three())
+        held = opt.param_groups[0].pop("name")
+        opt.param_groups[0]["learning_rate"] = 0.1  # as many keys as before
+        with unchanged(opt, UnknownOptionError, "'learning_rate'"):
+            opt.step(three())
+        del opt.param_groups[0]["learning_rate"]
+        opt.param_groups[0]["name"] = held
     opt.param_groups[0]["nesterov"] = True  # the same keys
     with unchanged(opt, UnknownOptionError, "'nesterov'"):
         opt.step(three())
@@ -278,6 +310,12 @@ def test_a_class_of_ones_own_steps():
         ({"optional_slots": None}, "optional_slots"), ({"eps_placements": ("under",)}, "eps_placements"),
         ({"conventions": {"own": Convention({"lr": 0.1}, forms={"eps": "x"})}}, "forms.*numbers"),
         ({"conventions": {"own": Convention({"lr": 0.1}, names={"sum": 3})}}, "names"),
+        ({"hyperparameters": ("lr", "eps_root")}, "'eps_placement', which 'eps_root' needs"),
+        ({"hyperparameters": ("lr", "params")}, "without 'params'"), ({"slots": ("a", "a")}, "different names"),
+        ({"slots": ("step",)}, "none of them 'step'"), ({"carried": 5}, "carried"),
+        ({"slots": ("sum",), "accumulator": "sum"}, "initial_accumulator_value"),
+        ({"counts_in_state": "no"}, "counts_in_state"),
+        ({"slots": ("a", "b"), "conventions": {"own": Convention({"lr": 0.1}, names={"a": "b"})}}, "different names"),
         ({"rule": ...}, "rule"), ({"rule": "sgd"}, "rule"),
     ],
     ids=lambda x: str(x)[:60],
@@ -301,6 +339,12 @@ def test_a_class_that_lacks_a_declaration_is_an_error_at_its_creation(changes, m
 def test_a_rule_that_does_not_fit_is_an_error_where_it_is_asked_for(answer, slots, match):
     cls = declared(rule=staticmethod(lambda group, convention: answer), slots=slots)
     with pytest.raises(DeclarationError, match=match):
+        cls(np.ones(3))
+
+
+def test_a_rule_that_asks_for_what_is_not_there_is_an_error_of_the_class():
+    cls = declared(rule=staticmethod(lambda group, convention: ("sgd", ()) if group["momentum"] else None))
+    with pytest.raises(DeclarationError, match="asks the group for 'momentum', which is no hyperparameter"):
         cls(np.ones(3))
 
 

@@ -165,7 +165,7 @@ GOOD = [f"{i},{i * i % 7},{i % 2}" for i in range(20)]
         (
             lines("a,b,y", [f"{i},{i % 7},{('7', '07', '7.0')[i % 3]}" for i in range(21)]),
             {"task": "regression"},
-            "the target, column 'y', is the same number ('7', '07', '7.0') in every row",
+            "is the same number ('7', '07', '7.0') in every row: nothing to learn; for names of classes, give --task",
         ),
         (
             lines("id,b,y", [f"{9007199254740990 + i},{i % 7},{i % 2}" for i in range(20)]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import ast
 import ctypes
 import functools
 import gc
@@ -869,6 +870,18 @@ def test_fastopt_isa_chooses_each_level():
     assert "generic" in engine.available_levels()
     if platform.machine() == "x86_64":
         assert engine.info()["isa_built"] == list(engine.LEVELS)
+
+
+def test_no_module_of_a_level_that_the_cpu_lacks_is_imported():
+    """Its own code may be of that level, and end the process."""
+    said = run("""
+        import sys
+        from fastopt import engine
+        engine.info()
+        print([name.split(".")[2] for name in sys.modules if name.startswith("fastopt.kernels.")])
+    """)  # fmt: skip
+    levels = {name.replace("_", "-").removesuffix("-narrow") for name in ast.literal_eval(said)}
+    assert levels <= set(engine.available_levels())
 
 
 @pytest.mark.parametrize("level", ["x86-64-v5", "avx2", "X86-64-V3", " generic"])

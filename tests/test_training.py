@@ -489,7 +489,10 @@ def test_what_fun_returns_instead_of_a_pair_is_counted():
         minimize(lambda w, _: (1.0, w, None), np.ones(2), sgd())
 
 
-@pytest.mark.parametrize("answer", [np.array([True, False]), np.zeros((2, 1)), Ellipsis], ids=["two", "2-d", "object"])
+@pytest.mark.parametrize(
+    "answer", [np.array([True, False]), np.zeros((2, 1)), Ellipsis, [1.0], "go on", np.array([True]), float("nan")],
+    ids=["two", "2-d", "object", "list", "text", "one in an array", "NaN"],
+)  # fmt: skip
 def test_a_callback_that_answers_neither_true_nor_false_is_named(answer):
     class Undecided:
         def __bool__(self):
@@ -497,9 +500,27 @@ def test_a_callback_that_answers_neither_true_nor_false_is_named(answer):
 
     answer = Undecided() if answer is Ellipsis else answer
     shape = rf" of shape {re.escape(str(answer.shape))}" if hasattr(answer, "shape") else ""
-    says = f"^callback must return True to stop, or False or None to go on, not a {type(answer).__name__}{shape}$"
+    says = f"(?s)^callback must return True to stop, or False or None to go on, not .*a {type(answer).__name__}{shape}$"
     with pytest.raises(errors.DTypeError, match=says):
         minimize(bowl, np.ones(2), sgd(), callback=lambda _: answer)
+
+
+@pytest.mark.parametrize("answer", [True, 1, np.True_, np.array(True)], ids=str)
+def test_a_callback_may_answer_by_anything_that_is_one_truth_value(answer):
+    assert minimize(bowl, np.ones(2), sgd(), callback=lambda _: answer).reason == "callback"
+    assert minimize(bowl, np.ones(2), sgd(), callback=lambda _: np.zeros_like(answer), max_steps=2).reason == "max_steps"
+
+
+def test_a_callback_may_change_what_is_done_with_nan():
+    def fun(w, _):
+        calls.append(1)
+        return 1.0, np.full(2, np.nan if len(calls) > 1 else 1.0)
+
+    calls = []
+    w = np.ones(2)
+    opt = fastopt.SGD(w, lr=0.1)
+    result = minimize(fun, w, opt, callback=lambda s: setattr(s.optimizer, "nonfinite", "skip"), max_steps=3)
+    assert result.reason == "max_steps" and opt.skipped_steps == 2
 
 
 @pytest.mark.parametrize("name", ["adam", "Adam", "ADAM", "AdamW", "adamw", "nag", "SGD", "rmsprop"])

@@ -13,7 +13,20 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import HyperparameterError
-from .tables import FEATURES, TARGETS, DataError, Sheet, exact, has_comma, is_number, listed, named, read, short
+from .tables import (
+    FEATURES,
+    REMEDIES,
+    TARGETS,
+    DataError,
+    Sheet,
+    exact,
+    has_comma,
+    is_number,
+    listed,
+    named,
+    read,
+    short,
+)
 
 __all__ = ["BUNDLED", "SCALES", "TASKS", "Dataset", "Split", "load", "scaler", "split"]
 
@@ -60,7 +73,14 @@ class Dataset:
         amount = f"{n_features} feature{'s' * (n_features > 1)}, {len(self.y):,} samples"
         if self.classes:
             amount = f"{len(self.classes)} classes ({listed(self.classes)}), {amount}"
-        return f"learning {target}, a {task}: {amount}{self._look_alikes()}"
+        return f"learning {target}, a {task}: {amount}{self._look_alikes()}{self._words()}"
+
+    def _words(self) -> str:
+        """Return a remark on text among numbers, which makes names of classes of all, unless that was asked for."""
+        words = [label for label in self.classes if not is_number(label)]
+        if "task" not in self.defaults or not words or 2 * len(words) > len(self.classes):
+            return ""
+        return f"; as {short(words[0])} is no number, the values are taken for names: correct it to learn numbers"
 
     def _look_alikes(self) -> str:
         """Return a remark on the first two classes that are the same number, which no reader would expect."""
@@ -179,7 +199,8 @@ def _from_sheet(sheet: Sheet, target: str | None, task: str | None, scale: str) 
     if (y == y[0]).all():
         cells = tuple(dict.fromkeys(sheet.columns[target]))
         value = short(cells[0]) if len(cells) == 1 else f"the same number ({listed(cells)})"
-        raise sheet.error(f"the target, {named([target])}, is {value} in every row: nothing to learn")
+        remedy = f"; {REMEDIES[TARGETS]}" if len(cells) > 1 else ""
+        raise sheet.error(f"the target, {named([target])}, is {value} in every row: nothing to learn{remedy}")
     return Dataset(sheet.path.stem, x, y, tuple(features), target, classes, scale, defaults)
 
 

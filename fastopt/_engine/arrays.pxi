@@ -72,7 +72,7 @@ cdef as_array(obj, str label, bint reading, str twin=None):
 
 cdef wrong_dtype(str label, str name, str needed, bint reading):
     """The error for a type that cannot be stepped; `needed` says which can."""
-    plain, remedy = needed.partition(" ")[0], ""
+    plain, remedy = "float64" if "64" in name or "longdouble" in name or "128" in name else "float32", ""
     if "float" in name:
         remedy = f": convert it to {plain}" if reading else f": keep a copy in {plain}, and convert between them"
     return DTypeError(f"{label} has dtype {name}; {needed} is needed{remedy}")

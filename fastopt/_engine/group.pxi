@@ -63,11 +63,12 @@ cdef class Group:
     cdef bint open[MAX_WATCH]         # whether high itself is excluded
     cdef str owner
     cdef object check_keys            # see Spec; None if there is nothing to check
-    cdef Py_ssize_t n_checked         # how many options there were then; -1: they came with the group
+    cdef bint checked                 # whether the keys are those of a new group, or were checked
+    cdef bint recheck                 # whether their values have to be, too
 
     def __cinit__(self):
         self.n_watch = 0
-        self.n_before = self.n_checked = -1
+        self.n_before = -1
 
     cdef adopt(self, spec):
         """Take over what the optimizer class derived from the group's options (see `Spec` in optimizer.py)."""
@@ -114,9 +115,11 @@ cdef class Group:
         """Read what changed; True if an option did, so that the class has to be asked for another spec."""
         cdef PyObject *value
         cdef int i
-        cdef bint changed = False, settled = self.settled
+        cdef bint changed = False, same = False
         if self.is_as_before():
             return False
+        if self.check_keys is not None and self.n_before >= 0:
+            same = self.has_keys_as_before()
         self.n_before = -1
         self.settled = True
         for i in range(self.n_watch):
@@ -130,10 +133,9 @@ cdef class Group:
                 self.read(i, <object>value, steps)
         if self.options.get("params") is not self.params:
             raise ParameterError(f"{self.owner}: the 'params' of a group cannot be exchanged; use add_param_group()")
-        # With a schedule this is on the way of every step.
-        if self.n_checked >= 0 and (settled or len(self.options) != self.n_checked) and self.check_keys is not None:
-            self.check_keys(self.options)
-        self.n_checked = len(self.options)
+        if self.check_keys is not None and self.checked and (self.recheck or not same):
+            self.recheck = self.check_keys(self.options)
+        self.checked = True
         if not changed:
             self.remember()
         return changed
@@ -151,6 +153,19 @@ cdef class Group:
             return False
         while PyDict_Next(self.options, &place, &key, &value):
             if key != self.key_before[i] or value != self.value_before[i]:
+                return False
+            i += 1
+        return True
+
+    cdef bint has_keys_as_before(self):
+        """Whether the dict has the very keys of last time, in their order."""
+        cdef Py_ssize_t place = 0
+        cdef int i = 0
+        cdef PyObject *key
+        if len(self.options) != self.n_before:
+            return False
+        while PyDict_Next(self.options, &place, &key, NULL):
+            if key != self.key_before[i]:
                 return False
             i += 1
         return True

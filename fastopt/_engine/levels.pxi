@@ -17,9 +17,21 @@ cdef const Rule *NONFINITE = NULL
 cdef str isa = ""
 
 
+cdef str kernels_of(str level):
+    """The name of the kernel module of a level."""
+    return "fastopt.kernels." + level.replace("-", "_")
+
+
+def is_built(str level):
+    """Whether a level was built. Its module is not imported: on a CPU without the level, that may end the process."""
+    from importlib.util import find_spec
+
+    return find_spec(kernels_of(level)) is not None
+
+
 def _kernels(str level):
-    """The kernel module of a level, or None if it was not built."""
-    name = "fastopt.kernels." + level.replace("-", "_")
+    """The kernel module of a level that the CPU has, or None if it was not built."""
+    name = kernels_of(level)
     try:
         return __import__(name, fromlist=["__table__"])
     except ModuleNotFoundError as error:

@@ -75,7 +75,7 @@ def info():
     return {
         "isa": isa,
         "isa_available": available_levels(),
-        "isa_built": [level for level in LEVELS if _kernels(level) is not None or level == isa],
+        "isa_built": [level for level in LEVELS if is_built(level)],
         "isa_forced": bool(os.environ.get("FASTOPT_ISA")),
         "cpu_level": (<bytes>fo_cpu_level()).decode(),
         "openmp": bool(fo_have_openmp()),

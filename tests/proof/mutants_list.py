@@ -856,7 +856,7 @@ MUTANTS = [
     ),
     Mutant(
         "a key of a group that looks like an option is taken", GROUP,
-        "and self.check_keys is not None:", "and False:", "test_attributes.py",
+        "self.checked and (self.recheck or not same):", "False:", "test_attributes.py",
     ),
     Mutant(
         "state of another shape", STATE,

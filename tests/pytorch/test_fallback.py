@@ -246,13 +246,32 @@ def test_a_parameter_that_was_cast_goes_on_compiled(name):
 def test_lion_in_half_precision_is_lion():
     p, q = random(64).double().requires_grad_(), random(64).requires_grad_()
     half = random(64).bfloat16().requires_grad_()
-    one, other = ft.Lion([p, half], lr=0.01, weight_decay=0.1, fallback="silent"), ft.Lion([q], lr=0.01, weight_decay=0.1)
+    options = {"lr": 0.01, "weight_decay": 0.1, "fallback": "silent"}
+    one, other = ft.Lion([p, half], **options), ft.Lion([q], **options)
     for step in range(5):
         p.grad, q.grad, half.grad = (random(64, seed=step).to(x.dtype) for x in (p, q, half))
         one.step()
         other.step()
     assert_alike([p.float()], [q])
     assert (half.float() - q).abs().max() < 0.05 and one.state[half]["step"] == 5
+
+
+@pytest.mark.parametrize("made", ["parameters", "state"])
+def test_steps_in_inference_mode_are_tied_once(made, monkeypatch):
+    with torch.inference_mode(made == "parameters"):
+        params = [torch.ones(3) for _ in range(3)]
+    for p in params:
+        p.grad = torch.ones(3)
+    opt = ft.Adam(params, lr=0.1)
+    with torch.inference_mode():
+        opt.step()
+        monkeypatch.setattr(type(opt), "_tied", lambda *args: pytest.fail("tied again"))
+        opt.step()
+    assert all(opt.state[p]["step"] == 2 for p in params)
+    monkeypatch.undo()
+    with pytest.raises(errors.InferenceModeError):
+        opt.step()
+    assert all(opt.state[p]["step"] == 2 for p in params)
 
 
 # --- Options and warnings
@@ -271,8 +290,9 @@ def test_one_warning_a_kind_and_process():
         set_gradients(params, 0)
         ft.SGD(params, lr=0.1).step()
     assert [str(w.message).split(";")[0] for w in seen] == [
-        "fastopt.torch.AdamW: parameter 1 has dtype torch.bfloat16", "fastopt.torch.SGD: parameter 1 has dtype torch.float16",
-    ]  # fmt: skip
+        "fastopt.torch.AdamW: parameter 1 has dtype torch.bfloat16",
+        "fastopt.torch.SGD: parameter 1 has dtype torch.float16",
+    ]
     assert all("fallback='silent'" in str(w.message) and w.filename == __file__ for w in seen)
 
 

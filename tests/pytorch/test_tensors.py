@@ -591,7 +591,7 @@ def test_state_is_made_only_by_a_step_that_happens():
 @pytest.mark.parametrize(("option", "value"), [
     ("lr", math.nan), ("lr", "fast"), ("lr", lambda step: 0.1), ("betas", (0.9, math.nan)), ("betas", 0.9),
     ("eps", math.inf), ("weight_decay", math.inf), ("amsgrad", "yes"), ("maximize", 1.5), ("differentiable", True),
-    ("lr", torch.tensor([0.1, 0.2])), ("lr", torch.tensor(math.nan)),
+    ("lr", torch.tensor(math.nan)),
 ])  # fmt: skip
 def test_options_out_of_range_are_refused_at_every_step(option, value):
     p = parameter()
@@ -631,7 +631,7 @@ def test_an_option_of_a_newer_torch_is_refused(monkeypatch):
 @pytest.mark.parametrize("change", [
     lambda d: d["state"][0].update(exp_avg=torch.zeros(2)), lambda d: d["state"][0].pop("exp_avg_sq"),
     lambda d: d["state"][0].pop("step"), lambda d: d["state"][0].update(step=math.nan),
-    lambda d: d["param_groups"][0].update(lr=math.nan), lambda d: d["param_groups"][0].update(betas=(2.0, 0.9)),
+    lambda d: d["param_groups"][0].update(lr=math.nan), lambda d: d["param_groups"][0].update(betas=(math.nan, 0.9)),
     lambda d: d["param_groups"][0].update(differentiable=True), lambda d: d["state"][0].update(step="x"),
     lambda d: d["state"][0].update(exp_avg="x"), lambda d: d["param_groups"][0].update(params=[0]),
 ])  # fmt: skip
