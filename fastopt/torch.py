@@ -3,6 +3,9 @@
 Change one import, ``from torch.optim import AdamW`` to ``from fastopt.torch import AdamW``; checkpoints, schedulers,
 scalers and distributed engines stay as they are.
 
+``import fastopt.torch as optim`` has the rest of ``torch.optim``, too (``optim.lr_scheduler``, ``optim.LBFGS``), which
+is PyTorch's own. `install` replaces the names in ``torch.optim`` itself.
+
 Every class here derives from its twin in ``torch.optim``: constructor, parameter groups, hooks and ``state_dict`` are
 PyTorch's own, ``state`` holds tensors under PyTorch's names, and only `step` is fastopt's. It works in the tensors'
 own memory, in one call and at most one parallel region for all of them.
@@ -41,10 +44,11 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from math import inf
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -63,7 +67,7 @@ if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
 from torch.optim import optimizer as torch_optimizer
 
 import fastopt
-from fastopt import _fallback
+from fastopt import _fallback, _torch_install
 from fastopt._state import MEANINGS, check_layout, check_origin, described, expect, merged_options, translated
 from fastopt._tensors import (
     PLAIN,
@@ -78,6 +82,10 @@ from fastopt._tensors import (
     state_tensor,
     steppable,
 )
+from fastopt._torch_install import STOCK, TwinType
+from fastopt._torch_install import install as install
+from fastopt._torch_install import installed as installed
+from fastopt._torch_install import uninstall as uninstall
 from fastopt.engine import LAST_FLOAT_COUNT, NO_SCHEDULES, TensorPlan, Turn
 from fastopt.errors import (
     FastoptError,
@@ -88,6 +96,18 @@ from fastopt.errors import (
 )
 from fastopt.optimizer import FLAGS, Spec, derive, is_zero, with_defaults
 
+if TYPE_CHECKING:  # what `__getattr__`, at the end, forwards
+    from torch.optim import ASGD as ASGD
+    from torch.optim import LBFGS as LBFGS
+    from torch.optim import Adafactor as Adafactor
+    from torch.optim import Muon as Muon
+    from torch.optim import Optimizer as Optimizer
+    from torch.optim import Rprop as Rprop
+    from torch.optim import SparseAdam as SparseAdam
+    from torch.optim import lr_scheduler as lr_scheduler
+    from torch.optim import swa_utils as swa_utils
+    from torch.optim import swap_in_optimizer_params_and_state as swap_in_optimizer_params_and_state
+
 __all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "NAdam", "RAdam", "RMSprop"]
 
 # What PyTorch's constructors take that is none of the rule's business.
@@ -97,7 +117,7 @@ ENGINE_OPTIONS = frozenset({"params", "foreach", "fused", "capturable", "differe
 DEFAULTS = {"n_threads": None, "flush_subnormal": True, "fallback": "warn"}
 
 
-class _Compiled(torch.optim.Optimizer):
+class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     """What the classes below add to their twins: the step."""
 
     core: ClassVar[type[fastopt.Optimizer]]
@@ -131,8 +151,8 @@ class _Compiled(torch.optim.Optimizer):
     """Options of a PyTorch newer than this module, which it would not follow, and their defaults."""
 
     def __init__(
-        self, *args: Any, n_threads: int | None = None, flush_subnormal: bool = True, fallback: str = "warn",
-        **kwargs: Any,
+        self, params: Any, *args: Any, n_threads: int | None = None, flush_subnormal: bool = True,
+        fallback: str = "warn", **kwargs: Any,
     ) -> None:  # fmt: skip
         for name, default in self._unknown.items():
             if kwargs.get(name, default) != default:
@@ -144,7 +164,7 @@ class _Compiled(torch.optim.Optimizer):
         self._plan: TensorPlan | None = None
         self._stepping = Turn()
         self._empty_plan()  # raises for n_threads out of range
-        super().__init__(*args, **kwargs)
+        super().__init__(params, *args, **kwargs)
         for group in self.param_groups:
             self._check_options(group)
 
@@ -567,7 +587,7 @@ class SGD(_Compiled, torch.optim.SGD):
     """``torch.optim.SGD``, compiled: momentum with the learning rate outside, dampening, Nesterov.
 
     The rule is `fastopt.SGD`'s under ``convention="torch"``; arguments and state (``momentum_buffer``) are PyTorch's.
-    See `fastopt.torch` for the three arguments more, what is stepped, and what differs.
+    See `fastopt.torch` for three arguments more, what is stepped, and what differs.
     """
 
     core = fastopt.SGD
@@ -577,7 +597,7 @@ class Adagrad(_Compiled, torch.optim.Adagrad):
     """``torch.optim.Adagrad``, compiled: steps divided by the root of the sum of all squares.
 
     The rule is `fastopt.Adagrad`'s under ``convention="torch"``; arguments and state (``step``, ``sum``) are PyTorch's.
-    See `fastopt.torch` for the three arguments more, what is stepped, and what differs.
+    See `fastopt.torch` for three arguments more, what is stepped, and what differs.
     """
 
     core = fastopt.Adagrad
@@ -587,7 +607,7 @@ class Adadelta(_Compiled, torch.optim.Adadelta):
     """``torch.optim.Adadelta``, compiled: steps in the units of the parameter.
 
     The rule is `fastopt.Adadelta`'s under ``convention="torch"``; arguments and state (``step``, ``square_avg``,
-    ``acc_delta``) are PyTorch's. See `fastopt.torch` for the three arguments more, what is stepped, and what differs.
+    ``acc_delta``) are PyTorch's. See `fastopt.torch` for three arguments more, what is stepped, and what differs.
     """
 
     core = fastopt.Adadelta
@@ -597,7 +617,7 @@ class RMSprop(_Compiled, torch.optim.RMSprop):
     """``torch.optim.RMSprop``, compiled: steps divided by the root of an average of squares.
 
     The rule is `fastopt.RMSprop`'s under ``convention="torch"``; arguments and state (``step``, ``square_avg``, and
-    ``momentum_buffer``, ``grad_avg`` where asked for) are PyTorch's. See `fastopt.torch` for the three arguments more,
+    ``momentum_buffer``, ``grad_avg`` where asked for) are PyTorch's. See `fastopt.torch` for three arguments more,
     what is stepped, and what differs.
     """
 
@@ -608,7 +628,7 @@ class Adam(_Compiled, torch.optim.Adam):
     """``torch.optim.Adam``, compiled: averages of the gradient and of its square, both corrected for their start.
 
     The rule is `fastopt.Adam`'s under ``convention="torch"``; arguments and state (``step``, ``exp_avg``,
-    ``exp_avg_sq``, with amsgrad ``max_exp_avg_sq``) are PyTorch's. See `fastopt.torch` for the three arguments more, what
+    ``exp_avg_sq``, with amsgrad ``max_exp_avg_sq``) are PyTorch's. See `fastopt.torch` for three arguments more, what
     is stepped, and what differs.
     """
 
@@ -619,7 +639,7 @@ class AdamW(_Compiled, torch.optim.AdamW):
     """``torch.optim.AdamW``, compiled: `Adam`, with weight decay that shrinks the parameter itself.
 
     The rule is `fastopt.AdamW`'s under ``convention="torch"``; arguments and state (``step``, ``exp_avg``,
-    ``exp_avg_sq``, with amsgrad ``max_exp_avg_sq``) are PyTorch's. See `fastopt.torch` for the three arguments more, what
+    ``exp_avg_sq``, with amsgrad ``max_exp_avg_sq``) are PyTorch's. See `fastopt.torch` for three arguments more, what
     is stepped, and what differs.
     """
 
@@ -630,7 +650,7 @@ class Adamax(_Compiled, torch.optim.Adamax):
     """``torch.optim.Adamax``, compiled: Adam with the infinity norm.
 
     The rule is `fastopt.Adamax`'s under ``convention="torch"``; arguments and state (``step``, ``exp_avg``,
-    ``exp_inf``) are PyTorch's. See `fastopt.torch` for the three arguments more, what is stepped, and what differs.
+    ``exp_inf``) are PyTorch's. See `fastopt.torch` for three arguments more, what is stepped, and what differs.
     """
 
     core = fastopt.Adamax
@@ -640,7 +660,7 @@ class NAdam(_Compiled, torch.optim.NAdam):
     """``torch.optim.NAdam``, compiled: Adam with Nesterov's momentum, on a schedule of its own.
 
     The rule is `fastopt.NAdam`'s under ``convention="torch"``; arguments and state (``step``, ``mu_product``,
-    ``exp_avg``, ``exp_avg_sq``) are PyTorch's. See `fastopt.torch` for the three arguments more, what is stepped, and
+    ``exp_avg``, ``exp_avg_sq``) are PyTorch's. See `fastopt.torch` for three arguments more, what is stepped, and
     what differs.
     """
 
@@ -651,7 +671,7 @@ class RAdam(_Compiled, torch.optim.RAdam):
     """``torch.optim.RAdam``, compiled: Adam whose step is rectified while the average of squares is young.
 
     The rule is `fastopt.RAdam`'s under ``convention="torch"``; arguments and state (``step``, ``exp_avg``,
-    ``exp_avg_sq``) are PyTorch's. See `fastopt.torch` for the three arguments more, what is stepped, and what differs.
+    ``exp_avg_sq``) are PyTorch's. See `fastopt.torch` for three arguments more, what is stepped, and what differs.
     """
 
     core = fastopt.RAdam
@@ -661,7 +681,8 @@ class _Lion(torch.optim.Optimizer):
     """The constructor that PyTorch would have."""
 
     def __init__(
-        self, params: Any, lr: Any = 1e-4, betas: Any = (0.9, 0.99), weight_decay: float = 0.0, *,
+        self, params: torch_optimizer.ParamsT, lr: float | torch.Tensor = 1e-4,
+        betas: tuple[float | torch.Tensor, float | torch.Tensor] = (0.9, 0.99), weight_decay: float = 0.0, *,
         foreach: bool | None = None, maximize: bool = False, capturable: bool = False, differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:  # fmt: skip
@@ -698,7 +719,38 @@ class Lion(_Compiled, _Lion):
     """Lion, which ``torch.optim`` does not have: steps of lr, by the sign of an interpolated momentum.
 
     The rule is `fastopt.Lion`'s under ``convention="paper"``: lr 1e-4, betas (0.9, 0.99), weight decay 0, decoupled.
-    State: ``step``, ``exp_avg``. See `fastopt.torch` for the three arguments more, what is stepped, and what differs.
+    State: ``step``, ``exp_avg``. See `fastopt.torch` for three arguments more, what is stepped, and what differs.
     """
 
     core = fastopt.Lion
+
+
+# --- How the classes are found
+
+
+# jsonargparse, and Lightning's CLI with it, finds "Adam" by the last part of a class's path, among all that derive from
+# `Optimizer` and have a path without an underscore. Only PyTorch's may: so ours go by a second name, in pickles, too.
+for _cls in (SGD, Adagrad, Adadelta, RMSprop, Adam, AdamW, Adamax, NAdam, RAdam):
+    STOCK[_cls] = _cls.__bases__[-1]
+    _cls.__qualname__ = f"_{_cls.__name__}"
+    globals()[_cls.__qualname__] = _cls
+
+# Modules without optimizers are PyTorch's, under our name: `from fastopt.torch.lr_scheduler import StepLR`. That of a
+# class (`torch.optim.adamw`) is not: it holds PyTorch's class.
+for _module in ("lr_scheduler", "optimizer", "swa_utils"):
+    sys.modules[f"{__name__}.{_module}"] = sys.modules[f"torch.optim.{_module}"]
+
+if not TYPE_CHECKING:  # else a misspelt name would be Any to them
+
+    def __getattr__(name: str) -> Any:
+        if not name.startswith("_") and hasattr(torch.optim, name):
+            return getattr(torch.optim, name)
+        raise AttributeError(
+            f"module {__name__!r} has no attribute {name!r}, and torch.optim has none either",
+            name=name, obj=sys.modules[__name__],
+        )  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    special = [name for name in globals() if name.startswith("__")]
+    return sorted({*special, *__all__, *_torch_install.__all__, *torch.optim.__all__})

@@ -508,7 +508,8 @@ def test_a_callback_that_answers_neither_true_nor_false_is_named(answer):
 @pytest.mark.parametrize("answer", [True, 1, np.True_, np.array(True)], ids=str)
 def test_a_callback_may_answer_by_anything_that_is_one_truth_value(answer):
     assert minimize(bowl, np.ones(2), sgd(), callback=lambda _: answer).reason == "callback"
-    assert minimize(bowl, np.ones(2), sgd(), callback=lambda _: np.zeros_like(answer), max_steps=2).reason == "max_steps"
+    no = np.zeros_like(answer)
+    assert minimize(bowl, np.ones(2), sgd(), callback=lambda _: no, max_steps=2).reason == "max_steps"
 
 
 def test_a_callback_may_change_what_is_done_with_nan():
