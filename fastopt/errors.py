@@ -16,6 +16,7 @@ __all__ = [
     "GradientError",
     "HyperparameterError",
     "InferenceModeError",
+    "InstallError",
     "LayoutError",
     "MissingExtraError",
     "NonFiniteError",
@@ -75,6 +76,10 @@ class ConventionError(FastoptError, ValueError):
 
 class InferenceModeError(FastoptError, RuntimeError):
     """Raised when `fastopt.torch` would write to a tensor made in inference mode, outside of it."""
+
+
+class InstallError(FastoptError, RuntimeError):
+    """Raised when `fastopt.torch.install` finds another library's class in the place of PyTorch's."""
 
 
 class UnknownAttributeError(FastoptError, AttributeError):

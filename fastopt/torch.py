@@ -3,6 +3,8 @@
 Change one import, ``from torch.optim import AdamW`` to ``from fastopt.torch import AdamW``; checkpoints, schedulers,
 scalers and distributed engines stay as they are.
 
+`install` replaces the names in ``torch.optim`` itself.
+
 Every class here derives from its twin in ``torch.optim``: constructor, parameter groups, hooks and ``state_dict`` are
 PyTorch's own, ``state`` holds tensors under PyTorch's names, and only `step` is fastopt's. It works in the tensors'
 own memory, in one call and at most one parallel region for all of them.
@@ -73,6 +75,10 @@ from fastopt._tensors import (
     state_tensor,
     steppable,
 )
+from fastopt._torch_install import STOCK, TwinType
+from fastopt._torch_install import install as install
+from fastopt._torch_install import installed as installed
+from fastopt._torch_install import uninstall as uninstall
 from fastopt.engine import LAST_FLOAT_COUNT, NO_SCHEDULES, TensorPlan, Turn
 from fastopt.errors import (
     HyperparameterError,
@@ -88,7 +94,7 @@ __all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "NAd
 ENGINE_OPTIONS = frozenset({"params", "foreach", "fused", "capturable", "differentiable"})
 
 
-class _Compiled(torch.optim.Optimizer):
+class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     """What the classes below add to their twins: the step."""
 
     core: ClassVar[type[fastopt.Optimizer]]
@@ -606,3 +612,10 @@ class Lion(_Compiled, _Lion):
     """
 
     core = fastopt.Lion
+
+
+# --- How the classes are found
+
+
+for _cls in (SGD, Adagrad, Adadelta, RMSprop, Adam, AdamW, Adamax, NAdam, RAdam):
+    STOCK[_cls] = _cls.__bases__[-1]

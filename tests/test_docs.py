@@ -156,6 +156,16 @@ def test_the_signatures_of_the_torch_classes_are_right():
         assert facts.torch_docstrings()[name] == inspect.getdoc(getattr(module, name))
 
 
+def test_the_functions_of_the_torch_module_are_in_the_reference():
+    pytest.importorskip("torch")
+    module = importlib.import_module("fastopt.torch")
+    assert {*facts.torch_functions()} == {name for name in dir(module) if inspect.isfunction(vars(module).get(name))
+                                          and not name.startswith("_")}  # fmt: skip
+    for name, (signature, text) in facts.torch_functions().items():
+        assert signature == f"{name}(*names: str)" and text == inspect.getdoc(getattr(module, name))
+        assert f"fastopt.torch.{name}" in facts.public_names()
+
+
 # --- The code in the pages
 
 

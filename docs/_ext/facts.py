@@ -194,9 +194,9 @@ def commands() -> list[str]:
 # --- fastopt.torch, without PyTorch: from its source
 
 
-def torch_module() -> ast.Module:
-    """The syntax tree of fastopt.torch."""
-    spec = find_spec("fastopt.torch")
+def torch_module(name: str = "fastopt.torch") -> ast.Module:
+    """The syntax tree of fastopt.torch, or of a module that it is made of."""
+    spec = find_spec(name)
     assert spec is not None and spec.origin is not None
     return ast.parse(Path(spec.origin).read_text("utf-8"))
 
@@ -226,6 +226,15 @@ def torch_docstrings() -> dict[str, str]:
                 if isinstance(method, ast.FunctionDef) and not method.name.startswith("_"):
                     found[method.name] = ast.get_docstring(method) or ""
     return found
+
+
+def torch_functions() -> dict[str, tuple[str, str]]:
+    """The functions of fastopt.torch: how each is called, and its docstring."""
+    functions = (node for node in torch_module("fastopt._torch_install").body if isinstance(node, ast.FunctionDef))
+    return {
+        node.name: (f"{node.name}({ast.unparse(node.args)})", ast.get_docstring(node) or "")
+        for node in functions if not node.name.startswith("_")
+    }  # fmt: skip
 
 
 def torch_defaults(name: str) -> dict[str, Any]:
@@ -265,7 +274,7 @@ def members(cls: type) -> Iterator[str]:
 
 def public_names() -> set[str]:
     """Every name that a user may use, in full."""
-    names = {*MODULES, "fastopt.torch", *(f"fastopt.torch.{name}" for name in torch_names())}
+    names = {*MODULES, "fastopt.torch", *(f"fastopt.torch.{name}" for name in (*torch_names(), *torch_functions()))}
     for path in MODULES:
         module = import_module(path)
         for name in exported(module):

@@ -202,6 +202,9 @@ class TorchClasses(FromLibrary):
             signature = {"step": "step(closure=None)", "load_state_dict": "load_state_dict(state_dict)"}
             lines += [f".. py:method:: {signature.get(name, f'{name}(param_group)')}", "   :no-index:", ""]
             lines += indented(text)
+        for signature, text in facts.torch_functions().values():
+            lines += [f".. py:function:: {signature}", "   :module: fastopt.torch", ""]
+            lines += indented(text)
         return self.parse_text_to_nodes("\n".join(lines))
 
 
