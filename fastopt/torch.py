@@ -3,7 +3,8 @@
 Change one import, ``from torch.optim import AdamW`` to ``from fastopt.torch import AdamW``; checkpoints, schedulers,
 scalers and distributed engines stay as they are.
 
-`install` replaces the names in ``torch.optim`` itself.
+``import fastopt.torch as optim`` has the rest of ``torch.optim``, too (``optim.lr_scheduler``, ``optim.LBFGS``), which
+is PyTorch's own. `install` replaces the names in ``torch.optim`` itself.
 
 Every class here derives from its twin in ``torch.optim``: constructor, parameter groups, hooks and ``state_dict`` are
 PyTorch's own, ``state`` holds tensors under PyTorch's names, and only `step` is fastopt's. It works in the tensors'
@@ -40,10 +41,11 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from math import inf
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -62,6 +64,7 @@ if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
 from torch.optim import optimizer as torch_optimizer
 
 import fastopt
+from fastopt import _torch_install
 from fastopt._state import MEANINGS, check_layout, check_origin, described, expect, merged_options, translated
 from fastopt._tensors import (
     Host,
@@ -87,6 +90,18 @@ from fastopt.errors import (
     UnknownOptionError,
 )
 from fastopt.optimizer import FLAGS, Spec, derive, is_zero, with_defaults
+
+if TYPE_CHECKING:  # what `__getattr__`, at the end, forwards
+    from torch.optim import ASGD as ASGD
+    from torch.optim import LBFGS as LBFGS
+    from torch.optim import Adafactor as Adafactor
+    from torch.optim import Muon as Muon
+    from torch.optim import Optimizer as Optimizer
+    from torch.optim import Rprop as Rprop
+    from torch.optim import SparseAdam as SparseAdam
+    from torch.optim import lr_scheduler as lr_scheduler
+    from torch.optim import swa_utils as swa_utils
+    from torch.optim import swap_in_optimizer_params_and_state as swap_in_optimizer_params_and_state
 
 __all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "NAdam", "RAdam", "RMSprop"]
 
@@ -619,3 +634,23 @@ class Lion(_Compiled, _Lion):
 
 for _cls in (SGD, Adagrad, Adadelta, RMSprop, Adam, AdamW, Adamax, NAdam, RAdam):
     STOCK[_cls] = _cls.__bases__[-1]
+
+# Modules without optimizers are PyTorch's, under our name: `from fastopt.torch.lr_scheduler import StepLR`. That of a
+# class (`torch.optim.adamw`) is not: it holds PyTorch's class.
+for _module in ("lr_scheduler", "optimizer", "swa_utils"):
+    sys.modules[f"{__name__}.{_module}"] = sys.modules[f"torch.optim.{_module}"]
+
+if not TYPE_CHECKING:  # else a misspelt name would be Any to them
+
+    def __getattr__(name: str) -> Any:
+        if not name.startswith("_") and hasattr(torch.optim, name):
+            return getattr(torch.optim, name)
+        raise AttributeError(
+            f"module {__name__!r} has no attribute {name!r}, and torch.optim has none either",
+            name=name, obj=sys.modules[__name__],
+        )  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    special = [name for name in globals() if name.startswith("__")]
+    return sorted({*special, *__all__, *_torch_install.__all__, *torch.optim.__all__})
