@@ -135,7 +135,9 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     _unknown: ClassVar[dict[str, Any]] = {}
     """Options of a PyTorch newer than this module, which it would not follow, and their defaults."""
 
-    def __init__(self, *args: Any, n_threads: int | None = None, flush_subnormal: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self, params: Any, *args: Any, n_threads: int | None = None, flush_subnormal: bool = True, **kwargs: Any
+    ) -> None:
         for name, default in self._unknown.items():
             if kwargs.get(name, default) != default:
                 raise UnknownOptionError(f"fastopt.torch.{type(self).__name__} does not know the option {name!r} yet")
@@ -143,7 +145,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         self._plan: TensorPlan | None = None
         self._stepping = Turn()
         self._empty_plan()  # raises for n_threads out of range
-        super().__init__(*args, **kwargs)
+        super().__init__(params, *args, **kwargs)
         for group in self.param_groups:
             self._check_options(group)
 
@@ -606,7 +608,8 @@ class _Lion(torch.optim.Optimizer):
     """The constructor that PyTorch would have."""
 
     def __init__(
-        self, params: Any, lr: Any = 1e-4, betas: Any = (0.9, 0.99), weight_decay: float = 0.0, *,
+        self, params: torch_optimizer.ParamsT, lr: float | torch.Tensor = 1e-4,
+        betas: tuple[float | torch.Tensor, float | torch.Tensor] = (0.9, 0.99), weight_decay: float = 0.0, *,
         foreach: bool | None = None, maximize: bool = False, capturable: bool = False, differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:  # fmt: skip
@@ -632,8 +635,12 @@ class Lion(_Compiled, _Lion):
 # --- How the classes are found
 
 
+# jsonargparse, and Lightning's CLI with it, finds "Adam" by the last part of a class's path, among all that derive from
+# `Optimizer` and have a path without an underscore. Only PyTorch's may: so ours go by a second name, in pickles, too.
 for _cls in (SGD, Adagrad, Adadelta, RMSprop, Adam, AdamW, Adamax, NAdam, RAdam):
     STOCK[_cls] = _cls.__bases__[-1]
+    _cls.__qualname__ = f"_{_cls.__name__}"
+    globals()[_cls.__qualname__] = _cls
 
 # Modules without optimizers are PyTorch's, under our name: `from fastopt.torch.lr_scheduler import StepLR`. That of a
 # class (`torch.optim.adamw`) is not: it holds PyTorch's class.
