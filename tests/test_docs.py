@@ -152,7 +152,7 @@ def test_the_signatures_of_the_torch_classes_are_right():
         assert by_position[: len(shown) + 1] == ["params", *shown], name
         for key, value in shown.items():
             assert float(np.sum(parameters[key].default)) == float(np.sum(value)), (name, key)
-        assert {"n_threads", "flush_subnormal"} <= parameters.keys()
+        assert {"n_threads", "flush_subnormal", "fallback"} <= parameters.keys()
         assert facts.torch_docstrings()[name] == inspect.getdoc(getattr(module, name))
 
 

@@ -249,7 +249,7 @@ def torch_defaults(name: str) -> dict[str, Any]:
 def torch_signature(name: str) -> str:
     """How a class of fastopt.torch is called."""
     given = "".join(f"{key}={number(value)}, " for key, value in torch_defaults(name).items())
-    return f"{name}(params, {given}*, n_threads=None, flush_subnormal=True, **options)"
+    return f"{name}(params, {given}*, n_threads=None, flush_subnormal=True, fallback='warn', **options)"
 
 
 # --- What has to be documented

@@ -149,7 +149,7 @@ def test_pickles_name_fastopt_torch(name, protocol):
 def test_signatures_are_real(name):
     cls = getattr(ft, name)
     parameters = inspect.signature(cls).parameters
-    assert next(iter(parameters)) == "params" and [*parameters][-2:] == ["n_threads", "flush_subnormal"]
+    assert next(iter(parameters)) == "params" and [*parameters][-3:] == ["n_threads", "flush_subnormal", "fallback"]
     assert not any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values())
     if name in TWINS:
         assert [*parameters.values()][:-2] == [*inspect.signature(getattr(torch.optim, name)).parameters.values()]
