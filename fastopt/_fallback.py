@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 
+import fastopt
 from fastopt._tensors import extent, has_dispatch, is_dense, is_dtensor, local_of, may_share, steppable
-from fastopt.errors import FastoptError, HyperparameterError, LayoutError, OverlapError
+from fastopt.errors import FastoptError, GradientError, HyperparameterError, StateDictError
 
 CHOICES = ("warn", "silent", "error")
+INSIDE = tuple(os.path.join(os.path.dirname(str(module.__file__)), "") for module in (fastopt, torch))
 warned: set[str] = set()
 """The kinds of reasons that a warning was given for in this process."""
 
 
 class Left(NamedTuple):
-    """A parameter that is left to PyTorch."""
+    """A parameter that is left to PyTorch. It holds no exception, whose traceback would keep the callers' frames."""
 
     place: int
     """Its place among all, in whose order PyTorch steps."""
@@ -26,7 +32,31 @@ class Left(NamedTuple):
     look: tuple[Any, ...]
     """What decided, for a comparison at the next step."""
     kind: str
-    error: FastoptError
+    text: str
+    shares: bool
+    """Whether it shares memory, with itself or another, which only PyTorch's plain loop gets right."""
+
+
+class Mixed(NamedTuple):
+    """What is left to PyTorch, and the plan for the other parameters."""
+
+    plan: Any
+    left: list[Left]
+    parts: list[tuple[int, list[torch.Tensor], bool]]
+    """For each group with such: its place, the parameters, and whether they need the plain loop."""
+
+    def holds(self, groups: list[dict[str, Any]]) -> bool:
+        """Whether the same parameters are to be left as before, as far as they tell themselves."""
+        return all(one.group < len(groups) and is_as_before(groups[one.group], one) for one in self.left)
+
+
+def mixed(plan: Any, left: list[Left]) -> Mixed:
+    """Both, with what is left sorted by its groups."""
+    by_group: dict[int, list[Left]] = {}
+    for one in left:
+        by_group.setdefault(one.group, []).append(one)
+    parts = [(g, [one.param for one in ones], any(one.shares for one in ones)) for g, ones in by_group.items()]
+    return Mixed(plan, left, parts)
 
 
 def check_choice(value: Any) -> None:
@@ -35,36 +65,43 @@ def check_choice(value: Any) -> None:
         raise HyperparameterError(f"fallback={value!r} must be one of {', '.join(map(repr, CHOICES))}")
 
 
-def left_to_pytorch(groups: list[dict[str, Any]], named: Callable[[dict[str, Any], int, int], str]) -> list[Left]:
+# --- Which
+
+
+def left_to_pytorch(
+    groups: list[dict[str, Any]], state: Mapping[Any, Any], named: Callable[[dict[str, Any], int, int], str]
+) -> list[Left]:
     """The parameters with a gradient that cannot be stepped compiled, in the order of the groups.
 
     `named` gives what messages call a parameter: of its group, its place there, and its place among all.
     """
-    found: list[Left] = []
-    rest: list[tuple[int, int, torch.Tensor, str]] = []
+    every: list[tuple[int, int, torch.Tensor, str]] = []
     place = 0
     for g, group in enumerate(groups):
         for k, param in enumerate(group["params"]):
             if param.grad is not None:
-                label = named(group, k, place + k)
-                reason = reason_of(group, param, label)
-                if reason is not None:
-                    found.append(Left(place + k, g, param, look_at(group, param), *reason))
-                else:
-                    rest.append((place + k, g, param, label))
+                every.append((place + k, g, param, named(group, k, place + k)))
         place += len(group["params"])
-    for i, error in overlapping([(param, label) for _, _, param, label in rest]).items():
-        at, g, param, _ = rest[i]
-        found.append(Left(at, g, param, look_at(groups[g], param), "memory shared with another tensor", error))
-    return sorted(found, key=lambda left: left.place)
+    found: dict[int, Left] = {}
+    for i, (at, g, param, label) in enumerate(every):
+        reason = reason_of(groups[g], param, label) or state_reason(state, param, label)
+        if reason is not None:
+            check_storages(param, state, label)
+            found[i] = Left(at, g, param, look_at(groups[g], param), *reason, shares=not reaches(param))
+    for i, text in overlapping([(param, label) for _, _, param, label in every]).items():
+        at, g, param, _ = every[i]
+        if i in found:
+            found[i] = found[i]._replace(shares=True)
+        else:
+            look = look_at(groups[g], param)
+            found[i] = Left(at, g, param, look, "memory shared with another tensor", text, shares=True)
+    return [found[i] for i in sorted(found)]
 
 
-def reason_of(group: Mapping[str, Any], param: torch.Tensor, label: str) -> tuple[str, FastoptError] | None:
-    """Why a parameter cannot be stepped compiled by itself: the kind of reason, and the error that says it."""
+def reason_of(group: Mapping[str, Any], param: torch.Tensor, label: str) -> tuple[str, str] | None:
+    """Why a parameter cannot be stepped compiled by itself: the kind of reason, and the words for it."""
     if group.get("differentiable"):
-        return "differentiable=True", HyperparameterError(
-            "differentiable=True is not supported by the compiled step, which is no operation of autograd"
-        )
+        return "differentiable=True", "differentiable=True is not supported by the compiled step"
     try:
         steppable(param, label)
     except FastoptError as error:
@@ -72,82 +109,140 @@ def reason_of(group: Mapping[str, Any], param: torch.Tensor, label: str) -> tupl
         if own.layout == torch.strided and not has_dispatch(own) and own.device.type == "cpu" and not has_storage(own):
             return None  # PyTorch would crash
         ordinary = own.dtype in (torch.float32, torch.float64) and own.layout == torch.strided
-        return f"{type(own).__name__} {own.device.type} {own.layout} {own.dtype if not ordinary else ''}", error
+        return f"{type(own).__name__} {own.device.type} {own.layout} {own.dtype if not ordinary else ''}", str(error)
     grad = param.grad
     if grad is None or is_dtensor(grad) or has_dispatch(grad):
         return None
     if grad.layout != torch.strided or grad.device.type != "cpu" or not grad.is_floating_point():
-        return f"gradient {grad.layout} {grad.device.type}", LayoutError(
+        return f"gradient {grad.layout} {grad.device.type}", (
             f"gradient of {label} has layout {grad.layout}, dtype {grad.dtype}, device {grad.device}; a dense floating "
             "tensor on the CPU is needed"
         )
     return None
 
 
-def has_storage(tensor: torch.Tensor) -> bool:
-    """Whether the storage of a strided tensor reaches as far as its elements."""
-    room = tensor.untyped_storage().nbytes() // tensor.element_size() - tensor.storage_offset()
-    reach = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.numel() == 0 or reach <= room
+def state_reason(state: Mapping[Any, Any], param: torch.Tensor, label: str) -> tuple[str, str] | None:
+    """Why state that a step of PyTorch's left cannot be stepped compiled: SGD's buffer is sparse as its gradients."""
+    for name, value in (state[param] if param in state and isinstance(state[param], Mapping) else {}).items():
+        if isinstance(value, torch.Tensor) and value.layout != torch.strided:
+            return f"state {value.layout}", f"state {name!r} of {label} has layout {value.layout}; it has to be dense"
+    return None
 
 
 def look_at(group: Mapping[str, Any], param: torch.Tensor) -> tuple[Any, ...]:
-    """What of a parameter decides whether it is left to PyTorch, but for what it shares memory with."""
+    """What of a parameter decides whether it is left to PyTorch, its gradient's part last."""
     own, grad = local_of(param), param.grad
-    gradient = None if grad is None else (type(grad), grad.layout, grad.dtype, grad.device)
-    memory = (own.data_ptr(), own.stride()) if own.layout == torch.strided and not has_dispatch(own) else None
-    return type(own), own.dtype, own.layout, own.device, memory, gradient, bool(group.get("differentiable"))
+    memory = own.data_ptr() if own.layout == torch.strided and not has_dispatch(own) else 0
+    gradient = None if grad is None else (grad.layout, grad.dtype, grad.device)
+    return type(own), own.dtype, own.layout, own.device, memory, bool(group.get("differentiable")), gradient
 
 
-def overlapping(params: list[tuple[torch.Tensor, str]]) -> dict[int, FastoptError]:
-    """Which of some parameters, with their labels, share memory with another one, or with a gradient."""
-    spans = []
+def is_as_before(group: Mapping[str, Any], one: Left) -> bool:
+    """Whether a parameter looks as it did; without a gradient, PyTorch's step passes it over."""
+    now = look_at(group, one.param)
+    return now[:-1] == one.look[:-1] and now[-1] in (None, one.look[-1])
+
+
+def has_storage(tensor: torch.Tensor) -> bool:
+    """Whether the storage of a strided tensor reaches as far as its elements."""
+    room = tensor.untyped_storage().nbytes() // tensor.element_size() - tensor.storage_offset()
+    return tensor.numel() == 0 or reach_of(tensor) <= room
+
+
+def check_storages(param: torch.Tensor, state: Mapping[Any, Any], label: str) -> None:
+    """Raise if the memory of a gradient or of state was freed: PyTorch would crash."""
+    entry = state[param] if param in state and isinstance(state[param], Mapping) else {}
+    named: list[tuple[type[FastoptError], str, Any]] = [(GradientError, f"gradient of {label}", param.grad)]
+    named += [(StateDictError, f"state {name!r} of {label}", x) for name, x in entry.items()]
+    for error, what, tensor in named:
+        local = local_of(tensor) if isinstance(tensor, torch.Tensor) else None
+        if local is None or has_dispatch(local) or local.layout != torch.strided or local.device.type != "cpu":
+            continue
+        if not has_storage(local):
+            raise error(f"{what} has no storage for all of its elements: its memory was freed")
+
+
+def reaches(param: torch.Tensor) -> int:
+    """How far a parameter reaches in memory, 0 if two of its elements share memory; 1 where it has no strides."""
+    own = local_of(param)
+    return extent(own) if own.layout == torch.strided else 1
+
+
+def reach_of(tensor: torch.Tensor) -> int:
+    """How many elements lie from the first to the last in memory."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+# --- What shares memory
+
+
+def overlapping(params: list[tuple[torch.Tensor, str]]) -> dict[int, str]:
+    """Which of some parameters, with their labels, share memory with another one or with a gradient, and the words."""
+    spans = sorted((*at, i) for i, (param, _) in enumerate(params) if (at := span(param)) is not None)
+    found: dict[int, str] = {}
+
+    def note(i: int, j: int, of: str) -> None:
+        text = f"{of}{params[i][1]} shares memory with {params[j][1]}; every parameter needs memory of its own"
+        found.setdefault(i, text)
+        found.setdefault(j, text)
+
+    open_until: list[tuple[int, int]] = []  # where a parameter ends that has begun, and its place
+    for low, high, i in spans:
+        open_until = [(end, j) for end, j in open_until if end > low]
+        for _, j in open_until:
+            if share(params[i][0], params[j][0]):
+                note(i, j, "")
+        open_until.append((high, i))
+    lows, farthest = [low for low, _, _ in spans], list(accumulate((high for _, high, _ in spans), max))
+    seen: set[tuple[int, int]] = set()  # many parameters may have one gradient
     for i, (param, _) in enumerate(params):
-        spans.append((*span(param), i, False))
-        if param.grad is not None and not is_dtensor(param.grad) and not has_dispatch(param.grad):
-            spans.append((*span(param.grad), i, True))
-    spans.sort()
-    found: dict[int, FastoptError] = {}
-    open_until: list[tuple[int, int, bool]] = []  # spans that have not ended, and at least one of each
-    for low, high, i, is_grad in spans:
-        open_until = [other for other in open_until if other[0] > low]
-        for _, j, other_grad in open_until:
-            a, b = (params[n][0].grad if grad else params[n][0] for n, grad in ((i, is_grad), (j, other_grad)))
-            if (is_grad and other_grad) or low == high or not share(a, b):
-                continue
-            for k in (i, j):
-                found.setdefault(k, OverlapError(
-                    f"{'gradient of ' if is_grad else ''}{params[i][1]} shares memory with "
-                    f"{'gradient of ' if other_grad else ''}{params[j][1]}; every parameter needs memory of its own"
-                ))  # fmt: skip
-        open_until.append((high, i, is_grad))
+        at = span(param.grad)
+        if at is None or at in seen:
+            continue
+        k = bisect_left(lows, at[1]) - 1
+        hit = False
+        while k >= 0 and farthest[k] > at[0]:
+            if spans[k][1] > at[0] and share(param.grad, params[spans[k][2]][0]):
+                note(i, spans[k][2], "gradient of ")
+                hit = True
+            k -= 1
+        if not hit:
+            seen.add(at)
     return found
 
 
-def span(tensor: torch.Tensor) -> tuple[int, int]:
-    """Where the memory of a strided tensor begins and ends."""
-    local = local_of(tensor)
+def span(tensor: Any) -> tuple[int, int] | None:
+    """Where the memory of a strided tensor on the CPU begins and ends; None if it has none."""
+    if tensor is None or has_dispatch(local := local_of(tensor)):
+        return None
     if local.layout != torch.strided or local.device.type != "cpu" or not local.numel():
-        return 0, 0
-    reach = 1 + sum((size - 1) * stride for size, stride in zip(local.shape, local.stride(), strict=True))
+        return None
     begin = local.data_ptr()
-    return begin, begin + reach * local.element_size()
+    return begin, begin + reach_of(local) * local.element_size()
 
 
 def share(a: Any, b: Any) -> bool:
     """Whether two tensors whose spans meet share an element: dense ones do, those with gaps may not."""
-    return all(is_dense(local_of(x)) and extent(local_of(x)) > 0 for x in (a, b)) or may_share(a, b)
+    if all(reaches(x) and is_dense(local_of(x)) for x in (a, b)):
+        return True
+    return a.dtype == torch.bfloat16 or b.dtype == torch.bfloat16 or may_share(a, b)  # NumPy has no such type
+
+
+# --- PyTorch's step
 
 
 def tell(owner: str, left: Iterable[Left]) -> None:
-    """Warn of what is left to PyTorch, once for each kind in a process."""
+    """Warn of what is left to PyTorch, once for each kind in a process, where a user's code called."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(INSIDE):
+        level, frame = level + 1, frame.f_back
     for one in left:
         if one.kind not in warned:
             warned.add(one.kind)
             warnings.warn(
-                f"{owner}: {one.error}. PyTorch's own step is taken for such parameters, the compiled step for all "
+                f"{owner}: {one.text}. PyTorch's own step is taken for such parameters, the compiled step for all "
                 "others. fallback='silent' turns this warning off, fallback='error' makes it an error.",
-                stacklevel=6,
+                stacklevel=level,
             )
 
 
@@ -159,45 +254,36 @@ def plain_step(twin: type[torch.optim.Optimizer]) -> Callable[..., Any]:
     return function
 
 
-def unscale(params: Iterable[torch.Tensor], scale: Any) -> None:
-    """Divide gradients by a scaler's factor, in place, as `GradScaler.unscale_` does."""
-    grads = [param.grad for param in params if param.grad is not None]
-    if any(grad.dtype == torch.float16 for grad in grads):
-        raise ValueError("Attempting to unscale FP16 gradients.")  # as PyTorch says it
-    inverse = torch.as_tensor(scale).double().reciprocal().float()
-    with torch.no_grad():
-        for grad in grads:
-            (grad._values() if grad.layout == torch.sparse_coo else grad).mul_(inverse.to(grad.device))
-
-
 def step_by_pytorch(
-    optimizer: torch.optim.Optimizer,
-    step: Callable[..., Any],
-    groups: list[dict[str, Any]],
-    left: list[Left],
-    scale: Any,
+    optimizer: torch.optim.Optimizer, step: Callable[..., Any], groups: list[dict[str, Any]], what: Mixed, scale: Any
 ) -> None:
     """PyTorch's step of the parameters that are left to it: its own code, on the same options and state."""
-    if scale is not None:
-        unscale([one.param for one in left], scale)
-    parts = []
-    for g, group in enumerate(groups):
-        params = [one.param for one in left if one.group == g]
-        if params:
-            parts.append({**group, "params": params})
-            if any(isinstance(one.error, OverlapError) or not extent_of(one.param) for one in left if one.group == g):
-                parts[-1].update(fused=None, foreach=False)  # which write to shared memory in any order
+    fused = [bool(groups[g].get("fused")) and not plain for g, _, plain in what.parts]
+    grads = [
+        (param, param.grad) for (_, params, _), by_kernel in zip(what.parts, fused, strict=True) if not by_kernel
+        for param in params if param.grad is not None
+    ]  # fmt: skip
+    if scale is not None and any(grad.dtype == torch.float16 for _, grad in grads):
+        raise ValueError("Attempting to unscale FP16 gradients.")  # as PyTorch says it
     own = {name: optimizer.__dict__.pop(name) for name in ("grad_scale", "found_inf") if name in optimizer.__dict__}
     whole = optimizer.param_groups
-    optimizer.param_groups = parts
     try:
-        step(optimizer)
+        if scale is not None:
+            inverse = torch.as_tensor(scale).double().reciprocal().float()
+            with torch.no_grad():
+                for param, grad in grads:
+                    param.grad = grad * inverse.to(grad.device)
+        for (g, params, plain), by_kernel in zip(what.parts, fused, strict=True):
+            part = {**groups[g], "params": params}
+            optimizer.param_groups = [{**part, "fused": None, "foreach": False} if plain else part]
+            if by_kernel:  # which takes a scaler's factor out by itself
+                optimizer.__dict__.update(own)
+            step(optimizer)
+            for name in own:
+                optimizer.__dict__.pop(name, None)
     finally:
         optimizer.param_groups = whole
         optimizer.__dict__.update(own)
-
-
-def extent_of(param: torch.Tensor) -> int:
-    """How far a parameter reaches in memory, 0 if two of its elements share memory; 1 where it has no strides."""
-    own = local_of(param)
-    return extent(own) if own.layout == torch.strided else 1
+        if scale is not None:
+            for param, grad in grads:
+                param.grad = grad

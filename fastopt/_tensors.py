@@ -104,6 +104,10 @@ class Host:
             raise ShapeError(f"{label} has shape {tuple(grad.shape)}; the parameter has {tuple(param.shape)}")
         if not grad.is_floating_point():
             raise DTypeError(f"{label} has dtype {grad.dtype}; {param.dtype} is needed")
+        room = grad.untyped_storage().nbytes() // grad.element_size() - grad.storage_offset()
+        reach = sum((size - 1) * stride for size, stride in zip(grad.shape, grad.stride(), strict=True))
+        if grad.numel() and type(grad) in PLAIN and reach >= room:
+            raise GradientError(f"{label} has no storage for all of its elements: its memory was freed")
         fitting = torch.empty_strided(param.shape, param.stride(), dtype=param.dtype, device="cpu")
         try:
             fitting.copy_(grad)

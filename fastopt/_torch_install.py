@@ -106,11 +106,13 @@ def install(*names: str) -> None:
 
     Examples
     --------
-    >>> import torch, fastopt.torch
-    >>> fastopt.torch.install()
-    >>> torch.optim.AdamW is fastopt.torch.AdamW
-    True
-    >>> fastopt.torch.uninstall()
+    With PyTorch installed::
+
+        import torch, fastopt.torch
+
+        fastopt.torch.install()
+        assert torch.optim.AdamW is fastopt.torch.AdamW
+        fastopt.torch.uninstall()
     """
     with _lock:
         classes = _chosen(names)

@@ -141,8 +141,8 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
 
     _twin_step: ClassVar[Callable[..., Any]]
     """PyTorch's own step, for what the compiled one cannot take."""
-    _mixed: tuple[TensorPlan, list[_fallback.Left]] | None = None
-    """Where some parameters are left to PyTorch: the plan for the others, and those."""
+    _mixed: _fallback.Mixed | None = None
+    """Where some parameters are left to PyTorch: those, and the plan for the others."""
     _guarded: TensorPlan | None = None
     """A plan over inference tensors, for steps in inference mode."""
     _mirrors: Mapping[int, tuple[Any, dict[str, Any]]] = {}
@@ -223,43 +223,46 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     def _take_another_step(self, scale: Any) -> None:
         """A step after which something is no longer as it was tied, or that is the first, or of several kinds."""
         groups = self._plain_groups()
-        if self._mirrors and self._plan is not None and self._plan.step_tensors(groups, self.state, scale):
+        if self._mixed is not None and self._mixed.holds(groups):
+            if self._tries(self._mixed.plan, groups, scale, check_only=True):
+                self._take_mixed_step(groups, self._mixed, scale)
+                return
+        elif self._plan is not None and self._mirrors and self._tries(self._plan, groups, scale):
             return
-        if self._guarded is not None and torch.is_inference_mode_enabled():
-            if self._guarded.step_tensors(groups, self.state, scale):
+        elif self._guarded is not None and torch.is_inference_mode_enabled():
+            if self._tries(self._guarded, groups, scale):
                 return
-        if self._mixed is not None:
-            plan, left = self._mixed
-            if all(_fallback.look_at(groups[one.group], one.param) == one.look for one in left) and plan.step_tensors(
-                groups, self.state, scale, check_only=True
-            ):
-                self._take_mixed_step(groups, plan, left, scale)
-                return
-        left = [] if self._settings["fallback"] == "error" else _fallback.left_to_pytorch(groups, named)
         self._plan = self._mixed = self._guarded = None
+        left = [] if self._settings["fallback"] == "error" else _fallback.left_to_pytorch(groups, self.state, named)
         plan, keep = self._tied(groups, left)
         if not plan.step_tensors(groups, self.state, scale, check_only=bool(left)):
             raise ParameterError("parameters, groups or state changed while the step looked at them")
         if left:
             if self._settings["fallback"] == "warn":
                 _fallback.tell(f"fastopt.torch.{type(self).__name__}", left)
-            self._take_mixed_step(groups, plan, left, scale)
+            self._take_mixed_step(groups, _fallback.mixed(plan, left), scale)
         elif keep:
             self._plan = plan
         else:
             self._guarded = plan
 
-    def _take_mixed_step(
-        self, groups: list[dict[str, Any]], plan: TensorPlan, left: list[_fallback.Left], scale: Any
-    ) -> None:
+    def _tries(self, plan: TensorPlan, groups: list[dict[str, Any]], scale: Any, check_only: bool = False) -> bool:
+        """A step by a plan that was kept; False, with nothing written, if anything has changed."""
+        try:
+            return plan.step_tensors(groups, self.state, scale, check_only=check_only)
+        except FastoptError:  # it is raised again by a new plan, unless the parameter is left to PyTorch
+            return False
+
+    def _take_mixed_step(self, groups: list[dict[str, Any]], mixed: _fallback.Mixed, scale: Any) -> None:
         """PyTorch's step for some parameters, then the compiled one, which was checked, for the others."""
-        _fallback.step_by_pytorch(self, self._twin_step, groups, left, scale)
+        _fallback.step_by_pytorch(self, self._twin_step, groups, mixed, scale)
         keep = True
-        if not plan.step_tensors(groups, self.state, scale):  # PyTorch has made state
-            plan, keep = self._tied(groups, left)
+        if not mixed.plan.step_tensors(groups, self.state, scale):  # PyTorch has made state
+            plan, keep = self._tied(groups, mixed.left)
             if not plan.step_tensors(groups, self.state, scale):
                 raise ParameterError("parameters, groups or state changed while the step looked at them")
-        self._mixed = (plan, left) if keep else None
+            mixed = mixed._replace(plan=plan)
+        self._mixed = mixed if keep else None
 
     def _plain_groups(self) -> list[dict[str, Any]]:
         """The parameter groups; for one that is another kind of dict, a plain one with the same in it."""
@@ -490,6 +493,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
+        self._settings = {**DEFAULTS, **self._settings}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_settings": self._settings}
@@ -528,9 +532,15 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             self._check_options(group)
             slots[id(group)] = self._derive(group).slots
         for group, param, entry, label in self._entries(self.state, self.param_groups):
-            if self._settings["fallback"] != "error" and _fallback.reason_of(group, param, label) is not None:
+            lenient = self._settings["fallback"] != "error"
+            if lenient and _fallback.reason_of(group, param, label) is not None:
                 continue
             for name in slots[id(group)]:
+                kept = entry.get(name)
+                if lenient and isinstance(kept, torch.Tensor) and (
+                    kept.layout != torch.strided or (kept.dtype != param.dtype and kept.is_floating_point())
+                ):  # fmt: skip  # of a step of PyTorch's, before the parameter or its gradient became another
+                    continue
                 if entry.get(name) is not None:
                     state_tensor(entry[name], param, local_of(param), f"state {name!r} of {label}")
 

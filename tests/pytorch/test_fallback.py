@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import warnings
+import weakref
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -274,6 +277,143 @@ def test_steps_in_inference_mode_are_tied_once(made, monkeypatch):
     assert all(opt.state[p]["step"] == 2 for p in params)
 
 
+# --- What changes between steps
+
+
+def dense_then_sparse(kind: type[dict]) -> list[Any]:
+    """Both modules: a group whose second parameter gets a dense gradient, a sparse one, and a dense one."""
+    seen = []
+    for module in both:
+        a, b = random(4).bfloat16().requires_grad_(), random(4, 3, seed=1).requires_grad_()
+        group = kind(params=[a, b])
+        opt = module.SGD([group], lr=0.1, momentum=0.9, **({"fallback": "silent"} if module is ft else {}))
+        for step in range(4):
+            a.grad, b.grad = random(4, seed=step).bfloat16(), random(4, 3, seed=step + 9)
+            if step in (1, 2):
+                b.grad = b.grad.to_sparse()
+            opt.step()
+        seen.append((a, b))
+    return seen
+
+
+@pytest.mark.parametrize("kind", [dict, OrderedDict])
+def test_gradients_that_become_sparse_and_dense_again(kind):
+    """Beside a parameter that is left to PyTorch anyway."""
+    theirs, mine = dense_then_sparse(kind)
+    assert_alike(mine, theirs)
+
+
+def test_a_group_that_is_removed_is_not_stepped():
+    params = parameters("bfloat16")
+    opt = ft.SGD([{"params": [params[0]]}, {"params": params[1:]}], lr=0.1, fallback="silent")
+    set_gradients(params, 0)
+    opt.step()
+    removed = opt.param_groups.pop()
+    before = params[1].detach().clone()
+    opt.step()
+    assert torch.equal(params[1], before)
+    opt.param_groups.append(removed)
+    opt.step()
+    assert not torch.equal(params[1], before)
+
+
+def test_gradients_that_come_and_go_keep_the_plan(monkeypatch):
+    opt, params = trained(ft, "SGD", "bfloat16", steps=2, fallback="silent")
+    monkeypatch.setattr(type(opt), "_tied", lambda *args: pytest.fail("tied again"))
+    for step in range(4):
+        set_gradients(params, step)
+        if step % 2:
+            params[1].grad = None
+        opt.step()
+
+
+def test_nothing_of_the_callers_is_kept():
+    """Not by the traceback of an error that said why a parameter is left."""
+
+    class Batch:
+        pass
+
+    def train() -> tuple[Any, Any]:
+        batch = Batch()
+        params = parameters("bfloat16")
+        set_gradients(params, 0)
+        opt = ft.SGD(params, lr=0.1, fallback="silent")
+        opt.step()
+        return opt, weakref.ref(batch)
+
+    gc.disable()
+    try:
+        opt, batch = train()
+        assert batch() is None
+        gone = weakref.ref(opt)
+        del opt
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))], ids=["copy", "pickle"])
+@pytest.mark.parametrize("case", ["sparse momentum", "cast"])
+def test_state_that_pytorch_left_can_be_copied_and_loaded(case, way):
+    p = random(4, 3).requires_grad_() if case == "sparse momentum" else random(4, 3).bfloat16().requires_grad_()
+    opt = ft.SGD([p], lr=0.1, momentum=0.9, fallback="silent")
+    p.grad = random(4, 3).to(p.dtype).to_sparse() if case == "sparse momentum" else random(4, 3).bfloat16()
+    opt.step()
+    if case == "cast":
+        p.data = p.data.float()
+    p.grad = None
+    other = way(opt)
+    opt.load_state_dict(copy.deepcopy(opt.state_dict()))
+    q = other.param_groups[0]["params"][0]
+    for one, optimizer in ((p, opt), (q, other)):
+        one.grad = torch.ones(4, 3).to_sparse() if case == "sparse momentum" else torch.ones(4, 3)
+        optimizer.step()
+    assert torch.equal(p, q)
+    if case == "sparse momentum":  # to which PyTorch cannot add a dense gradient
+        p.grad = torch.ones(4, 3)
+        with pytest.raises(RuntimeError):
+            opt.step()
+
+
+def test_a_partner_in_memory_of_what_is_left_is_left_too():
+    """As a tied embedding: PyTorch's order counts."""
+    seen = []
+    for module in both:
+        base = random(4, 3)
+        d, e = base.requires_grad_(), base.detach().requires_grad_()
+        opt = module.Adagrad([d, e], lr=0.1, weight_decay=0.0, **({"fallback": "silent"} if module is ft else {}))
+        for step in range(3):
+            d.grad, e.grad = random(4, 3, seed=step), random(4, 3, seed=step + 5).to_sparse()
+            opt.step()
+        seen.append([d])
+    assert_alike(seen[1], seen[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("what", ["gradient", "state"])
+def test_freed_memory_is_never_passed_on(dtype, what):
+    p = random(1000).to(dtype).requires_grad_()
+    p.grad = random(1000).to(dtype)
+    opt = ft.Adam([p], fallback="silent")
+    opt.step()
+    p.grad = random(1000, seed=1).to(dtype)
+    freed = p.grad if what == "gradient" else opt.state[p]["exp_avg"]
+    freed.untyped_storage().resize_(0)
+    if dtype == torch.bfloat16:
+        opt._mixed = None
+    with pytest.raises(errors.FastoptError, match="storage"):
+        opt.step()
+
+
+def test_many_parameters_with_one_gradient_are_looked_through_in_no_time():
+    g = torch.ones(3)
+    params = [torch.ones(3, requires_grad=True) for _ in range(20_000)]
+    for p in params:
+        p.grad = g
+    assert _fallback.overlapping([(p, "p") for p in params]) == {}
+    assert len(_fallback.overlapping([(params[0], "a"), (params[0].detach().requires_grad_(), "b")])) in (0, 2)
+
+
 # --- Options and warnings
 
 
@@ -358,6 +498,27 @@ def test_ranges_are_pytorchs(name):
 class Scaler(torch.amp.GradScaler):
     def __init__(self) -> None:
         super().__init__("cpu", init_scale=1024.0)
+
+
+def test_gradients_stay_as_they_are_and_a_shared_one_is_divided_once():
+    a, b = torch.ones(3).bfloat16().requires_grad_(), torch.ones(3).bfloat16().requires_grad_()
+    a.grad = b.grad = torch.full((3,), 1024.0).bfloat16()
+    opt, scaler = ft.SGD([a, b], lr=0.5, fallback="silent"), Scaler()
+    scaler.scale(torch.ones(()))
+    scaler.step(opt)
+    assert a[0] == b[0] == 0.5 and a.grad[0] == 1024 and a.grad is b.grad
+
+
+def test_fused_float16_takes_the_factor_out_by_itself():
+    paths = []
+    for module in both:
+        p = torch.ones(8).half().requires_grad_()
+        p.grad = torch.full((8,), 1024.0).half()
+        opt, scaler = module.SGD([p], lr=0.5, fused=True, **({"fallback": "silent"} if module is ft else {})), Scaler()
+        scaler.scale(torch.ones(()))
+        scaler.step(opt)
+        paths.append([p])
+    assert torch.equal(paths[0][0], paths[1][0]) and paths[0][0][0] == 0.5
 
 
 @pytest.mark.parametrize("unscaled", [False, True])
