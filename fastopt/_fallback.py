@@ -13,7 +13,17 @@ from typing import Any, NamedTuple
 import torch
 
 import fastopt
-from fastopt._tensors import extent, has_dispatch, is_dense, is_dtensor, local_of, may_share, steppable
+from fastopt._tensors import (
+    extent,
+    has_dispatch,
+    has_storage,
+    is_dense,
+    is_dtensor,
+    local_of,
+    may_share,
+    reach_of,
+    steppable,
+)
 from fastopt.errors import FastoptError, GradientError, HyperparameterError, StateDictError
 
 CHOICES = ("warn", "silent", "error")
@@ -143,12 +153,6 @@ def is_as_before(group: Mapping[str, Any], one: Left) -> bool:
     return now[:-1] == one.look[:-1] and now[-1] in (None, one.look[-1])
 
 
-def has_storage(tensor: torch.Tensor) -> bool:
-    """Whether the storage of a strided tensor reaches as far as its elements."""
-    room = tensor.untyped_storage().nbytes() // tensor.element_size() - tensor.storage_offset()
-    return tensor.numel() == 0 or reach_of(tensor) <= room
-
-
 def check_storages(param: torch.Tensor, state: Mapping[Any, Any], label: str) -> None:
     """Raise if the memory of a gradient or of state was freed: PyTorch would crash."""
     entry = state[param] if param in state and isinstance(state[param], Mapping) else {}
@@ -166,11 +170,6 @@ def reaches(param: torch.Tensor) -> int:
     """How far a parameter reaches in memory, 0 if two of its elements share memory; 1 where it has no strides."""
     own = local_of(param)
     return extent(own) if own.layout == torch.strided else 1
-
-
-def reach_of(tensor: torch.Tensor) -> int:
-    """How many elements lie from the first to the last in memory."""
-    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 # --- What shares memory

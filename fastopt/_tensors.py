@@ -104,9 +104,7 @@ class Host:
             raise ShapeError(f"{label} has shape {tuple(grad.shape)}; the parameter has {tuple(param.shape)}")
         if not grad.is_floating_point():
             raise DTypeError(f"{label} has dtype {grad.dtype}; {param.dtype} is needed")
-        room = grad.untyped_storage().nbytes() // grad.element_size() - grad.storage_offset()
-        reach = sum((size - 1) * stride for size, stride in zip(grad.shape, grad.stride(), strict=True))
-        if grad.numel() and type(grad) in PLAIN and reach >= room:
+        if type(grad) in PLAIN and not has_storage(grad):
             raise GradientError(f"{label} has no storage for all of its elements: its memory was freed")
         fitting = torch.empty_strided(param.shape, param.stride(), dtype=param.dtype, device="cpu")
         try:
@@ -145,6 +143,17 @@ def extent(tensor: torch.Tensor) -> int:
     return reach
 
 
+def reach_of(tensor: torch.Tensor) -> int:
+    """How many elements' room lies from the first to the last of a strided tensor, both included."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def has_storage(tensor: torch.Tensor) -> bool:
+    """Whether the storage of a strided tensor reaches as far as its elements: it may have been freed."""
+    room = tensor.untyped_storage().nbytes() // tensor.element_size() - tensor.storage_offset()
+    return tensor.numel() == 0 or reach_of(tensor) <= room
+
+
 def steppable(tensor: Any, label: str) -> torch.Tensor:
     """The tensor whose memory could be stepped, this one or its part on this rank, or the error that says why not."""
     own = local_of(tensor)
@@ -154,8 +163,7 @@ def steppable(tensor: Any, label: str) -> torch.Tensor:
         raise ParameterError(f"{label} is a {type(own).__name__} on {own.device}; a tensor on the CPU is needed")
     if own.dtype not in (torch.float32, torch.float64):
         raise DTypeError(f"{label} has dtype {own.dtype}; torch.float32 or torch.float64 is needed")
-    room = own.untyped_storage().nbytes() // own.element_size() - own.storage_offset()
-    if own.numel() and (not 0 < extent(own) <= room or own.is_neg()):
+    if own.numel() and (not extent(own) or not has_storage(own) or own.is_neg()):
         raise LayoutError(
             f"{label} has shape {tuple(own.shape)} and strides {own.stride()}; every element needs memory of its own, "
             "which expanded tensors, and those without storage, have not"
