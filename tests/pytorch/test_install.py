@@ -302,7 +302,8 @@ opt = pickle.load(open(sys.argv[1], "rb"))
 opt.step()
 print(type(opt).__module__, torch.optim.Adam.__module__)
 """
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "opt")], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-c", code, str(tmp_path / "opt")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["fastopt.torch", "torch.optim.adam"], done.stderr
 
 
