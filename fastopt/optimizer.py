@@ -289,9 +289,8 @@ def check_declarations(cls: type[Optimizer]) -> None:
     for name in ("slots", "optional_slots", "family"):
         need(is_names(getattr(cls, name)), name, "a tuple of names")
     need(is_names(cls.eps_placements, EPS_PLACEMENTS), "eps_placements", f"a tuple of names among {EPS_PLACEMENTS}")
-    for option, other in (("eps_root", "eps_placement"), ("bias_correction", "betas")):
-        if option == "eps_root" and option in cls.hyperparameters:
-            need(other in cls.hyperparameters, "hyperparameters", f"with {other!r}, which {option!r} needs")
+    if "eps_root" in cls.hyperparameters:
+        need("eps_placement" in cls.hyperparameters, "hyperparameters", "with 'eps_placement', which 'eps_root' needs")
     need("params" not in cls.hyperparameters, "hyperparameters", "without 'params', which is the group's parameters")
     state = (*cls.slots, *cls.optional_slots)
     need("step" not in state and len(set(state)) == len(state), "slots", "different names, and none of them 'step'")
