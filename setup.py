@@ -170,7 +170,7 @@ setup(
             Extension(
                 f"fastopt.kernels.{level}",
                 [f"fastopt/kernels/{level}.pyx"],
-                depends=["fastopt/kernels/rules.pxi", "fastopt/kernels/table.pxd"],
+                depends=["fastopt/kernels/rules.pxi", "fastopt/kernels/stages.pxi", "fastopt/kernels/table.pxd"],
             )
             for level in LEVELS
         ),

@@ -101,6 +101,8 @@ fo_threads_init()
 
 include "_engine/levels.pxi"
 include "_engine/threads.pxi"
+include "_engine/scalars.pxi"
+include "_engine/program.pxi"
 include "_engine/walk.pxi"
 include "_engine/group.pxi"
 include "_engine/memory.pxi"
@@ -367,22 +369,20 @@ cdef class Plan:
         cdef Py_ssize_t i, k
         cdef dict states
         for i in range(group.first, group.first + group.n_params):
-            self.params[i].moved = self.params[i].blocks * (3 + 2 * group.around.rule.n_states)
+            self.params[i].moved = self.params[i].blocks * (3 + 2 * group.program.rule.n_states)
             states = self.states[i]
             for k in range(len(group.slots)):
                 self.params[i].s[k] = <char *>cnp.PyArray_DATA(<cnp.ndarray>states[group.slots[k]])
 
     cdef fill(self, Group group, list names):
         """Write the first values of state slots, in the partition of a step over all parameters that there are."""
-        cdef Around around
+        cdef Program program
         cdef Slot value
         cdef Job job
         cdef Param *copy = self.copies
         cdef Work *work = self.work
         cdef Py_ssize_t i, j, k
-        memset(&around, 0, sizeof(Around))
-        around.rule = around.short_rule = FILL
-        around.bare = True
+        rule_alone(&program, FILL, FILL)
         job.work, job.n_work, job.slots, job.look, job.found = work, group.n_params, &value, False, 0
         for k in range(len(group.slots)):
             if group.slots[k] not in names:
@@ -395,7 +395,7 @@ cdef class Plan:
                 if 0 <= j < group.n_params:
                     copy[j] = self.params[i]
                     copy[j].p = copy[j].s[k]
-                    work[j].q, work[j].around, work[j].g, work[j].slot = &copy[j], &around, NULL, 0
+                    work[j].q, work[j].program, work[j].g, work[j].slot = &copy[j], &program, NULL, 0
                     work[j].first_block = job.blocks
                 job.blocks += self.params[i].blocks
                 job.moved += self.params[i].moved       # as a step: the same threads are to touch it first
@@ -576,7 +576,7 @@ cdef class Plan:
         if job.slot < 0 or q.t != job.t or q.carry != job.carry:       # most share their scalars with the one before
             job.slot = self.new_slot(group, q)
             job.t, job.carry, job.slots = q.t, q.carry, self.slots
-        w.q, w.around, w.g, w.grad, w.slot, w.first_block = q, &group.around, data, g, job.slot, job.blocks
+        w.q, w.program, w.g, w.grad, w.slot, w.first_block = q, &group.program, data, g, job.slot, job.blocks
         job.blocks += q.blocks
         job.moved += q.moved
         job.n_work += 1
@@ -606,7 +606,7 @@ cdef class Plan:
             options = PyList_GET_ITEM(<PyObject *>self.options, k)
             if options == <PyObject *>group.options and not group.refresh(self.steps):
                 continue
-            fresh = self.new_group(<object>options, group.has_float, self.steps)
+            fresh = self.new_group(<object>options, group.hyper.has_float, self.steps)
             if fresh.params is not group.params:
                 raise ParameterError("the 'params' of a group cannot be exchanged; use add_param_group()")
             fresh.first, fresh.n_params = group.first, group.n_params
@@ -648,7 +648,7 @@ cdef class Plan:
         cdef Group group = Group()
         if not isinstance(options, dict):
             raise HyperparameterError(f"a parameter group is a dict, not a {type(options).__name__}")
-        group.options, group.has_float, group.params = options, has_float, options.get("params")
+        group.options, group.hyper.has_float, group.params = options, has_float, options.get("params")
         group.adopt(self.derive(options))
         group.refresh(steps)
         return group
@@ -685,7 +685,7 @@ cdef class Plan:
         for k, group in enumerate(self.groups):
             if self.options[k].get("params") is not group.params:
                 raise ParameterError("the 'params' of a group cannot be exchanged; use add_param_group()")
-            fresh = self.new_group(options[k], group.has_float, steps)
+            fresh = self.new_group(options[k], group.hyper.has_float, steps)
             fresh.options, fresh.params, fresh.first, fresh.n_params = (
                 self.options[k], group.params, group.first, group.n_params)
             # Also what the options to come have no slot for: state of before must not be there when they change.
@@ -842,7 +842,7 @@ cdef class Plan:
         cdef Group group
         cdef Py_ssize_t i, n = len(self.arrays)
         cdef Job job
-        cdef Around around
+        cdef Program program
         cdef Param *q
         cdef Param *copy = self.copies
         cdef Work *work = self.work
@@ -853,15 +853,13 @@ cdef class Plan:
             mu = <Slot *>PyMem_Malloc(max(1, len(self.groups)) * sizeof(Slot))
             if mu == NULL:
                 raise MemoryError()
-            memset(&around, 0, sizeof(Around))
-            around.rule = around.short_rule = LOOKAHEAD
-            around.bare = True
+            rule_alone(&program, LOOKAHEAD, LOOKAHEAD)
             job.blocks = job.moved = 0
             self.refresh_groups()
             self.check_states()
             for k, group in enumerate(self.groups):
                 mu[k].flush = False
-                scale(&mu[k].h, 0, group.x[1])
+                scale(&mu[k].h, 0, group.hyper.x[1])
                 for i in range(group.first, group.first + group.n_params):
                     q = &self.params[i]
                     if not (q.p == fo_array_data(q.array) and fits(q.array, q, 0)):
@@ -871,7 +869,7 @@ cdef class Plan:
                         raise LayoutError(f"the lookahead array of {self.label(i)} was changed after it was made")
                     copy[i] = q[0]
                     copy[i].p = <char *>cnp.PyArray_DATA(target)
-                    work[i].q, work[i].around, work[i].g, work[i].slot = &copy[i], &around, q.p, k
+                    work[i].q, work[i].program, work[i].g, work[i].slot = &copy[i], &program, q.p, k
                     work[i].first_block = job.blocks
                     job.blocks += copy[i].blocks
                     job.moved += copy[i].moved
@@ -898,7 +896,7 @@ cdef class Plan:
             if (<Group>group).first <= i < (<Group>group).first + (<Group>group).n_params:
                 (<Group>group).refresh(self.steps)
                 (<Group>group).compute(&slot, self.params[i].t + 1, self.params[i].carry)
-                return [slot.h.d[k] for k in range((<Group>group).around.rule.n_scalars)]
+                return [slot.h.d[k] for k in range((<Group>group).program.rule.n_scalars)]
         raise IndexError(i)
 
 

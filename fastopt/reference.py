@@ -4,7 +4,8 @@ Each rule of ``kernels/rules.pxi`` has its twin of the same name here, in two pa
 the scalars of step t, in double, in the order of h; ``<name>`` is the update. Scalars are rounded once to the type of
 the arrays (`rounded`), explicitly: NumPy would otherwise compute float32 arrays with float64 scalars in float64.
 
-A rule takes (p, g, state, h) and returns the new (p, state); h[0] is the factor of decoupled weight decay.
+A rule takes (p, g, state, h) and returns the new (p, state); h[0] is the factor of decoupled weight decay. The stages in
+``kernels/stages.pxi`` have their twins in `STAGES`; `program` says which a step has.
 
 `twin` steps copies of an optimizer's parameters by these rules.
 
@@ -30,12 +31,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from fastopt.optimizer import Optimizer
+    from fastopt.optimizer import Optimizer, Spec
 
 Array = Any
 State = list[Any]
 Scalars = Sequence[Any]
 X = Mapping[str, float]
+Program = list[tuple[str, list[Any]]]
 
 
 def ratio(a: Array, b: Array) -> Array:
@@ -340,21 +342,45 @@ def lion(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
 
 
 # --- Around a rule
+# A stage is given what it writes, as it was; the gradient, as the stages before it left it; the parameter; its scalars.
 
 
-def gradient(g: Array, p: Array, maximize: bool, weight_decay: Any, grad_scale: Any = None) -> Array:
-    """The gradient that the rule sees; weight_decay is None where decay is decoupled or off, so is grad_scale."""
-    if grad_scale is not None:
-        g = g / grad_scale
-    if weight_decay is None:
-        return -g if maximize else g
-    sign = g.dtype.type(-1 if maximize else 1)
-    return sign * g + weight_decay * p
+def unscale(x: Array, g: Array, p: Array, h: Scalars) -> Array:
+    return g / h[0]
 
 
-def flushed(s: Array, low: Any) -> Array:
-    """State at every 64th step of a parameter: 0 where it has faded below `low`."""
-    return np.where(np.abs(s) < low, np.zeros_like(s), s)
+def l2(x: Array, g: Array, p: Array, h: Scalars) -> Array:
+    return h[0] * g + h[1] * p
+
+
+def negate(x: Array, g: Array, p: Array, h: Scalars) -> Array:
+    return -g
+
+
+def shrink(x: Array, g: Array, p: Array, h: Scalars) -> Array:
+    return x * h[0]
+
+
+def flush(x: Array, g: Array, p: Array, h: Scalars) -> Array:
+    return np.where(np.abs(x) < h[0], np.zeros_like(x), x)
+
+
+def program(spec: Spec, x: X, grad_scale: float | None) -> tuple[Program, Program]:
+    """The stages before and after the rule: names and scalars. State is flushed after them, at every 64th step."""
+    from fastopt.optimizer import DECOUPLED_LAST, L2
+
+    wd = x.get("weight_decay", 0.0)
+    before: Program = []
+    if grad_scale not in (None, 1):
+        before.append(("unscale", [grad_scale]))
+    if wd != 0 and spec.decay == L2:
+        before.append(("l2", [-1.0 if spec.maximize else 1.0, wd]))
+    elif spec.maximize:
+        before.append(("negate", []))
+    after: Program = []
+    if wd != 0 and spec.decay == DECOUPLED_LAST:
+        after.append(("shrink", [1.0 - x["lr"] * wd]))
+    return before, after
 
 
 def lookahead(p: Array, v: Array, mu: Any) -> Array:
@@ -401,7 +427,7 @@ class Twin:
     def step(self, grads: Sequence[Any], grad_scale: float | None = None) -> None:
         """One step, as `Optimizer.step`, for a list of gradients (None skips one)."""
         from fastopt.engine import LEAST_EPS
-        from fastopt.optimizer import DECOUPLED, DECOUPLED_LAST, DECOUPLED_WITHOUT_LR, L2, derive
+        from fastopt.optimizer import DECOUPLED, DECOUPLED_WITHOUT_LR, derive
 
         optimizer = self._optimizer
         i = 0
@@ -409,27 +435,26 @@ class Twin:
             for group in optimizer.param_groups:
                 spec = derive(type(optimizer), optimizer.convention, group)
                 x = {**self._hyper(group), **spec.forms}
-                wd, lr = x["weight_decay"] if "weight_decay" in x else 0.0, x["lr"]
+                wd, lr = x.get("weight_decay", 0.0), x["lr"]
                 decay = {DECOUPLED: 1.0 - lr * wd, DECOUPLED_WITHOUT_LR: 1.0 - wd}.get(spec.decay, 1.0)
                 rule: Callable[..., Any] = RULES[spec.rule]
+                before, after = program(spec, x, grad_scale)
                 fades = max(x.get("eps", 1.0), x.get("eps_root", 0.0)) >= LEAST_EPS
                 for i in range(i, i + len(group["params"])):  # noqa: B020
-                    g = grads[i]
-                    if g is None:
+                    if grads[i] is None:
                         continue
-                    p, state, dtype = self.params[i], self.state[i], self.params[i].dtype
-                    coupled = dtype.type(wd) if spec.decay == L2 and wd != 0 else None
-                    scale = None if grad_scale in (None, 1) else dtype.type(grad_scale)
-                    g = gradient(np.asarray(g), p, spec.maximize, coupled, scale)
+                    p, g, state, dtype = self.params[i], np.asarray(grads[i]), self.state[i], self.params[i].dtype
+                    for stage, h in before:
+                        g = STAGES[stage](g, g, p, rounded(h, dtype))
                     scalars, self.carries[i] = SCALARS[spec.rule](x, self.counts[i] + 1, self.carries[i])
                     new, slots = rule(p, g, [state[name] for name in spec.slots], rounded([decay, *scalars], dtype))
-                    if spec.decay == DECOUPLED_LAST and wd != 0:
-                        new = new * dtype.type(1.0 - lr * wd)
+                    for stage, h in after:
+                        new = STAGES[stage](new, g, new, rounded(h, dtype))
                     p[...] = new
                     self.counts[i] += 1
                     for name, array in zip(spec.slots, slots, strict=True):
                         if self.counts[i] % 64 == 0 and fades and name in spec.low:
-                            array = flushed(array, dtype.type(spec.low[name][dtype == np.float64]))
+                            array = flush(array, g, new, [dtype.type(spec.low[name][dtype == np.float64])])
                         state[name][...] = array
                 i += bool(group["params"])
         self.steps += 1
@@ -448,6 +473,7 @@ RULES: dict[str, Callable[..., Any]] = {
         adamax, nadam, radam, lion,
     )
 }  # fmt: skip
+STAGES: dict[str, Callable[..., Array]] = {stage.__name__: stage for stage in (unscale, l2, negate, shrink, flush)}
 SCALARS: dict[str, Callable[..., tuple[list[float], float]]] = {
     "sgd_nesterov": sgd_momentum_scalars,
     "velocity_nesterov": velocity_scalars,

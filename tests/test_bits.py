@@ -47,7 +47,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
 }
 AROUND = ("weight_decay", "decoupled_weight_decay", "maximize")  # options of what happens around a rule
 # Rules of no optimizer of their own.
-HELPERS = {"unscale", "l2", "negate", "shrink", "flush", "fill", "lookahead", "nonfinite"}
+HELPERS = {"fill", "lookahead", "nonfinite"}
 
 
 class Config(NamedTuple):
@@ -138,11 +138,11 @@ def configs() -> list[Config]:
 CONFIGS = configs()
 DTYPES = (np.float32, np.float64)
 THREADS = (1, 2, 3, 8)
-TILE, SHORT = 1024, 512  # as in walk.pxi
+TILE, SHORT = 256, 512  # as in program.pxi
 # Ends of vectors, 64-byte blocks, tiles, and of the share of a thread, each with its neighbours.
 SIZES = (
     0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 47, 49, 63, 65, 127, 129, 0, SHORT, SHORT + 1, TILE - 1, TILE, TILE + 1,
-    2 * TILE + 1, 5,
+    2 * TILE - 1, 4 * TILE - 1, 4 * TILE, 8 * TILE + 1, 5,
 )  # fmt: skip
 TOTAL = sum(SIZES)
 OFFSETS = list(itertools.product(range(3), repeat=3))  # of parameters, gradients and states, in elements
@@ -412,6 +412,33 @@ def assert_meets_the_threshold(s: np.ndarray, low, slot: str) -> None:
     assert {below, low, above} <= set(finite) and np.isnan(s).any(), slot
     if slot in ("exp_avg", "momentum_buffer", "velocity", "scaled_momentum_buffer", "grad_avg"):
         assert {-below, -low, -above} <= set(finite) and np.isinf(s).any() and (np.signbit(s) & (s == 0)).any(), slot
+
+
+# The scalars of each stage: no two alike, none a power of two, one that ordinary numbers fall below.
+STAGE_SCALARS = {"unscale": [2.37], "l2": [-1.0, 0.137], "negate": [], "shrink": [0.9371], "flush": [0.3]}
+
+
+def test_every_stage_has_a_twin_and_values():
+    assert {name: len(h) for name, h in STAGE_SCALARS.items()} == engine.stages()
+    assert reference.STAGES.keys() == STAGE_SCALARS.keys()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", STAGE_SCALARS)
+def test_bits_of_a_stage_are_those_of_its_twin(name, dtype, data, nasties, same_bits):
+    """At every level, for every end of a vector, every offset, and gradients in place and from elsewhere."""
+    h = [dtype(value) for value in STAGE_SCALARS[name]]
+    for kind, level, offsets in itertools.product(("ordinary", "nasty"), engine.available_levels(), OFFSETS):
+        p, (g, *_), (x, *_) = data(dtype, kind)
+        for n in sorted({*SIZES}):
+            flat = [np.zeros(n + 3, dtype)[k:][:n] for k in offsets]
+            for array, values in zip(flat, (x, g, p), strict=True):
+                array[...] = values[:n]
+            with np.errstate(all="ignore"):
+                want = reference.STAGES[name](flat[0].copy(), flat[1], flat[2], h)
+            with nasties.level(level):
+                engine.run_stage_alone(name, *flat, STAGE_SCALARS[name])
+            same_bits(f"{name} {level} {kind} {n} {offsets}", flat, [want, g[:n], p[:n]])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

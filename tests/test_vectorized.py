@@ -22,7 +22,7 @@ import pytest
 
 from fastopt import engine, kernels
 
-RULES = Path(__file__).parents[1] / "fastopt" / "kernels" / "rules.pxi"
+SOURCES = [Path(__file__).parents[1] / "fastopt" / "kernels" / name for name in ("rules.pxi", "stages.pxi")]
 MODULES = sorted(module.name for module in pkgutil.iter_modules(kernels.__path__))
 DTYPES = ("float32", "float64")  # in the order of the fused type
 OBJDUMP = shutil.which("objdump")
@@ -75,14 +75,15 @@ def width(loop: list[Instruction]) -> int:
 
 
 def loops_in_source() -> dict[str, int]:
-    """The number of loops of every rule in rules.pxi."""
-    bodies = re.findall(r"^cdef void (\w+)\(real \*p, .*\n((?: .*\n|\n)*)", RULES.read_text(), re.MULTILINE)
+    """The number of loops of every rule and every stage."""
+    text = "".join(source.read_text() for source in SOURCES)
+    bodies = re.findall(r"^cdef void (\w+)\(real \*p, .*\n((?: .*\n|\n)*)", text, re.MULTILINE)
     return {rule: len(re.findall(r"^ +(?:for|while) ", body, re.MULTILINE)) for rule, body in bodies}
 
 
 def test_every_rule_has_loops_in_the_source():
     source = loops_in_source()
-    assert set(source) == set(engine.rules())
+    assert set(source) == {*engine.rules(), *engine.stages()}
     assert all(source.values()), source
 
 

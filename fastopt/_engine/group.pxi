@@ -22,6 +22,12 @@ SCHEDULABLE = ("lr", "betas", "momentum", "weight_decay")
 FIXED = (int, float, np.integer, np.floating)     # numbers that cannot change by themselves
 
 
+cdef enum:
+    MAX_WATCH = 32
+    NUMBER = 0                        # kinds of what is watched in a group
+    PAIR = 1
+    OPTION = 2
+
 NO_SCHEDULES = -1                     # in the place of the steps taken: where a schedule is an error
 cdef int no_schedules = NO_SCHEDULES
 LEAST_EPS = 2.0**-31                  # one that no faded average of squares reaches up to: see MOMENT in optimizer.py
@@ -38,14 +44,13 @@ cdef class Group:
     cdef readonly object params       # what the dict calls its parameters
     cdef public list slots            # names of the state slots, in the order of the rule
     cdef public dict initial          # state slot -> first value, where it is not 0
-    cdef Around around
-    cdef double x[MAX_HYPER]
-    cdef double weight_decay
-    cdef int eps, eps_root            # their places in x; -1 where the rule has none
+    cdef Hyper hyper
+    cdef Program program
+    cdef bint stale                   # whether hyperparameters were read since it was compiled
+    cdef double grad_scale            # that it was compiled for
+    cdef Scaled faded                 # per state slot: below it the state is flushed
     cdef bint flushes                 # whether faded state is flushed, unless eps is too small
-    cdef int decay
-    cdef bint maximize
-    cdef bint has_float
+    cdef int eps, eps_root            # their places in x; -1 where the rule has none
     cdef double carry
     cdef Py_ssize_t first, n_params
     cdef int n_watch
@@ -88,7 +93,7 @@ cdef class Group:
             if name not in spec.forms:
                 raise DeclarationError(f"{spec.owner}: the rule {spec.rule!r} needs {name!r}, which is neither a "
                                        "hyperparameter of the class nor a constant in the convention's forms")
-            self.x[places.pop(name)] = spec.forms[name]
+            self.hyper.x[places.pop(name)] = spec.forms[name]
         for key in spec.watched:
             watch.append((key, OPTION, -2, (0, 0, False)))
         if len(spec.slots) != rule.n_states:
@@ -96,12 +101,11 @@ cdef class Group:
                                    f"names {len(spec.slots)}: {', '.join(spec.slots) or 'none'}")
         if len(watch) > MAX_WATCH:
             raise RuntimeError("MAX_WATCH in group.pxi is too small")
-        self.around.rule = rule
-        self.around.short_rule = &SHORT_TABLE.rules[rule - TABLE.rules]
-        self.decay, self.maximize, self.carry = spec.decay, spec.maximize, spec.carry
-        self.flushes = bool(spec.low)
+        rule_alone(&self.program, rule, &SHORT_TABLE.rules[rule - TABLE.rules])
+        self.hyper.rule, self.hyper.decay, self.hyper.maximize = rule, spec.decay, spec.maximize
+        self.carry, self.flushes = spec.carry, bool(spec.low)
         for i, name in enumerate(spec.slots):
-            self.around.low.f[i], self.around.low.d[i] = spec.low.get(name, (0.0, 0.0))
+            self.faded.f[i], self.faded.d[i] = spec.low.get(name, (0.0, 0.0))
         self.slots, self.initial, self.owner = list(spec.slots), spec.initial, spec.owner
         self.check_keys = spec.check_keys
         self.keys = tuple(key for key, _, _, _ in watch)
@@ -121,7 +125,7 @@ cdef class Group:
         if self.check_keys is not None and self.n_before >= 0:
             same = self.has_keys_as_before()
         self.n_before = -1
-        self.settled = True
+        self.settled, self.stale = True, True
         for i in range(self.n_watch):
             value = PyDict_GetItemWithError(self.options, self.keys[i])
             if value == NULL:
@@ -197,15 +201,15 @@ cdef class Group:
                 if callable(part) and steps != no_schedules and not isinstance(part, type):
                     scheduled = True
                     part = part(steps)
-                self.x[self.target[i] + j] = self.number(i, f"{key}[{j}]", part)
+                self.hyper.x[self.target[i] + j] = self.number(i, f"{key}[{j}]", part)
                 fixed = fixed and isinstance(part, FIXED)
             fixed = fixed and not isinstance(value, list)
         else:
             number = self.number(i, key, now)
             if self.target[i] >= 0:
-                self.x[self.target[i]] = number
+                self.hyper.x[self.target[i]] = number
             elif self.target[i] == -1:
-                self.weight_decay = number
+                self.hyper.weight_decay = number
             fixed = isinstance(value, FIXED)
         self.settled = self.settled and fixed and not scheduled
 
@@ -218,7 +222,7 @@ cdef class Group:
             x = float(value)
         except (TypeError, OverflowError):
             raise HyperparameterError(f"{self.owner}: {name}={value!r} is not a number") from None
-        r = <double><float>x if self.has_float else x
+        r = <double><float>x if self.hyper.has_float else x
         if not (isfinite(x) and isfinite(r) and self.low[i] <= x <= self.high[i]) or (
                 self.open[i] and (x == self.high[i] or r == self.high[i])):
             raise HyperparameterError(self.complaint(i, name, x, r))
@@ -233,42 +237,31 @@ cdef class Group:
         rounded = f" ({r!r} in float32)" if x != r and x == x else ""
         return f"{self.owner}: {name}={x!r}{rounded} must be {accepted}"
 
-    cdef prepare(self, double grad_scale):
-        """What the group does around the rule at this step."""
-        cdef Around *a = &self.around
-        cdef double wd = self.weight_decay
-        a.fades = self.flushes and (self.eps < 0 or self.x[self.eps] >= least_eps
-                                    or (self.eps_root >= 0 and self.x[self.eps_root] >= least_eps))
-        a.prologue = NEGATED if self.maximize else PLAIN
-        if wd != 0 and self.decay == DECAY_L2:
-            a.prologue = COUPLED
-            scale(&a.pre, 0, -1.0 if self.maximize else 1.0)
-            scale(&a.pre, 1, wd)
-        a.scaled = grad_scale != 1
-        scale(&a.by, 0, grad_scale)
-        if self.has_float and not (0 < a.by.f[0] and isfinite(a.by.f[0])):
-            raise HyperparameterError(f"{self.owner}: grad_scale={grad_scale!r} is {a.by.f[0]!r} in float32")
-        a.shrink = wd != 0 and self.decay == DECAY_LAST
-        a.bare = not (a.scaled or a.prologue != PLAIN or a.shrink)
-        if a.shrink:
-            scale(&a.post, 0, 1.0 - self.x[0] * wd)
-            if not isfinite(a.post.d[0]) or (self.has_float and not isfinite(a.post.f[0])):
+    cdef inline prepare(self, double grad_scale):
+        """Have the program that the options of now, and this factor of the loss, ask for."""
+        if self.stale or grad_scale != self.grad_scale:
+            self.compile(grad_scale)
+
+    cdef compile(self, double grad_scale):
+        cdef Hyper *hyper = &self.hyper
+        cdef Scaled by, factor
+        self.stale = True
+        hyper.fades = self.flushes and (self.eps < 0 or hyper.x[self.eps] >= least_eps
+                                        or (self.eps_root >= 0 and hyper.x[self.eps_root] >= least_eps))
+        scale(&by, 0, grad_scale)
+        if hyper.has_float and not (0 < by.f[0] and isfinite(by.f[0])):
+            raise HyperparameterError(f"{self.owner}: grad_scale={grad_scale!r} is {by.f[0]!r} in float32")
+        if hyper.weight_decay != 0 and hyper.decay == DECAY_LAST:
+            scale(&factor, 0, 1.0 - hyper.x[0] * hyper.weight_decay)
+            if not isfinite(factor.d[0]) or (hyper.has_float and not isfinite(factor.f[0])):
                 raise HyperparameterError(f"{self.owner}: 1 - lr * weight_decay is not finite; "
-                                          f"lr={self.x[0]!r}, weight_decay={wd!r}")
+                                          f"lr={hyper.x[0]!r}, weight_decay={hyper.weight_decay!r}")
+        compile(&self.program, hyper, grad_scale, &self.faded)
+        self.stale, self.grad_scale = False, grad_scale
 
     cdef compute(self, Slot *slot, int64_t t, double carry):
-        """The scalars of step t, in double, then rounded once."""
-        cdef int i
-        cdef double wd = self.weight_decay
-        slot.t = t
-        slot.carry = carry
-        slot.flush = self.around.fades and t % FLUSH_EVERY == 0
-        slot.h.d[0] = (1.0 - self.x[0] * wd if self.decay == DECAY_FIRST
-                       else 1.0 - wd if self.decay == DECAY_PAPER else 1.0)
-        self.around.rule.scalars(self.x, <double>t, &slot.carry, slot.h.d)
-        for i in range(self.around.rule.n_scalars):
-            slot.h.f[i] = <float>slot.h.d[i]
-            if not isfinite(slot.h.d[i]) or (self.has_float and not isfinite(slot.h.f[i])):
-                raise HyperparameterError(
-                    f"{self.owner}: the scalars of step {t} are not finite; hyperparameters: "
-                    + ", ".join(f"{k}={self.options[k]!r}" for k in self.keys))
+        """The scalars of step t, or the error."""
+        if not compute_scalars(&self.hyper, t, carry, slot):
+            raise HyperparameterError(
+                f"{self.owner}: the scalars of step {t} are not finite; hyperparameters: "
+                + ", ".join(f"{k}={self.options[k]!r}" for k in self.keys))

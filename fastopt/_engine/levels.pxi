@@ -60,9 +60,9 @@ def use_level(str level):
         raise ImportError(f"FASTOPT_ISA={level!r} is not possible here; possible: {', '.join(available_levels())}")
     TABLE = table_of(_kernels(level))
     SHORT_TABLE = table_of(_kernels(NARROW.get(level, level)) or _kernels(level))
-    L2, NEGATE, SHRINK, FLUSH = find_rule("l2"), find_rule("negate"), find_rule("shrink"), find_rule("flush")
+    UNSCALE, L2, NEGATE, SHRINK = find_stage("unscale"), find_stage("l2"), find_stage("negate"), find_stage("shrink")
+    FLUSH = find_stage("flush")
     FILL, LOOKAHEAD, NONFINITE = find_rule("fill"), find_rule("lookahead"), find_rule("nonfinite")
-    UNSCALE = find_rule("unscale")
     isa = level
 
 
@@ -79,6 +79,19 @@ cdef const Rule *find_rule(str name) except NULL:
         if strcmp(TABLE.rules[i].name, key) == 0:
             return &TABLE.rules[i]
     raise DeclarationError(f"there is no rule {name!r} in kernels/rules.pxi; there are: {', '.join(rules())}")
+
+
+cdef const Rule *find_stage(str name) except NULL:
+    cdef bytes key = name.encode()
+    for i in range(TABLE.n_stages):
+        if strcmp(TABLE.stages[i].name, key) == 0:
+            return &TABLE.stages[i]
+    raise ImportError(f"there is no stage {name!r} in kernels/stages.pxi")
+
+
+def stages():
+    """Every stage: name -> number of scalars. For tests."""
+    return {(<bytes>TABLE.stages[i].name).decode(): TABLE.stages[i].n_scalars for i in range(TABLE.n_stages)}
 
 
 def rules():

@@ -1,4 +1,4 @@
-# For tests: the walk of a step, over arrays that no machine has room for.
+# For tests: the walk of a step, over arrays that no machine has room for; and a stage by itself.
 
 cdef enum:
     MOST_NOTED = 16
@@ -36,20 +36,39 @@ def cut(list arrays, Py_ssize_t begin, Py_ssize_t end):
     cdef Param q[MOST_NOTED]
     cdef Work work[MOST_NOTED]
     cdef Slot slots[MOST_NOTED]
-    cdef Around around
+    cdef Program program
     cdef Rule rule
     cdef Py_ssize_t i, blocks = 0
     rule.n_states, rule.f32, rule.f64 = 0, note_f32, note_f64
-    around.rule = around.short_rule = &rule
-    around.bare = True
+    rule_alone(&program, &rule, &rule)
     if not all(width in (4, 8) for _, width in arrays):
         raise ValueError("an element has 4 or 8 bytes")
     for i, (n, width) in enumerate(arrays[:MOST_NOTED]):
         q[i].p, q[i].n, q[i].type = NULL, n, cnp.NPY_DOUBLE if width == 8 else cnp.NPY_FLOAT
-        work[i].q, work[i].around, work[i].g, work[i].slot, work[i].first_block = &q[i], &around, NULL, i, blocks
+        work[i].q, work[i].program, work[i].g, work[i].slot, work[i].first_block = &q[i], &program, NULL, i, blocks
         blocks += n // (BLOCK // <int>width) + (n % (BLOCK // <int>width) != 0)
         slots[i].flush = False
         scale(&slots[i].h, 0, i)
     n_noted = 0
     walk(work, min(<Py_ssize_t>len(arrays), MOST_NOTED), slots, begin, end)
     return [(noted[i][0], noted[i][1], noted[i][2]) for i in range(n_noted)]
+
+
+def run_stage_alone(str name, cnp.ndarray target, cnp.ndarray gradient, cnp.ndarray param, scalars):
+    """Run a stage once, at the level in use, over flat arrays of one length and type. For tests."""
+    cdef Stage stage
+    cdef float *f32[1]
+    cdef double *f64[1]
+    cdef Py_ssize_t n = target.shape[0]
+    stage.kernel = find_stage(name)
+    if not (target.dtype == gradient.dtype == param.dtype and target.shape[0] == gradient.shape[0] == param.shape[0]
+            and len(scalars) == stage.kernel.n_scalars <= MOST_STAGE_SCALARS):
+        raise ValueError(f"the stage {name!r} takes arrays of one type and length, and its scalars")
+    for i, value in enumerate(scalars):
+        stage.f[i], stage.d[i] = <float><double>value, value
+    if target.dtype == np.float32:
+        f32[0] = <float *>cnp.PyArray_DATA(param)
+        run_stage(&stage, <float *>cnp.PyArray_DATA(target), <const float *>cnp.PyArray_DATA(gradient), f32, n)
+    else:
+        f64[0] = <double *>cnp.PyArray_DATA(param)
+        run_stage(&stage, <double *>cnp.PyArray_DATA(target), <const double *>cnp.PyArray_DATA(gradient), f64, n)

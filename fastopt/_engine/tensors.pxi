@@ -253,8 +253,8 @@ cdef class TensorPlan(Plan):
 
     cdef bint take_options(self, Py_ssize_t k, Group group) except -1:
         """Take over edited options, if the rule stays the same."""
-        cdef Group fresh = self.new_group(group.options, group.has_float, no_schedules)
-        if fresh.around.rule != group.around.rule:
+        cdef Group fresh = self.new_group(group.options, group.hyper.has_float, no_schedules)
+        if fresh.program.rule != group.program.rule:
             return False
         fresh.first, fresh.n_params = group.first, group.n_params
         self.take_up([(k, fresh, [])])
@@ -410,7 +410,7 @@ cdef class TensorPlan(Plan):
                     tie.version = fo_dict_version(tie.state)
                 if not self.is_same(&tie.own, tie):
                     return 0
-                for k in range(group.around.rule.n_states):
+                for k in range(group.program.rule.n_states):
                     if not self.is_same(&tie.other[k], NULL):   # its form was compared when it was tied
                         return 0
                 if tie.other[COUNT].tensor != NULL:

@@ -1,48 +1,9 @@
 # What a step walks, and the walk: no Python in here but the types.
 
 cdef enum:
-    TILE = 1024               # elements around which prologue and epilogue stay in the L1 cache
-    SHORT = 512               # elements up to which an array goes to the narrow kernels
-    PAGE = 4096
-    BLOCK = 64                # bytes of parameter that are never cut
     MOST_THREADS = 256        # OpenMP ends the process if it cannot get them
-    MAX_WATCH = 32
     FEWEST_BLOCKS = 512       # of a chunk that a thread takes at a time
     MOST_BLOCKS = 4096
-    NUMBER = 0                # kinds of what is watched in a group
-    PAIR = 1
-    OPTION = 2
-    PLAIN = 0                 # kinds of prologue
-    NEGATED = 1
-    COUPLED = 2
-    DECAY_L2 = 0              # weight decay: gradient += wd * p
-    DECAY_FIRST = 1           # p *= 1 - lr * wd, then the update
-    DECAY_PAPER = 2           # p *= 1 - wd, then the update
-    DECAY_LAST = 3            # the update, then p *= 1 - lr * wd
-    FLUSH_EVERY = 64          # steps; a power of two
-
-cdef struct Scaled:           # scalars rounded once to each compute type
-    float f[MAX_SCALARS]
-    double d[MAX_SCALARS]
-
-cdef struct Slot:             # the scalars of one step count in one group
-    int64_t t
-    double carry
-    bint flush                # whether faded state becomes 0 at this step
-    Scaled h
-
-cdef struct Around:           # what a group does to a tile, and with which rule
-    const Rule *rule
-    const Rule *short_rule
-    bint bare                 # nothing
-    bint scaled               # gradients are divided by `by` first
-    Scaled by
-    int prologue
-    bint shrink
-    Scaled pre
-    Scaled post
-    bint fades
-    Scaled low                # per state slot: below it the state is flushed
 
 cdef struct Param:
     char *p
@@ -63,7 +24,7 @@ cdef struct Param:
 
 cdef struct Work:             # one array of the step at hand
     Param *q
-    const Around *around
+    const Program *program
     char *g
     PyObject *grad            # the array of g
     Py_ssize_t slot
@@ -75,85 +36,15 @@ cdef inline bint fits(PyObject *array, const Param *q, int flags) noexcept:
     return fo_array_fits(array, q.type, q.nd, q.dims, q.order | cnp.NPY_ARRAY_ALIGNED | flags)
 
 
-cdef inline void scale(Scaled *h, int i, double value) noexcept nogil:
-    h.d[i] = value
-    h.f[i] = <float>value
-
-
-ctypedef fused real:
-    float
-    double
-
-
-cdef inline void apply(const Rule *rule, real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
-    if real is float:
-        rule.f32(p, g, s, h, n)
-    else:
-        rule.f64(p, g, s, h, n)
-
-
-cdef void walk_tiles(real *p, const real *g, char *const *state, Py_ssize_t n, const Around *a,
-                     const Slot *slot, const real *h, const real *by, const real *pre, const real *post,
-                     const real *low, Py_ssize_t first) noexcept nogil:
-    """Step a piece of an array from its element `first` on, with what is to be done around the rule."""
-    cdef real *s[MAX_STATES]
-    cdef real *w[1]
-    cdef real tile[TILE]
-    cdef const real *seen
-    cdef Py_ssize_t k, size
-    for k in range(a.rule.n_states):
-        s[k] = <real *>state[k] + first
-    p += first
-    if g != NULL:
-        g += first
-    if a.bare and not slot.flush:
-        apply(a.rule if n > SHORT else a.short_rule, p, g, s, h, n)
-        return
-    while n > 0:
-        size = min(n, TILE)
-        seen = g
-        w[0] = p
-        if a.scaled:
-            apply(UNSCALE, tile, seen, NULL, by, size)
-            seen = tile
-        if a.prologue != PLAIN:
-            apply(L2 if a.prologue == COUPLED else NEGATE, tile, seen, w, pre, size)
-            seen = tile
-        apply(a.rule, p, seen, s, h, size)
-        if a.shrink:
-            apply(SHRINK, p, seen, s, post, size)
-        if slot.flush:
-            for k in range(a.rule.n_states):
-                apply(FLUSH, s[k], seen, s, low + k, size)
-        n -= size
-        p += size
-        g += size
-        for k in range(a.rule.n_states):
-            s[k] += size
-
-
-cdef inline void walk_piece(real *p, const real *g, char **state, Py_ssize_t n, const Around *a,
-                            const Slot *slot, const real *h, const real *by, const real *pre, const real *post,
-                            const real *low, Py_ssize_t first) noexcept nogil:
-    # A whole array, or its beginning, and nothing around the rule: nothing to prepare.
-    if first == 0 and a.bare and not slot.flush:
-        apply(a.rule if n > SHORT else a.short_rule, p, g, <real **>state, h, n)
-    else:
-        walk_tiles(p, g, state, n, a, slot, h, by, pre, post, low, first)
-
-
 cdef inline void walk_array(const Work *w, const Slot *slots, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
     """Step one array from element `first` to `last`."""
     cdef const Slot *slot = &slots[w.slot]
-    cdef const Around *a = w.around
     if first >= last:
         return
     if w.q.type == cnp.NPY_DOUBLE:
-        walk_piece(<double *>w.q.p, <const double *>w.g, w.q.s, last - first, a, slot, slot.h.d, a.by.d,
-                   a.pre.d, a.post.d, a.low.d, first)
+        run_piece(w.program, slot.flush, <double *>w.q.p, <const double *>w.g, w.q.s, slot.h.d, first, last - first)
     else:
-        walk_piece(<float *>w.q.p, <const float *>w.g, w.q.s, last - first, a, slot, slot.h.f, a.by.f,
-                   a.pre.f, a.post.f, a.low.f, first)
+        run_piece(w.program, slot.flush, <float *>w.q.p, <const float *>w.g, w.q.s, slot.h.f, first, last - first)
 
 
 cdef void walk(Work *work, Py_ssize_t n_work, const Slot *slots, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:

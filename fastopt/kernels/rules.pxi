@@ -9,12 +9,12 @@
 # - What differs only in a number is a scalar, not a branch: every placement of eps is one formula with two of its
 #   terms switched off by 0 or 1.
 # - Scalars are copied to locals: through the pointer they could alias what the loop writes.
-# - g += weight_decay * p, maximize and the like are steps around a rule, at the end of this file.
+# - g += weight_decay * p, maximize and the like are stages around a rule: stages.pxi.
 
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport fabs, fabsf, pow, sqrt, sqrtf
 
-from fastopt.kernels.table cimport F32Rule, F64Rule, Rule, Scalars, Table, MAX_RULES, TABLE_VERSION
+from fastopt.kernels.table cimport F32Rule, F64Rule, Rule, Scalars, Table, MAX_RULES, MAX_STAGES, TABLE_VERSION
 
 ctypedef fused real:
     float
@@ -415,46 +415,7 @@ cdef void lion(real *p, const real *g, real **s, const real *h, Py_ssize_t n) no
         m[i] = b2 * m[i] + c2 * g[i]
 
 
-# --- Steps around a rule ---------------------------------------------------------------------------------------------
-# The engine calls these on a tile that sits in the L1 cache, before or after the rule; they have its shape.
-
-cdef void unscale(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
-    # p, the gradient without the factor of a scaled loss.
-    cdef real by = h[0]
-    cdef Py_ssize_t i
-    for i in range(n):
-        p[i] = g[i] / by
-
-
-cdef void l2(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
-    # p, the gradient that the rule sees: sign * g + weight_decay * parameter.
-    cdef const real *w = s[0]
-    cdef real sign = h[0], wd = h[1]
-    cdef Py_ssize_t i
-    for i in range(n):
-        p[i] = sign * g[i] + wd * w[i]
-
-
-cdef void negate(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        p[i] = -g[i]
-
-
-cdef void shrink(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
-    cdef real factor = h[0]
-    cdef Py_ssize_t i
-    for i in range(n):
-        p[i] = p[i] * factor
-
-
-cdef void flush(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
-    # p, a state: what has faded below h[0] is nothing from now on.
-    cdef real low = h[0]
-    cdef Py_ssize_t i
-    for i in range(n):
-        p[i] = 0 if magnitude(p[i]) < low else p[i]
-
+# --- What the engine walks over other memory than a step's ------------------------------------------------------------
 
 cdef void fill(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
     cdef real value = h[0]
@@ -482,6 +443,8 @@ cdef void nonfinite(real *p, const real *g, real **s, const real *h, Py_ssize_t 
         p[0] = 1
 
 
+include "stages.pxi"
+
 # --- The table -------------------------------------------------------------------------------------------------------
 
 cdef Table table
@@ -496,8 +459,16 @@ cdef int add(const char *name, const char *hyper, int n_states, int n_scalars, S
     return 0
 
 
+cdef int add_stage(const char *name, int n_scalars, F32Rule f32, F64Rule f64) except -1:
+    if table.n_stages >= MAX_STAGES:
+        raise RuntimeError("MAX_STAGES in table.pxd is too small")
+    table.stages[table.n_stages] = Rule(name, b"", 0, n_scalars, NULL, f32, f64)
+    table.n_stages += 1
+    return 0
+
+
 table.version = TABLE_VERSION
-table.n = 0
+table.n = table.n_stages = 0
 add(b"sgd", b"lr", 0, 2, sgd_scalars, sgd[float], sgd[double])
 add(b"sgd_momentum", b"lr momentum dampening", 1, 5, sgd_momentum_scalars, sgd_momentum[float], sgd_momentum[double])
 add(b"sgd_nesterov", b"lr momentum dampening", 1, 5, sgd_momentum_scalars, sgd_nesterov[float], sgd_nesterov[double])
@@ -526,14 +497,14 @@ add(b"nadam", b"lr beta1 beta2 eps eps_root eps_placement momentum_decay product
 add(b"radam", b"lr beta1 beta2 eps eps_root eps_placement rho_min rho_inclusive t_shift", 2, 11, radam_scalars,
     radam[float], radam[double])
 add(b"lion", b"lr beta1 beta2", 1, 6, lion_scalars, lion[float], lion[double])
-
-add(b"unscale", b"", 0, 1, NULL, unscale[float], unscale[double])
-add(b"l2", b"", 1, 2, NULL, l2[float], l2[double])
-add(b"negate", b"", 0, 0, NULL, negate[float], negate[double])
-add(b"shrink", b"", 0, 1, NULL, shrink[float], shrink[double])
-add(b"flush", b"", 0, 1, NULL, flush[float], flush[double])
 add(b"fill", b"", 0, 1, NULL, fill[float], fill[double])
 add(b"lookahead", b"", 1, 1, NULL, lookahead[float], lookahead[double])
 add(b"nonfinite", b"", 0, 0, NULL, nonfinite[float], nonfinite[double])
+
+add_stage(b"unscale", 1, unscale[float], unscale[double])
+add_stage(b"l2", 2, l2[float], l2[double])
+add_stage(b"negate", 0, negate[float], negate[double])
+add_stage(b"shrink", 1, shrink[float], shrink[double])
+add_stage(b"flush", 1, flush[float], flush[double])
 
 __table__ = PyCapsule_New(&table, b"fastopt.kernels.table", NULL)

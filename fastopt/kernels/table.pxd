@@ -12,7 +12,8 @@ cdef enum:
     MAX_SCALARS = 12      # h[0] and at most eleven more
     MAX_HYPER = 10
     MAX_RULES = 40
-    TABLE_VERSION = 2
+    MAX_STAGES = 20
+    TABLE_VERSION = 3
 
 cdef struct Rule:
     const char *name
@@ -27,3 +28,5 @@ cdef struct Table:
     int version
     int n
     Rule rules[MAX_RULES]
+    int n_stages
+    Rule stages[MAX_STAGES]   # what is done around a rule: no scalars function, no state

@@ -28,6 +28,9 @@ def bits(of: str) -> str:
 
 
 RULES = "fastopt/kernels/rules.pxi"
+STAGES = "fastopt/kernels/stages.pxi"
+PROGRAM = "fastopt/_engine/program.pxi"
+SCALARS = "fastopt/_engine/scalars.pxi"
 ENGINE = "fastopt/engine.pyx"
 ARRAYS, FOREIGN, GROUP, LEVELS, MEMORY, THREADS, WALK = (
     f"fastopt/_engine/{part}.pxi" for part in ("arrays", "foreign", "group", "levels", "memory", "threads", "walk")
@@ -204,23 +207,23 @@ MUTANTS = [
         "return a / b if b != 0 else 0", "return a / b", bits("Adagrad"),
     ),
     Mutant(
-        "weight decay with the gradient's sign", RULES,
+        "weight decay with the gradient's sign", STAGES,
         "p[i] = sign * g[i] + wd * w[i]", "p[i] = sign * (g[i] + wd * w[i])", bits("SGD"),
     ),
     Mutant(
-        "a negated zero keeps its sign", RULES,
+        "a negated zero keeps its sign", STAGES,
         "p[i] = -g[i]", "p[i] = 0 - g[i]", bits("Adam and maximize"),
     ),
     Mutant(
-        "unscaled by a reciprocal", RULES,
+        "unscaled by a reciprocal", STAGES,
         "p[i] = g[i] / by", "p[i] = g[i] * (1 / by)", "test_optimizer.py -k grad_scale",
     ),
     Mutant(
-        "decay at the end subtracts", RULES,
+        "decay at the end subtracts", STAGES,
         "p[i] = p[i] * factor", "p[i] = p[i] - p[i] * (1 - factor)", bits("SGD"),
     ),
     Mutant(
-        "the threshold itself is flushed", RULES,
+        "the threshold itself is flushed", STAGES,
         "p[i] = 0 if magnitude(p[i]) < low else p[i]", "p[i] = 0 if magnitude(p[i]) <= low else p[i]", FLUSHES,
     ),
     Mutant(
@@ -234,8 +237,8 @@ MUTANTS = [
 
     # --- The scalars of a step, and the hyperparameters that they come from
     Mutant(
-        "the scalars of the next step", GROUP,
-        "self.around.rule.scalars(self.x, <double>t,", "self.around.rule.scalars(self.x, <double>(t + 1),",
+        "the scalars of the next step", SCALARS,
+        "hyper.rule.scalars(hyper.x, <double>t,", "hyper.rule.scalars(hyper.x, <double>(t + 1),",
         bits("Adamax"),
     ),
     Mutant(
@@ -245,35 +248,35 @@ MUTANTS = [
     ),
     Mutant(
         "hyperparameters rounded before the scalars are", GROUP,
-        "self.x[self.target[i]] = number", "self.x[self.target[i]] = <double><float>number", bits("Adamax"),
+        "self.hyper.x[self.target[i]] = number", "self.hyper.x[self.target[i]] = <double><float>number", bits("Adamax"),
     ),
     Mutant(
-        "decay computed in float32", GROUP,
-        "slot.h.d[0] = (1.0 - self.x[0] * wd if", "slot.h.d[0] = (1.0 - <double>(<float>self.x[0] * <float>wd) if",
+        "decay computed in float32", SCALARS,
+        "slot.h.d[0] = (1.0 - lr * wd if", "slot.h.d[0] = (1.0 - <double>(<float>lr * <float>wd) if",
         "test_bits.py -k rounded_once",
     ),
     Mutant(
-        "scalars that overflow float32", GROUP,
-        "if not isfinite(slot.h.d[i]) or (self.has_float and not isfinite(slot.h.f[i])):",
-        "if not isfinite(slot.h.d[i]):", "test_optimizer.py -k scalars_that_overflow",
+        "scalars that overflow float32", SCALARS,
+        "isfinite(slot.h.d[i]) and (not hyper.has_float or isfinite(slot.h.f[i]))",
+        "isfinite(slot.h.d[i])", "test_optimizer.py -k scalars_that_overflow",
     ),
     Mutant(
-        "maximize forgotten where weight decay is coupled", GROUP,
-        "scale(&a.pre, 0, -1.0 if self.maximize else 1.0)", "scale(&a.pre, 0, 1.0)", bits("SGD"),
+        "maximize forgotten where weight decay is coupled", PROGRAM,
+        "L2, GRAD, -1.0 if hyper.maximize else 1.0, wd)", "L2, GRAD, 1.0, wd)", bits("SGD"),
     ),
     Mutant(
-        "no decay at the end where nothing else is around the rule", GROUP,
-        "a.bare = not (a.scaled or a.prologue != PLAIN or a.shrink)",
-        "a.bare = not (a.scaled or a.prologue != PLAIN)", bits("SGD or Adam"),
+        "no decay at the end where nothing else is around the rule", PROGRAM,
+        "program.bare = program.n_before + program.n_after == 0",
+        "program.bare = program.n_before == 0", bits("SGD or Adam"),
     ),
     Mutant(
-        "a flush one step too late", GROUP,
-        "slot.flush = self.around.fades and t % FLUSH_EVERY == 0",
-        "slot.flush = self.around.fades and t % FLUSH_EVERY == 1", FLUSHES,
+        "a flush one step too late", SCALARS,
+        "slot.flush = hyper.fades and t % FLUSH_EVERY == 0",
+        "slot.flush = hyper.fades and t % FLUSH_EVERY == 1", FLUSHES,
     ),
     Mutant(
         "no flush at the least eps that allows one", GROUP,
-        "(self.eps < 0 or self.x[self.eps] >= least_eps", "(self.eps < 0 or self.x[self.eps] > least_eps", FLUSHES,
+        "(self.eps < 0 or hyper.x[self.eps] >= least_eps", "(self.eps < 0 or hyper.x[self.eps] > least_eps", FLUSHES,
     ),
     Mutant(
         "a hyperparameter that left the dict", GROUP,
@@ -588,24 +591,24 @@ MUTANTS = [
         "q.blocks = (q.n_bytes + BLOCK - 1) // BLOCK", "q.blocks = q.n_bytes // BLOCK", bits("Lion"),
     ),
     Mutant(
-        "tiles that are full only", WALK,
-        "while n > 0:", "while n >= TILE:", bits("SGD"),
+        "tiles that are full only", PROGRAM,
+        "while n > 0:", "while n >= STAGE_TILE:", bits("SGD"),
     ),
     Mutant(
-        "the same gradients for every tile", WALK,
-        "        p += size\n        g += size\n", "        p += size\n", bits("SGD"),
+        "the same gradients for every tile", PROGRAM,
+        "        g += size\n", "        pass\n", bits("SGD"),
     ),
     Mutant(
-        "state from its beginning in every piece", WALK,
-        "s[k] = <real *>state[k] + first", "s[k] = <real *>state[k]", bits("Lion"),
+        "state from its beginning in every piece", PROGRAM,
+        "<real *>state[k - STATE] + first", "<real *>state[k - STATE]", bits("Lion"),
     ),
     Mutant(
-        "all state flushed as the first", WALK,
-        "apply(FLUSH, s[k], seen, s, low + k, size)", "apply(FLUSH, s[k], seen, s, low, size)", FLUSHES,
+        "all state flushed as the first", PROGRAM,
+        "stage.f[0], stage.d[0] = low.f[k], low.d[k]", "stage.f[0], stage.d[0] = low.f[0], low.d[0]", FLUSHES,
     ),
     Mutant(
-        "no flush of arrays that are walked whole", WALK,
-        "if first == 0 and a.bare and not slot.flush:", "if first == 0 and a.bare:", FLUSHES,
+        "no flush of arrays that are walked whole", PROGRAM,
+        "if first == 0 and program.bare and not flush:", "if first == 0 and program.bare:", FLUSHES,
     ),
     Mutant(
         "the last element may be a NaN", WALK,

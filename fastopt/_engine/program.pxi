@@ -1,0 +1,154 @@
+# What a step does to the arrays of a group: its rule, and the stages before and after it, on one tile after the other.
+#
+# The order of the stages, of which most steps have none (docs/exactness.md has the table, reference.py the same):
+#
+#     unscale, negate or l2 | the rule | shrink | flush
+#
+# A new stage is a kernel in kernels/stages.pxi, its twin in STAGES of reference.py, and a line in `compile`.
+
+cdef enum:
+    STAGE_TILE = 256          # elements: with three states, all of their tiles and the gradient's lie in the L1 cache
+    MOST_STAGES = 8           # of one program
+    MOST_STAGE_SCALARS = 2
+    PARAM = 0                 # what a stage writes to: the parameter,
+    GRAD = 1                  # a tile that from then on is the gradient,
+    STATE = 2                 # or a state slot, this being the first
+    MAX_OPERANDS = STATE + MAX_STATES
+    SHORT = 512               # elements up to which an array goes to the narrow kernels
+    PAGE = 4096
+    BLOCK = 64                # bytes of parameter that are never cut
+
+cdef struct Stage:
+    const Rule *kernel
+    int target
+    float f[MOST_STAGE_SCALARS]     # its scalars, for each compute type
+    double d[MOST_STAGE_SCALARS]
+
+cdef struct Program:
+    const Rule *rule
+    const Rule *short_rule    # the same for short arrays
+    bint bare                 # whether at most steps it is the rule alone
+    int n_before              # stages before the rule,
+    int n_after               # then those after it,
+    int n_fading              # then those that are run only at steps that flush
+    Stage stages[MOST_STAGES]
+
+
+cdef void rule_alone(Program *program, const Rule *rule, const Rule *short_rule) noexcept nogil:
+    """A program of a rule alone."""
+    program.rule, program.short_rule, program.bare = rule, short_rule, True
+    program.n_before = program.n_after = program.n_fading = 0
+
+
+cdef Stage *add(Program *program, int *count, const Rule *kernel, int target, double h0=0, double h1=0) except NULL:
+    """Append a stage, counted in `count`, one of the three counts of the program."""
+    cdef int place = program.n_before + program.n_after + program.n_fading
+    cdef Stage *stage = &program.stages[place]
+    if place == MOST_STAGES:
+        raise RuntimeError("MOST_STAGES in program.pxi is too small")
+    stage.kernel, stage.target = kernel, target
+    stage.d[0], stage.d[1] = h0, h1
+    stage.f[0], stage.f[1] = <float>h0, <float>h1
+    count[0] += 1
+    program.bare = program.n_before + program.n_after == 0
+    return stage
+
+
+cdef int compile(Program *program, const Hyper *hyper, double grad_scale, const Scaled *low) except -1:
+    """The stages around the rule, for hyperparameters and a factor of the loss as they are now.
+
+    `low` holds, for every state slot, below what it has faded; 0 for never.
+    """
+    cdef double wd = hyper.weight_decay
+    cdef Stage *stage
+    cdef int k
+    program.n_before = program.n_after = program.n_fading = 0
+    program.bare = True
+    if grad_scale != 1:
+        add(program, &program.n_before, UNSCALE, GRAD, grad_scale)
+    if wd != 0 and hyper.decay == DECAY_L2:
+        add(program, &program.n_before, L2, GRAD, -1.0 if hyper.maximize else 1.0, wd)
+    elif hyper.maximize:
+        add(program, &program.n_before, NEGATE, GRAD)
+    if wd != 0 and hyper.decay == DECAY_LAST:
+        add(program, &program.n_after, SHRINK, PARAM, 1.0 - hyper.x[0] * wd)
+    if hyper.fades:
+        for k in range(program.rule.n_states):
+            if low.d[k] > 0:
+                stage = add(program, &program.n_fading, FLUSH, STATE + k)
+                stage.f[0], stage.d[0] = low.f[k], low.d[k]
+    return 0
+
+
+# --- On one tile
+
+ctypedef fused real:
+    float
+    double
+
+
+cdef inline void apply(const Rule *rule, real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
+    if real is float:
+        rule.f32(p, g, s, h, n)
+    else:
+        rule.f64(p, g, s, h, n)
+
+
+cdef inline void run_stage(const Stage *stage, real *target, const real *seen, real **operands,
+                           Py_ssize_t n) noexcept nogil:
+    if real is float:
+        stage.kernel.f32(target, seen, operands, stage.f, n)
+    else:
+        stage.kernel.f64(target, seen, operands, stage.d, n)
+
+
+cdef inline real *beside(char *room, const real *p) noexcept nogil:
+    """A tile in `room`, three pages, that lies three quarters of a page after p in its page.
+
+    State lies one and two quarters after it: streams at one offset in their pages hold each other up.
+    """
+    cdef uintptr_t start = (<uintptr_t>room + PAGE - 1) & ~<uintptr_t>(PAGE - 1)
+    return <real *>(start + ((<uintptr_t>p + 3 * (PAGE // 4)) & (PAGE - 1) & ~<uintptr_t>(BLOCK - 1)))
+
+
+cdef void run_tiles(const Program *program, bint flush, real *p, const real *g, char *const *state, const real *h,
+                    Py_ssize_t first, Py_ssize_t n) noexcept nogil:
+    """Run a program on n elements of an array, from its element `first` on."""
+    cdef char room[3 * PAGE]
+    cdef real *operands[MAX_OPERANDS]
+    cdef const real *seen
+    cdef Py_ssize_t size
+    cdef int n_stages = program.n_before + program.n_after + (program.n_fading if flush else 0)
+    cdef int k, n_operands = STATE + program.rule.n_states
+    operands[PARAM] = p + first
+    for k in range(STATE, n_operands):
+        operands[k] = <real *>state[k - STATE] + first
+    if g != NULL:
+        g += first
+    if n_stages == 0:
+        apply(program.rule if n > SHORT else program.short_rule, operands[PARAM], g, operands + STATE, h, n)
+        return
+    while n > 0:
+        size = min(n, STAGE_TILE)
+        operands[GRAD] = beside(room, operands[PARAM])
+        seen = g
+        for k in range(program.n_before):
+            run_stage(&program.stages[k], operands[GRAD], seen, operands, size)
+            seen = operands[GRAD]
+        apply(program.rule, operands[PARAM], seen, operands + STATE, h, size)
+        for k in range(program.n_before, n_stages):
+            run_stage(&program.stages[k], operands[program.stages[k].target], seen, operands, size)
+        n -= size
+        g += size
+        operands[PARAM] += size
+        for k in range(STATE, n_operands):
+            operands[k] += size
+
+
+cdef inline void run_piece(const Program *program, bint flush, real *p, const real *g, char **state, const real *h,
+                           Py_ssize_t first, Py_ssize_t n) noexcept nogil:
+    # A whole array, or its beginning, and nothing around the rule: nothing to prepare.
+    if first == 0 and program.bare and not flush:
+        apply(program.rule if n > SHORT else program.short_rule, p, g, <real **>state, h, n)
+    else:
+        run_tiles(program, flush, p, g, state, h, first, n)

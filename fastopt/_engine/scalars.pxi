@@ -1,0 +1,48 @@
+# The scalars of a step, from hyperparameters and step count: no Python, and no GIL.
+
+cdef enum:
+    FLUSH_EVERY = 64          # steps; a power of two
+    DECAY_L2 = 0              # weight decay: gradient += wd * p
+    DECAY_FIRST = 1           # p *= 1 - lr * wd, then the update
+    DECAY_PAPER = 2           # p *= 1 - wd, then the update
+    DECAY_LAST = 3            # the update, then p *= 1 - lr * wd
+
+cdef struct Scaled:           # scalars rounded once to each compute type
+    float f[MAX_SCALARS]
+    double d[MAX_SCALARS]
+
+cdef struct Hyper:
+    const Rule *rule
+    double x[MAX_HYPER]       # in the order of the rule
+    double weight_decay
+    int decay                 # how it is applied
+    bint maximize
+    bint fades                # whether faded state is flushed
+    bint has_float            # whether there are float32 arrays, to which scalars have to fit, too
+
+cdef struct Slot:             # the scalars of one step count in one group
+    int64_t t
+    double carry
+    bint flush                # whether faded state becomes 0 at this step
+    Scaled h
+
+
+cdef inline void scale(Scaled *h, int i, double value) noexcept nogil:
+    h.d[i] = value
+    h.f[i] = <float>value
+
+
+cdef bint compute_scalars(const Hyper *hyper, int64_t t, double carry, Slot *slot) noexcept nogil:
+    """The scalars of step t, in double, then rounded once; False if one is not finite."""
+    cdef double lr = hyper.x[0], wd = hyper.weight_decay
+    cdef bint finite = True
+    cdef int i
+    slot.t = t
+    slot.carry = carry
+    slot.flush = hyper.fades and t % FLUSH_EVERY == 0
+    slot.h.d[0] = (1.0 - lr * wd if hyper.decay == DECAY_FIRST else 1.0 - wd if hyper.decay == DECAY_PAPER else 1.0)
+    hyper.rule.scalars(hyper.x, <double>t, &slot.carry, slot.h.d)
+    for i in range(hyper.rule.n_scalars):
+        slot.h.f[i] = <float>slot.h.d[i]
+        finite = finite and isfinite(slot.h.d[i]) and (not hyper.has_float or isfinite(slot.h.f[i]))
+    return finite
