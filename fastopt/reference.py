@@ -4,8 +4,8 @@ Each rule of ``kernels/rules.pxi`` has its twin of the same name here, in two pa
 the scalars of step t, in double, in the order of h; ``<name>`` is the update. Scalars are rounded once to the type of
 the arrays (`rounded`), explicitly: NumPy would otherwise compute float32 arrays with float64 scalars in float64.
 
-A rule takes (p, g, state, h) and returns the new (p, state); h[0] is the factor of decoupled weight decay. The stages in
-``kernels/stages.pxi`` have their twins in `STAGES`; `program` says which a step has.
+A rule takes (p, g, state, h) and returns the new (p, state); h[0] is the factor of decoupled weight decay. The stages
+around it, in ``kernels/stages.pxi``, have their twins in `STAGES`; `program` says which a step has.
 
 `twin` steps copies of an optimizer's parameters by these rules.
 
