@@ -142,7 +142,7 @@ TILE, SHORT = 256, 512  # as in program.pxi
 # Ends of vectors, 64-byte blocks, tiles, and of the share of a thread, each with its neighbours.
 SIZES = (
     0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 47, 49, 63, 65, 127, 129, 0, SHORT, SHORT + 1, TILE - 1, TILE, TILE + 1,
-    2 * TILE - 1, 4 * TILE - 1, 4 * TILE, 8 * TILE + 1, 5,
+    2 * TILE - 1, 4 * TILE - 1, 4 * TILE, 4 * TILE + 1, 8 * TILE + 1, 5,
 )  # fmt: skip
 TOTAL = sum(SIZES)
 OFFSETS = list(itertools.product(range(3), repeat=3))  # of parameters, gradients and states, in elements

@@ -7,7 +7,8 @@
 # A new stage is a kernel in kernels/stages.pxi, its twin in STAGES of reference.py, and a line in `compile`.
 
 cdef enum:
-    STAGE_TILE = 256          # elements: with three states, all of their tiles and the gradient's lie in the L1 cache
+    STAGE_TILE = 256          # elements that the stages and the rule take in turns, of arrays beyond the L1 cache
+    ONE_TILE = 1024           # elements up to which an array is one tile: fewer calls
     MOST_STAGES = 8           # of one program
     MOST_STAGE_SCALARS = 2
     PARAM = 0                 # what a stage writes to: the parameter,
@@ -103,7 +104,7 @@ cdef inline void run_stage(const Stage *stage, real *target, const real *seen, r
 
 
 cdef inline real *beside(char *room, const real *p) noexcept nogil:
-    """A tile in `room`, three pages, that lies three quarters of a page after p in its page.
+    """A tile in `room`, four pages, that lies three quarters of a page after p in its page.
 
     State lies one and two quarters after it: streams at one offset in their pages hold each other up.
     """
@@ -114,10 +115,12 @@ cdef inline real *beside(char *room, const real *p) noexcept nogil:
 cdef void run_tiles(const Program *program, bint flush, real *p, const real *g, char *const *state, const real *h,
                     Py_ssize_t first, Py_ssize_t n) noexcept nogil:
     """Run a program on n elements of an array, from its element `first` on."""
-    cdef char room[3 * PAGE]
+    cdef char room[4 * PAGE]  # one to begin on a page, one to begin anywhere in it, and ONE_TILE doubles
     cdef real *operands[MAX_OPERANDS]
     cdef const real *seen
-    cdef Py_ssize_t size
+    cdef const Stage *stage
+    cdef const Stage *end
+    cdef Py_ssize_t size, tile = STAGE_TILE if n > ONE_TILE else ONE_TILE
     cdef int n_stages = program.n_before + program.n_after + (program.n_fading if flush else 0)
     cdef int k, n_operands = STATE + program.rule.n_states
     operands[PARAM] = p + first
@@ -128,17 +131,23 @@ cdef void run_tiles(const Program *program, bint flush, real *p, const real *g, 
     if n_stages == 0:
         apply(program.rule if n > SHORT else program.short_rule, operands[PARAM], g, operands + STATE, h, n)
         return
-    while n > 0:
-        size = min(n, STAGE_TILE)
+    while True:
+        size = min(n, tile)
         operands[GRAD] = beside(room, operands[PARAM])
         seen = g
-        for k in range(program.n_before):
-            run_stage(&program.stages[k], operands[GRAD], seen, operands, size)
+        stage, end = program.stages, program.stages + program.n_before
+        while stage != end:
+            run_stage(stage, operands[GRAD], seen, operands, size)
             seen = operands[GRAD]
+            stage += 1
         apply(program.rule, operands[PARAM], seen, operands + STATE, h, size)
-        for k in range(program.n_before, n_stages):
-            run_stage(&program.stages[k], operands[program.stages[k].target], seen, operands, size)
+        end = program.stages + n_stages
+        while stage != end:
+            run_stage(stage, operands[stage.target], seen, operands, size)
+            stage += 1
         n -= size
+        if n <= 0:
+            return
         g += size
         operands[PARAM] += size
         for k in range(STATE, n_operands):

@@ -592,7 +592,7 @@ MUTANTS = [
     ),
     Mutant(
         "tiles that are full only", PROGRAM,
-        "while n > 0:", "while n >= STAGE_TILE:", bits("SGD"),
+        "if n <= 0:", "if n < tile:", bits("SGD"),
     ),
     Mutant(
         "the same gradients for every tile", PROGRAM,
