@@ -16,8 +16,9 @@ What is stepped
     shape; a parameter with gaps between its elements (``big[:, :2]``) is stepped by way of a copy.
 
     Other parameters are stepped by PyTorch's own code, on the same state: half precision, complex numbers, sparse
-    gradients, other devices, tensors that share memory, ``differentiable=True``. All checks of the compiled step come
-    first, then PyTorch's part runs, then the compiled part. If PyTorch raises, the compiled part was not written.
+    gradients, other devices, tensors that share memory, state in shared memory, ``differentiable=True``. All checks of
+    the compiled step come first, then PyTorch's part runs, then the compiled part. If PyTorch raises, the compiled part
+    was not written.
 
 Three arguments more, all by name
     n_threads : int >= 1, optional
@@ -92,6 +93,8 @@ from fastopt.errors import (
     HyperparameterError,
     ParameterError,
     StateDictError,
+    TensorLayoutError,
+    TensorStateError,
     UnknownOptionError,
 )
 from fastopt.optimizer import FLAGS, Spec, derive, is_zero, with_defaults
@@ -223,7 +226,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     def _take_another_step(self, scale: Any) -> None:
         """A step after which something is no longer as it was tied, or that is the first, or of several kinds."""
         groups = self._plain_groups()
-        if self._mixed is not None and self._mixed.holds(groups):
+        if self._mixed is not None and self._mixed.holds(groups, self.state):
             if self._tries(self._mixed.plan, groups, scale, check_only=True):
                 self._take_mixed_step(groups, self._mixed, scale)
                 return
@@ -376,6 +379,11 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     def _record(self, param: torch.Tensor, spec: Spec, label: str, host: Host) -> tuple[Any, ...]:
         """What `TensorPlan.tie` takes of a parameter; state that it lacks is made, to be put in place with the step."""
         own = steppable(param, label)
+        if self._settings["fallback"] == "error":
+            if reason := _fallback.shared_reason(param, label):
+                raise TensorLayoutError(reason[1])
+            if reason := _fallback.state_reason(self.state, param, label):
+                raise TensorStateError(reason[1])
         check_inference(host, own, label)
         if not is_dense(own):
             own = host.copies[param] = torch.empty_like(own, memory_format=torch.preserve_format, requires_grad=False)
@@ -733,6 +741,30 @@ class Lion(_Compiled, _Lion):
     """
 
     core = fastopt.Lion
+
+
+# --- How torch.compile meets them
+
+
+def untraced(*functions: Callable[..., Any], inside: bool) -> None:
+    """Have ``torch.compile`` run functions as they are: in them is nothing that it could compile.
+
+    With `inside`, what they call, too. It is what ``torch.compiler.disable`` does, but for its wrapper around each call
+    and for the import of the compiler, which takes a second. Where PyTorch has no such switch, the compiler looks into
+    the step, in vain: that costs time, and warnings.
+    """
+    frames: Any = getattr(torch._C._dynamo, "eval_frame", None)
+    try:
+        skip, default = frames._FrameAction.SKIP, frames._FrameAction.DEFAULT
+        strategy = frames._FrameExecStrategy(skip, skip if inside else default)
+        for function in functions:
+            frames.set_code_exec_strategy(function.__code__, strategy)
+    except AttributeError:
+        pass
+
+
+untraced(_Compiled.step, _Compiled._bare_step, inside=False)  # a closure is compiled
+untraced(_Compiled._take_step, _Compiled.__init__, _Compiled.load_state_dict, _Compiled.__setstate__, inside=True)
 
 
 # --- How the classes are found

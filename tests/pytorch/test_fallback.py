@@ -612,3 +612,118 @@ def test_ordinary_optimizers_are_not_looked_through(monkeypatch):
         p.grad = torch.ones(3)
         opt.step()
     assert isinstance(opt._plan, TensorPlan)
+
+
+# --- Memory that other processes have
+
+
+@pytest.mark.parametrize("slot", ["step", "exp_avg", "exp_avg_sq"])
+def test_state_in_shared_memory_is_stepped_by_pytorch(slot):
+    """A process that steps it, too, would lose counts: the compiled step writes at its end what it read before."""
+    states, ends = [], []
+    for module in both:
+        p = random(5).requires_grad_()
+        opt = module.Adam([p], lr=0.1)
+        for step in range(6):
+            p.grad = random(5, seed=step)
+            if step == 2:
+                opt.state[p][slot].share_memory_()
+            if step == 4:
+                opt.state[p][slot] = opt.state[p][slot].clone()
+            if module is ft and step == 2:
+                with pytest.warns(UserWarning, match=f"state '{slot}' of parameter 0 is in shared memory"):
+                    opt.step()
+            else:
+                opt.step()
+            if module is ft:
+                assert (opt._plan is not None, opt._mixed is not None) == (step not in (2, 3), step in (2, 3))
+        states.append([opt.state[p]["exp_avg"], opt.state[p]["exp_avg_sq"]])
+        ends.append(p)
+        assert opt.state[p]["step"] == 6
+    assert_alike(ends[:1], ends[1:])
+    assert_alike(*states)
+
+
+def test_parameters_in_shared_memory_are_stepped_compiled_if_they_have_no_gaps():
+    whole, part = random(6), random(4, 6)
+    whole.share_memory_()
+    part.share_memory_()
+    p, q = whole.requires_grad_(), part[:, :3].detach().requires_grad_()
+    assert q.is_shared()
+    opt = ft.SGD([p, q], lr=0.1)
+    p.grad, q.grad = torch.ones(6), torch.ones(4, 3)
+    wanted = [(x - 0.1 * x.grad).detach() for x in (p, q)]
+    with pytest.warns(UserWarning, match="parameter 1 has gaps between its elements and is in shared memory"):
+        opt.step()
+    assert_alike([p, q], wanted)
+    assert [one.place for one in opt._mixed.left] == [1]
+
+
+# --- fallback="error"
+
+
+def expanded(p: torch.Tensor, opt: Any) -> None:
+    p.data = torch.ones(1, 3).expand(4, 3)
+
+
+def sparse_gradient(p: torch.Tensor, opt: Any) -> None:
+    p.grad = torch.ones(4, 3).to_sparse()
+
+
+def another_shape(p: torch.Tensor, opt: Any) -> None:
+    p.data = torch.ones(5, 7)
+
+
+def state_of_another_shape(p: torch.Tensor, opt: Any) -> None:
+    opt.step()
+    opt.state[p]["exp_avg"] = torch.ones(5, 7)
+
+
+def on_meta(p: torch.Tensor, opt: Any) -> None:
+    elsewhere = torch.ones(4, 3, device="meta", requires_grad=True)
+    elsewhere.grad = torch.ones(4, 3, device="meta")
+    opt.param_groups[0].update(params=[elsewhere], fused=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (expanded, errors.LayoutError), (sparse_gradient, errors.LayoutError), (another_shape, errors.ShapeError),
+        (state_of_another_shape, errors.StateDictError),
+        (on_meta, errors.ParameterError),
+    ],
+)  # fmt: skip
+def test_what_pytorch_raises_as_a_runtime_error_is_one(make, error):
+    for module, options in ((torch.optim, {}), (ft, {"fallback": "error"})):
+        p = torch.ones(4, 3, requires_grad=True)
+        p.grad = torch.ones(4, 3)
+        opt = module.Adam([p], **options)
+        make(p, opt)
+        with pytest.raises(RuntimeError) as caught:
+            opt.step()
+    assert isinstance(caught.value, error)
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name not in ("SGD", "Adagrad")])
+def test_sparse_gradients_are_a_runtime_error_where_they_are_in_pytorch(name):
+    for module, options in ((torch.optim, {}), (ft, {}), (ft, {"fallback": "error"})):
+        p = torch.ones(4, 3, requires_grad=True)
+        p.grad = torch.ones(4, 3).to_sparse()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with pytest.raises(RuntimeError, match="sparse"):
+                getattr(module, name)([p], **options).step()
+
+
+@pytest.mark.parametrize("case", ["state", "gaps"])
+def test_shared_memory_that_the_compiled_step_does_not_take_is_an_error(case):
+    p = (random(4, 6).share_memory_()[:, :3] if case == "gaps" else random(4, 3)).detach().requires_grad_()
+    opt = ft.Adam([p], fallback="error")
+    p.grad = torch.ones(4, 3)
+    if case == "state":
+        opt.step()
+        opt.state[p]["step"].share_memory_()
+    before = p.detach().clone()
+    with pytest.raises(errors.StateDictError if case == "state" else errors.LayoutError, match="in shared memory"):
+        opt.step()
+    assert torch.equal(p, before)
