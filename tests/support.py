@@ -69,3 +69,14 @@ def same_bits(a: Any, b: Any) -> bool:
     return frozen(a if isinstance(a, np.ndarray) else list(a)) == frozen(
         b if isinstance(b, np.ndarray) else list(b)
     )
+
+
+def optimizer_of(cls, **options):
+    """An optimizer over one small tensor of PyTorch's, after one step."""
+    import torch
+
+    p = torch.nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    opt = cls([p], **options)
+    opt.step()
+    return opt

@@ -14,20 +14,13 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from support import optimizer_of
 
 torch = pytest.importorskip("torch")
 
 import fastopt.torch as ft  # noqa: E402
 
 TWINS = [name for name in ft.__all__ if name in torch.optim.__all__]
-
-
-def optimizer_of(cls, **options):
-    p = torch.nn.Parameter(torch.ones(3))
-    p.grad = torch.ones(3)
-    opt = cls([p], **options)
-    opt.step()
-    return opt
 
 
 def run(program):
