@@ -107,7 +107,8 @@ CASES = {
         GPT, lambda: (integers(96, 12, 64), integers(96, 12 * 64)), cross_entropy,
     ),
     "cnn": Case(
-        "small CNN, 8 x 8 pixels, batches of 64", cnn, lambda: (torch.randn(64, 1, 8, 8), integers(10, 64)), cross_entropy,
+        "small CNN, 8 x 8 pixels, batches of 64",
+        cnn, lambda: (torch.randn(64, 1, 8, 8), integers(10, 64)), cross_entropy,
     ),
 }  # fmt: skip
 
@@ -190,7 +191,7 @@ def measure(case: Case, rounds: Iterable[int]) -> dict[str, Any]:
 
 def table(results: list[dict[str, Any]]) -> Iterator[str]:
     """Markdown, as README has it."""
-    yield "| a training iteration, AdamW | PyTorch, ms | of it the step | fastopt, ms | against default | against fused |"
+    yield "| an iteration, AdamW | PyTorch, ms | of it the step | fastopt, ms | against default | against fused |"
     yield "|---|---|---|---|---|---|"
     for r in results:
         ms, share = r["milliseconds"], r["share"]
