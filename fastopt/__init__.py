@@ -84,6 +84,7 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "ReadOnlyError",
+    "Scaler",
     "ShapeError",
     "StateDictError",
     "UnknownAttributeError",
@@ -92,15 +93,18 @@ __all__ = [
     "load",
     "minibatches",
     "minimize",
+    "minmax_scale",
     "reference",
     "schedules",
     "show_config",
+    "standardize",
 ]
 
 _LAZY = {
     "load": "checkpoint",
     "show_config": "_config",
     "minimize": "training", "minibatches": "training", "MinimizeResult": "training", "MinimizeState": "training",
+    "Scaler": "preprocessing", "minmax_scale": "preprocessing", "standardize": "preprocessing",
 }  # fmt: skip
 
 
