@@ -163,6 +163,7 @@ def draw_ground(axes: Any, scene: Scene, window: Window, grid: int = GRID) -> No
         x = np.linspace(*window[0], 301)
         axes.plot(x, values_at(surface, x), color="#AAAAAA", linewidth=1.4, zorder=1)
         axes.set_ylabel(f"f({names[0]})")
+        axes.margins(y=0.14)  # the cross of the minimum stands on the lowest point
     else:
         axes.set_ylim(*window[1])
         axes.set_ylabel(names[1])
