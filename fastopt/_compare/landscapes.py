@@ -385,7 +385,7 @@ BEALE = Scene(
         RMSprop={"lr": 0.01},
         Adam={"lr": 0.05},
     ),
-    others={"RAdam": {"lr": 0.1}},
+    others={"AdamW": {"lr": 0.05}, "NAdam": {"lr": 0.03}, "RAdam": {"lr": 0.1}, "Lion": {"lr": 0.01}},
     findings=judge(
         Claim(
             "After the saddle, Momentum and NAG are the fastest to the minimum",
@@ -455,7 +455,7 @@ ROSENBROCK = Scene(
         RMSprop={"lr": 0.01},
         Adam={"lr": 0.1},
     ),
-    others={"RAdam": {"lr": 0.01}, "Lion": {"lr": 0.01}},
+    others={"AdamW": {"lr": 0.1}, "NAdam": {"lr": 0.02}, "RAdam": {"lr": 0.01}, "Lion": {"lr": 0.003}},
     findings=judge(
         Claim(
             "Momentum converges faster than SGD at the same learning rate",
