@@ -88,6 +88,7 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "ReadOnlyError",
+    "Scaler",
     "ShapeError",
     "StateDictError",
     "TensorKindError",
@@ -100,15 +101,18 @@ __all__ = [
     "load",
     "minibatches",
     "minimize",
+    "minmax_scale",
     "reference",
     "schedules",
     "show_config",
+    "standardize",
 ]
 
 _LAZY = {
     "load": "checkpoint",
     "show_config": "_config",
     "minimize": "training", "minibatches": "training", "MinimizeResult": "training", "MinimizeState": "training",
+    "Scaler": "preprocessing", "minmax_scale": "preprocessing", "standardize": "preprocessing",
 }  # fmt: skip
 
 

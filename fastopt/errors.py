@@ -119,7 +119,7 @@ class CheckpointError(FastoptError, ValueError):
 
 
 class NonFiniteError(FastoptError, ArithmeticError):
-    """Raised under ``nonfinite="raise"`` when a gradient holds a NaN or an infinity."""
+    """Raised under ``nonfinite="raise"`` when a gradient holds a NaN or an infinity; by a scaler for an infinity."""
 
 
 class ConcurrentStepError(FastoptError, RuntimeError):

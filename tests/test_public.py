@@ -14,7 +14,8 @@ import pytest
 
 import fastopt
 
-MODULES = ["fastopt", "fastopt.schedules", "fastopt.functional", "fastopt.reference", "fastopt.training"]
+MODULES = ["fastopt", "fastopt.schedules", "fastopt.functional", "fastopt.reference", "fastopt.training",
+           "fastopt.preprocessing"]  # fmt: skip
 
 
 def public(module):
