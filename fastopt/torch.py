@@ -48,7 +48,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from math import inf
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -128,10 +128,8 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         super().__init_subclass__(**kwargs)
         if "core" in vars(cls):
             taken = [p for p in inspect.signature(super().__init__).parameters.values() if p.name != "self"]
-            more = [
-                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
-                for name, default in (("n_threads", None), ("flush_subnormal", True), ("fallback", "warn"))
-            ]
+            own = inspect.signature(_Compiled.__init__).parameters.values()
+            more = [p for p in own if p.kind is p.KEYWORD_ONLY]
             cls.__signature__ = inspect.Signature(taken + more)  # type: ignore[attr-defined]
             known = {*cls.core.group_keys(), *ENGINE_OPTIONS}
             cls._twin_step = staticmethod(_fallback.plain_step(cls.__bases__[-1]))
@@ -152,7 +150,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
 
     def __init__(
         self, params: Any, *args: Any, n_threads: int | None = None, flush_subnormal: bool = True,
-        fallback: str = "warn", **kwargs: Any,
+        fallback: Literal["warn", "silent", "error"] = "warn", **kwargs: Any,
     ) -> None:  # fmt: skip
         for name, default in self._unknown.items():
             if kwargs.get(name, default) != default:
