@@ -75,9 +75,9 @@ def _take(cls: type[Optimizer], p: Any, g: Any, state: Mapping[str, Any], step: 
     for i, array in enumerate(carried or []):
         if plan.touches(array):
             raise OverlapError(f"{cls.carried} of parameter {i} overlaps a parameter or a state")
-    places = sorted((array.ctypes.data, i) for i, array in enumerate(carried or []))
-    for (a, i), (b, j) in zip(places, places[1:], strict=False):
-        if a + carried[i].nbytes > b:
+    places = sorted((array.ctypes.data, i, array.nbytes) for i, array in enumerate(carried or []))
+    for (a, i, size), (b, j, _) in zip(places, places[1:], strict=False):
+        if a + size > b:
             raise OverlapError(f"{cls.carried} of parameter {max(i, j)} overlaps that of parameter {min(i, j)}")
     for i, value in enumerate(carry):
         plan.set_count(i, count - 1, value)
@@ -110,7 +110,7 @@ def _number(cls: type[Optimizer], array: Any) -> float:
     if not array.flags.writeable:
         raise ReadOnlyError(f"{cls.carried} is read-only; a step writes to it")
     try:
-        return cls.carry_from({cls.carried: array.item()}, known_convention(cls, None))
+        return cls.carry_from({str(cls.carried): array.item()}, known_convention(cls, None))
     except ValueError as error:
         raise ParameterError(str(error)) from None
 

@@ -181,22 +181,26 @@ def test_completion_on_the_package_shows_its_names_and_no_imports():
 
 # --- What type checkers say
 
-REFUSED = (FILES / "refused.py").read_text("utf-8").splitlines()
-MARKED = [number for number, line in enumerate(REFUSED, 1) if line.endswith("  # error")]
+
+def marked(file: Path) -> list[int]:
+    """The numbers of the lines that have to be refused."""
+    lines = file.read_text("utf-8").splitlines()
+    return [number for number, line in enumerate(lines, 1) if line.endswith("  # error")]
 
 
 def test_every_line_that_has_to_be_refused_fails_when_it_is_run():
+    lines, wrong = (FILES / "refused.py").read_text("utf-8").splitlines(), marked(FILES / "refused.py")
     names: dict[str, object] = {}
-    exec("\n".join(line for number, line in enumerate(REFUSED, 1) if number not in MARKED), names)
+    exec("\n".join(line for number, line in enumerate(lines, 1) if number not in wrong), names)
     passed = []
-    for number in MARKED:
+    for number in wrong:
         try:
-            exec(REFUSED[number - 1], names)
+            exec(lines[number - 1], names)
         except (TypeError, ValueError, AttributeError) as error:
             assert type(error).__module__.startswith("fastopt") or isinstance(error, (TypeError, AttributeError))
         else:
-            passed.append(REFUSED[number - 1])
-    assert len(MARKED) > 40 and not passed
+            passed.append(lines[number - 1])
+    assert len(wrong) > 40 and not passed
 
 
 def test_what_has_to_be_accepted_runs():
@@ -227,14 +231,16 @@ def test_snippets_are_taken_from_a_page_and_checked_as_one_program():
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_type_checkers_accept_what_is_right_and_refuse_what_is_wrong(tool, tmp_path):
-    """The two files of tests/typing, line by line, and the Python code of the README."""
+    """The files of tests/typing, line by line, and the Python code of the README."""
     pytest.importorskip(tool)
-    for name in ("accepted.py", "refused.py"):
-        (tmp_path / name).write_text((FILES / name).read_text("utf-8"))
+    wanted = []
+    for file in sorted(FILES.glob("*.py")):
+        (tmp_path / file.name).write_text(file.read_text("utf-8"))
+        wanted += [(file.name, line) for line in marked(file)]
     (tmp_path / "readme.py").write_text(snippets(README.read_text("utf-8")) if README.exists() else "")
     found = said_by(tool, tmp_path)
-    assert [line for (name, line) in found if name == "refused.py"] == MARKED
-    assert not {where: found[where] for where in found if where[0] != "refused.py"}
+    assert not {where: text for where, text in found.items() if where not in wanted}
+    assert not {where for where in wanted if where not in found}
 
 
 def said_by(tool: str, folder: Path) -> dict[tuple[str, int], str]:
