@@ -49,7 +49,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from math import inf
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -131,10 +131,8 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         super().__init_subclass__(**kwargs)
         if "core" in vars(cls):
             taken = [p for p in inspect.signature(super().__init__).parameters.values() if p.name != "self"]
-            more = [
-                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
-                for name, default in (("n_threads", None), ("flush_subnormal", True), ("fallback", "warn"))
-            ]
+            own = inspect.signature(_Compiled.__init__).parameters.values()
+            more = [p for p in own if p.kind is p.KEYWORD_ONLY]
             cls.__signature__ = inspect.Signature(taken + more)  # type: ignore[attr-defined]
             known = {*cls.core.group_keys(), *ENGINE_OPTIONS}
             cls._twin_step = staticmethod(_fallback.plain_step(cls.__bases__[-1]))
@@ -155,7 +153,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
 
     def __init__(
         self, params: Any, *args: Any, n_threads: int | None = None, flush_subnormal: bool = True,
-        fallback: str = "warn", **kwargs: Any,
+        fallback: Literal["warn", "silent", "error"] = "warn", **kwargs: Any,
     ) -> None:  # fmt: skip
         for name, default in self._unknown.items():
             if kwargs.get(name, default) != default:
@@ -610,6 +608,17 @@ class SGD(_Compiled, torch.optim.SGD):
 
     core = fastopt.SGD
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, params: torch_optimizer.ParamsT, lr: float | torch.Tensor = 1e-3, momentum: float = 0,
+            dampening: float = 0, weight_decay: float | torch.Tensor = 0, nesterov: bool = False, *,
+            maximize: bool = False, foreach: bool | None = None, differentiable: bool = False,
+            fused: bool | None = None,
+            n_threads: int | None = None, flush_subnormal: bool = True,
+            fallback: Literal["warn", "silent", "error"] = "warn",
+        ) -> None: ...  # fmt: skip
+
 
 class Adagrad(_Compiled, torch.optim.Adagrad):
     """``torch.optim.Adagrad``, compiled: steps divided by the root of the sum of all squares.
@@ -620,6 +629,17 @@ class Adagrad(_Compiled, torch.optim.Adagrad):
 
     core = fastopt.Adagrad
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, params: torch_optimizer.ParamsT, lr: float | torch.Tensor = 0.01, lr_decay: float = 0,
+            weight_decay: float = 0, initial_accumulator_value: float = 0, eps: float = 1e-10,
+            foreach: bool | None = None, *, maximize: bool = False, differentiable: bool = False,
+            fused: bool | None = None,
+            n_threads: int | None = None, flush_subnormal: bool = True,
+            fallback: Literal["warn", "silent", "error"] = "warn",
+        ) -> None: ...  # fmt: skip
+
 
 class Adadelta(_Compiled, torch.optim.Adadelta):
     """``torch.optim.Adadelta``, compiled: steps in the units of the parameter.
@@ -629,6 +649,16 @@ class Adadelta(_Compiled, torch.optim.Adadelta):
     """
 
     core = fastopt.Adadelta
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, params: torch_optimizer.ParamsT, lr: float | torch.Tensor = 1.0, rho: float = 0.9,
+            eps: float = 1e-6, weight_decay: float = 0, foreach: bool | None = None, *, capturable: bool = False,
+            maximize: bool = False, differentiable: bool = False,
+            n_threads: int | None = None, flush_subnormal: bool = True,
+            fallback: Literal["warn", "silent", "error"] = "warn",
+        ) -> None: ...  # fmt: skip
 
 
 class RMSprop(_Compiled, torch.optim.RMSprop):
@@ -641,6 +671,17 @@ class RMSprop(_Compiled, torch.optim.RMSprop):
 
     core = fastopt.RMSprop
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, params: torch_optimizer.ParamsT, lr: float | torch.Tensor = 0.01, alpha: float = 0.99,
+            eps: float = 1e-8, weight_decay: float = 0, momentum: float = 0, centered: bool = False,
+            capturable: bool = False, foreach: bool | None = None, maximize: bool = False,
+            differentiable: bool = False, *,
+            n_threads: int | None = None, flush_subnormal: bool = True,
+            fallback: Literal["warn", "silent", "error"] = "warn",
+        ) -> None: ...  # fmt: skip
+
 
 class Adam(_Compiled, torch.optim.Adam):
     """``torch.optim.Adam``, compiled: averages of the gradient and of its square, both corrected for their start.
@@ -651,6 +692,18 @@ class Adam(_Compiled, torch.optim.Adam):
     """
 
     core = fastopt.Adam
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, params: torch_optimizer.ParamsT, lr: float | torch.Tensor = 1e-3,
+            betas: tuple[float | torch.Tensor, float | torch.Tensor] = (0.9, 0.999), eps: float = 1e-8,
+            weight_decay: float = 0, amsgrad: bool = False, *, foreach: bool | None = None, maximize: bool = False,
+            capturable: bool = False, differentiable: bool = False, fused: bool | None = None,
+            decoupled_weight_decay: bool = False,
+            n_threads: int | None = None, flush_subnormal: bool = True,
+            fallback: Literal["warn", "silent", "error"] = "warn",
+        ) -> None: ...  # fmt: skip
 
 
 class AdamW(_Compiled, torch.optim.AdamW):
@@ -663,6 +716,18 @@ class AdamW(_Compiled, torch.optim.AdamW):
 
     core = fastopt.AdamW
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, params: torch_optimizer.ParamsT, lr: float | torch.Tensor = 1e-3,
+            betas: tuple[float | torch.Tensor, float | torch.Tensor] = (0.9, 0.999), eps: float = 1e-8,
+            weight_decay: float = 0.01, amsgrad: bool = False, *, maximize: bool = False,
+            foreach: bool | None = None, capturable: bool = False, differentiable: bool = False,
+            fused: bool | None = None,
+            n_threads: int | None = None, flush_subnormal: bool = True,
+            fallback: Literal["warn", "silent", "error"] = "warn",
+        ) -> None: ...  # fmt: skip
+
 
 class Adamax(_Compiled, torch.optim.Adamax):
     """``torch.optim.Adamax``, compiled: Adam with the infinity norm.
@@ -672,6 +737,17 @@ class Adamax(_Compiled, torch.optim.Adamax):
     """
 
     core = fastopt.Adamax
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, params: torch_optimizer.ParamsT, lr: float | torch.Tensor = 2e-3,
+            betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0,
+            foreach: bool | None = None, *, maximize: bool = False, differentiable: bool = False,
+            capturable: bool = False,
+            n_threads: int | None = None, flush_subnormal: bool = True,
+            fallback: Literal["warn", "silent", "error"] = "warn",
+        ) -> None: ...  # fmt: skip
 
 
 class NAdam(_Compiled, torch.optim.NAdam):
@@ -684,6 +760,17 @@ class NAdam(_Compiled, torch.optim.NAdam):
 
     core = fastopt.NAdam
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, params: torch_optimizer.ParamsT, lr: float | torch.Tensor = 2e-3,
+            betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0,
+            momentum_decay: float = 0.004, decoupled_weight_decay: bool = False, *, foreach: bool | None = None,
+            maximize: bool = False, capturable: bool = False, differentiable: bool = False,
+            n_threads: int | None = None, flush_subnormal: bool = True,
+            fallback: Literal["warn", "silent", "error"] = "warn",
+        ) -> None: ...  # fmt: skip
+
 
 class RAdam(_Compiled, torch.optim.RAdam):
     """``torch.optim.RAdam``, compiled: Adam whose step is rectified while the average of squares is young.
@@ -693,6 +780,17 @@ class RAdam(_Compiled, torch.optim.RAdam):
     """
 
     core = fastopt.RAdam
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, params: torch_optimizer.ParamsT, lr: float | torch.Tensor = 1e-3,
+            betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0,
+            decoupled_weight_decay: bool = False, *, foreach: bool | None = None, maximize: bool = False,
+            capturable: bool = False, differentiable: bool = False,
+            n_threads: int | None = None, flush_subnormal: bool = True,
+            fallback: Literal["warn", "silent", "error"] = "warn",
+        ) -> None: ...  # fmt: skip
 
 
 class _Lion(torch.optim.Optimizer):
@@ -741,6 +839,17 @@ class Lion(_Compiled, _Lion):
     """
 
     core = fastopt.Lion
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, params: torch_optimizer.ParamsT, lr: float | torch.Tensor = 1e-4,
+            betas: tuple[float | torch.Tensor, float | torch.Tensor] = (0.9, 0.99), weight_decay: float = 0.0, *,
+            foreach: bool | None = None, maximize: bool = False, capturable: bool = False,
+            differentiable: bool = False, fused: bool | None = None,
+            n_threads: int | None = None, flush_subnormal: bool = True,
+            fallback: Literal["warn", "silent", "error"] = "warn",
+        ) -> None: ...  # fmt: skip
 
 
 # --- How torch.compile meets them

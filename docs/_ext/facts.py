@@ -28,7 +28,8 @@ from fastopt.optimizer import (
     with_defaults,
 )
 
-MODULES = ("fastopt", "fastopt.errors", "fastopt.functional", "fastopt.reference", "fastopt.schedules")
+MODULES = ("fastopt", "fastopt.errors", "fastopt.functional", "fastopt.reference", "fastopt.schedules",
+           "fastopt.typing")  # fmt: skip
 DECAY = {
     L2: "added to the gradient",
     DECOUPLED: "shrinks first",
