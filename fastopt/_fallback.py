@@ -28,7 +28,6 @@ from fastopt._tensors import (
 from fastopt.errors import FastoptError, GradientError, HyperparameterError, StateDictError
 
 CHOICES = ("warn", "silent", "error")
-SHARED_STATE = "state in shared memory"
 INSIDE = tuple(os.path.join(os.path.dirname(str(module.__file__)), "") for module in (fastopt, torch))
 warned: set[str] = set()
 """The kinds of reasons that a warning was given for in this process."""
@@ -57,9 +56,9 @@ class Mixed(NamedTuple):
     parts: list[tuple[int, list[torch.Tensor], bool]]
     """For each group with such: its place, the parameters, and whether they need the plain loop."""
 
-    def holds(self, groups: list[dict[str, Any]], state: Mapping[Any, Any]) -> bool:
-        """Whether the same parameters are to be left as before, as far as they and their state tell themselves."""
-        return all(one.group < len(groups) and is_as_before(groups[one.group], state, one) for one in self.left)
+    def holds(self, groups: list[dict[str, Any]]) -> bool:
+        """Whether the same parameters are to be left as before, as far as they tell themselves."""
+        return all(one.group < len(groups) and is_as_before(groups[one.group], one) for one in self.left)
 
 
 def mixed(plan: Any, left: list[Left]) -> Mixed:
@@ -146,17 +145,10 @@ def shared_reason(param: torch.Tensor, label: str) -> tuple[str, str] | None:
 
 
 def state_reason(state: Mapping[Any, Any], param: torch.Tensor, label: str) -> tuple[str, str] | None:
-    """Why state cannot be stepped compiled: it is sparse, as SGD's buffer after sparse gradients, or others step it."""
+    """Why state that a step of PyTorch's left cannot be stepped compiled: SGD's buffer is sparse as its gradients."""
     for name, value in (state[param] if param in state and isinstance(state[param], Mapping) else {}).items():
-        if not isinstance(value, torch.Tensor):
-            continue
-        if value.layout != torch.strided:
+        if isinstance(value, torch.Tensor) and value.layout != torch.strided:
             return f"state {value.layout}", f"state {name!r} of {label} has layout {value.layout}; it has to be dense"
-        if in_shared_memory(value):
-            return SHARED_STATE, (
-                f"state {name!r} of {label} is in shared memory: a process that steps it at the same time would lose "
-                "counts, because the compiled step writes at its end what it read at its beginning"
-            )
     return None
 
 
@@ -168,10 +160,8 @@ def look_at(group: Mapping[str, Any], param: torch.Tensor) -> tuple[Any, ...]:
     return type(own), own.dtype, own.layout, own.device, memory, bool(group.get("differentiable")), gradient
 
 
-def is_as_before(group: Mapping[str, Any], state: Mapping[Any, Any], one: Left) -> bool:
+def is_as_before(group: Mapping[str, Any], one: Left) -> bool:
     """Whether a parameter looks as it did; without a gradient, PyTorch's step passes it over."""
-    if one.kind == SHARED_STATE and state_reason(state, one.param, "") is None:
-        return False
     now = look_at(group, one.param)
     return now[:-1] == one.look[:-1] and now[-1] in (None, one.look[-1])
 

@@ -14,12 +14,11 @@ from torch.optim.optimizer import _get_scalar_dtype
 
 from fastopt.engine import LAST_FLOAT_COUNT, SHIM
 from fastopt.errors import (
-    DTypeError,
     FastoptError,
     GradientError,
     InferenceModeError,
     OverlapError,
-    StateDictError,
+    TensorDTypeError,
     TensorKindError,
     TensorLayoutError,
     TensorShapeError,
@@ -104,7 +103,7 @@ class Host:
         if grad.shape != param.shape:
             raise TensorShapeError(f"{label} has shape {tuple(grad.shape)}; the parameter has {tuple(param.shape)}")
         if not grad.is_floating_point():
-            raise DTypeError(f"{label} has dtype {grad.dtype}; {param.dtype} is needed")
+            raise TensorDTypeError(f"{label} has dtype {grad.dtype}; {param.dtype} is needed")
         if type(grad) in PLAIN and not has_storage(grad):
             raise GradientError(f"{label} has no storage for all of its elements: its memory was freed")
         fitting = torch.empty_strided(param.shape, param.stride(), dtype=param.dtype, device="cpu")
@@ -157,7 +156,7 @@ def has_storage(tensor: torch.Tensor) -> bool:
 
 def in_shared_memory(tensor: torch.Tensor) -> bool:
     """Whether other processes may have the memory of a tensor, too."""
-    return type(tensor) in PLAIN and tensor.device.type == "cpu" and tensor.is_shared()
+    return tensor.device.type == "cpu" and not has_dispatch(tensor) and tensor.untyped_storage().is_shared()
 
 
 def steppable(tensor: Any, label: str) -> torch.Tensor:
@@ -168,7 +167,7 @@ def steppable(tensor: Any, label: str) -> torch.Tensor:
     if own.device.type != "cpu" or has_dispatch(own):
         raise TensorKindError(f"{label} is a {type(own).__name__} on {own.device}; a tensor on the CPU is needed")
     if own.dtype not in (torch.float32, torch.float64):
-        raise DTypeError(f"{label} has dtype {own.dtype}; torch.float32 or torch.float64 is needed")
+        raise TensorDTypeError(f"{label} has dtype {own.dtype}; torch.float32 or torch.float64 is needed")
     if own.numel() and (not extent(own) or not has_storage(own) or own.is_neg()):
         raise TensorLayoutError(
             f"{label} has shape {tuple(own.shape)} and strides {own.stride()}; every element needs memory of its own, "
@@ -243,11 +242,11 @@ def number_tensor(value: Any, label: str) -> torch.Tensor:
     if isinstance(value, torch.Tensor) and type(value) in PLAIN:
         if value.dim() == 0 and value.dtype in (torch.float32, torch.float64) and value.device.type == "cpu":
             return value
-        if value.numel() == 1:
+        if value.numel() == 1 and not value.is_meta:
             value = value.item()
     if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
         return torch.tensor(float(value), dtype=_get_scalar_dtype(), device="cpu")
-    raise StateDictError(f"{label} is {value!r:.80}; a number is needed")
+    raise TensorStateError(f"{label} is {value!r:.80}; a number is needed")
 
 
 def state_tensor(value: Any, param: torch.Tensor, own: torch.Tensor, label: str) -> torch.Tensor:

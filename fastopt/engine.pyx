@@ -54,7 +54,7 @@ from fastopt.errors import (
     ParameterError,
     ReadOnlyError,
     ShapeError,
-    StateDictError,
+    TensorStateError,
 )
 
 cdef extern from "fastopt_arrays.h" nogil:

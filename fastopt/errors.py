@@ -25,6 +25,7 @@ __all__ = [
     "ReadOnlyError",
     "ShapeError",
     "StateDictError",
+    "TensorDTypeError",
     "TensorKindError",
     "TensorLayoutError",
     "TensorShapeError",
@@ -84,6 +85,10 @@ class InferenceModeError(FastoptError, RuntimeError):
 
 class TensorLayoutError(LayoutError, RuntimeError):
     """Raised by `fastopt.torch` for a `LayoutError`, which PyTorch raises as a RuntimeError."""
+
+
+class TensorDTypeError(DTypeError, RuntimeError):
+    """Raised by `fastopt.torch` for a `DTypeError`, which PyTorch raises as a RuntimeError."""
 
 
 class TensorShapeError(ShapeError, RuntimeError):

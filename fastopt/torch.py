@@ -16,7 +16,7 @@ What is stepped
     shape; a parameter with gaps between its elements (``big[:, :2]``) is stepped by way of a copy.
 
     Other parameters are stepped by PyTorch's own code, on the same state: half precision, complex numbers, sparse
-    gradients, other devices, tensors that share memory, state in shared memory, ``differentiable=True``. All checks of
+    gradients, other devices, tensors that share memory, ``differentiable=True``. All checks of
     the compiled step come first, then PyTorch's part runs, then the compiled part. If PyTorch raises, the compiled part
     was not written.
 
@@ -94,7 +94,6 @@ from fastopt.errors import (
     ParameterError,
     StateDictError,
     TensorLayoutError,
-    TensorStateError,
     UnknownOptionError,
 )
 from fastopt.optimizer import FLAGS, Spec, derive, is_zero, with_defaults
@@ -224,7 +223,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     def _take_another_step(self, scale: Any) -> None:
         """A step after which something is no longer as it was tied, or that is the first, or of several kinds."""
         groups = self._plain_groups()
-        if self._mixed is not None and self._mixed.holds(groups, self.state):
+        if self._mixed is not None and self._mixed.holds(groups):
             if self._tries(self._mixed.plan, groups, scale, check_only=True):
                 self._take_mixed_step(groups, self._mixed, scale)
                 return
@@ -281,7 +280,11 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         self._mirrors = mirrors
         return groups
 
-    _hooked_step = torch.optim.Optimizer.profile_hook_step(_bare_step)
+    _profiled_step = torch.optim.Optimizer.profile_hook_step(_bare_step)
+
+    def _hooked_step(self, *args: Any, **kwargs: Any) -> Any:
+        return self._profiled_step(*args, **kwargs)
+
     step.__signature__ = inspect.signature(_bare_step)  # type: ignore[attr-defined]
 
     def _derive(self, group: Mapping[str, Any]) -> Spec:
@@ -315,7 +318,8 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
 
     def _has_double_carry(self, group: Mapping[str, Any]) -> bool:
         """Whether PyTorch keeps NAdam's product of momenta in float64: by default dtype, or since it was loaded so."""
-        carried = (self.state[p].get(self.core.carried) for p in group["params"] if p in self.state)
+        entries = (self.state[p] for p in group["params"] if p in self.state)
+        carried = (entry.get(self.core.carried) for entry in entries if isinstance(entry, Mapping))
         dtypes = {value.dtype for value in carried if isinstance(value, torch.Tensor)}
         return torch.float64 in (dtypes or {torch_optimizer._get_scalar_dtype()})
 
@@ -377,11 +381,8 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     def _record(self, param: torch.Tensor, spec: Spec, label: str, host: Host) -> tuple[Any, ...]:
         """What `TensorPlan.tie` takes of a parameter; state that it lacks is made, to be put in place with the step."""
         own = steppable(param, label)
-        if self._settings["fallback"] == "error":
-            if reason := _fallback.shared_reason(param, label):
-                raise TensorLayoutError(reason[1])
-            if reason := _fallback.state_reason(self.state, param, label):
-                raise TensorStateError(reason[1])
+        if self._settings["fallback"] == "error" and (reason := _fallback.shared_reason(param, label)):
+            raise TensorLayoutError(reason[1])
         check_inference(host, own, label)
         if not is_dense(own):
             own = host.copies[param] = torch.empty_like(own, memory_format=torch.preserve_format, requires_grad=False)
@@ -867,13 +868,16 @@ def untraced(*functions: Callable[..., Any], inside: bool) -> None:
         skip, default = frames._FrameAction.SKIP, frames._FrameAction.DEFAULT
         strategy = frames._FrameExecStrategy(skip, skip if inside else default)
         for function in functions:
-            frames.set_code_exec_strategy(function.__code__, strategy)
+            frames.set_code_exec_strategy(function.__code__, strategy)  # where they are called,
+            function._torchdynamo_disable = True  # type: ignore[attr-defined]  # and where they would be inlined
     except AttributeError:
         pass
 
 
 untraced(_Compiled.step, _Compiled._bare_step, inside=False)  # a closure is compiled
-untraced(_Compiled._take_step, _Compiled.__init__, _Compiled.load_state_dict, _Compiled.__setstate__, inside=True)
+untraced(
+    _Compiled._hooked_step, _Compiled._take_step, _Compiled.__init__, _Compiled.load_state_dict, inside=True,
+)  # fmt: skip
 
 
 # --- How the classes are found

@@ -15,7 +15,7 @@ import pytest
 import fastopt
 
 MODULES = [
-    "fastopt", *(f"fastopt.{x}" for x in ("schedules", "functional", "reference", "training", "preprocessing", "typing")),
+    f"fastopt{x}" for x in ("", ".schedules", ".functional", ".reference", ".training", ".preprocessing", ".typing")
 ]  # fmt: skip
 SCHEDULES = [getattr(fastopt.schedules, name) for name in fastopt.schedules.__all__]
 WITH_EXAMPLES = [*fastopt.OPTIMIZERS.values(), *SCHEDULES]

@@ -445,6 +445,8 @@ CHANGES = {
     "data exchanged": lambda p, s: setattr(p, "data", p.data.clone()),
     "data set": lambda p, s: p.data.set_(p.data.clone()),
     "storage shared": lambda p, s: p.data.share_memory_(),
+    "state shared": lambda p, s: [t.share_memory_() for t in s.values()],
+    "count shared": lambda p, s: s["step"].share_memory_(),
     "state exchanged": lambda p, s: s.update(exp_avg=s["exp_avg"].clone()),
     "state's data exchanged": lambda p, s: setattr(s["exp_avg"], "data", s["exp_avg"].clone()),
     "state's dict in another order": lambda p, s: s.update({k: s.pop(k) for k in list(s)[::-1]}),
