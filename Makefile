@@ -17,12 +17,12 @@ CONTENTS = { cksum $(SOURCES); echo "$$FASTOPT_OPENMP $$FASTOPT_BUILD_LEVELS $$C
 SOURCES := setup.py pyproject.toml MANIFEST.in LICENSE README.md \
     $(shell find fastopt src_c -type f -not -name '*.so' -not -path '*/__pycache__/*')
 
-.PHONY: help demo compare dev try stubs test docs test-peers test-torch fuzz torture sanitize mutants coverage audit bench steady \
-    report lint wheel clean
+.PHONY: help demo compare dev try stubs test docs test-peers test-torch test-frameworks fuzz torture sanitize mutants \
+    coverage audit bench steady report lint wheel clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv/demo/ready  ## train on the handwritten digits with every optimizer in turn
 	.venv/demo/bin/fastopt demo $(ARGS)
@@ -34,19 +34,25 @@ dev: .venv/dev/installed  ## an environment to work in, .venv/dev: the level of 
 	$(IN_PLACE)
 
 try: dev  ## build what changed into the source tree, and test that (ARGS="-k AdaBelief"); no wheel
-	cd tests && $(NATIVE) ../.venv/dev/bin/pytest -q --ignore=peers --ignore=pytorch $(or $(ARGS),-n 2 --dist loadgroup)
+	cd tests && $(NATIVE) ../.venv/dev/bin/pytest -q --ignore=peers --ignore=pytorch --ignore=frameworks \
+	    $(or $(ARGS),-n 2 --dist loadgroup)
 
 stubs: dev  ## write fastopt/functional.pyi from the classes
 	.venv/dev/bin/python tools/write_stubs.py
 
 test: .venv/test/ready  ## the test suite, without the comparison with other libraries
-	cd tests && ../.venv/test/bin/pytest -q -n 2 --dist loadgroup . --ignore=peers --ignore=pytorch $(ARGS)
+	cd tests && ../.venv/test/bin/pytest -q -n 2 --dist loadgroup . --ignore=peers --ignore=pytorch \
+	    --ignore=frameworks $(ARGS)
 
 test-peers: .venv/peers/ready  ## compare with torch, keras, optax and the other peers (a large download)
 	cd tests && ../.venv/peers/bin/pytest -q peers test_arrays.py test_foreign.py test_state_dict.py $(ARGS)
 
 test-torch: .venv/peers/ready  ## fastopt.torch: parity, tensors, distributed engines, the examples (the same download)
 	cd tests && ../.venv/peers/bin/pytest -q pytorch proof/test_processes.py proof/test_surface.py $(ARGS)
+	cd tests && ../.venv/peers/bin/pytest -q frameworks -k "accelerate or skorch or page"
+
+test-frameworks: .venv/frameworks/ready  ## train in each framework of docs/frameworks.md (a large download)
+	cd tests && ../.venv/frameworks/bin/pytest -q -n 2 --dist loadgroup frameworks $(ARGS)
 
 fuzz: .venv/test/ready  ## 100,000 bad calls and 100,000 damaged checkpoints: refused, and nothing changed
 	cd tests && ../.venv/test/bin/pytest -q --long proof/test_bad_calls.py proof/test_damaged_files.py $(ARGS)
@@ -126,6 +132,7 @@ IN_PLACE = $(NATIVE) .venv/dev/bin/python tools/build_in_place.py
 .venv/demo/ready: EXTRAS := demo
 .venv/test/ready: EXTRAS := test,lint
 .venv/peers/ready: EXTRAS := test,peers
+.venv/frameworks/ready: EXTRAS := test,frameworks
 .venv/bench/ready: EXTRAS := bench
 .venv/proof/ready: EXTRAS := test,proof
 .venv/audit/ready: EXTRAS := audit

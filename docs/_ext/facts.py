@@ -37,7 +37,8 @@ DECAY = {
     DECOUPLED_LAST: "shrinks last",
 }
 NONE = "–"  # where a library has no such thing
-NOT_RUN = {"scaling": "parts of programs that need several processes", "pytorch": "needs PyTorch"}
+NOT_RUN = {"scaling": "parts of programs that need several processes", "pytorch": "needs PyTorch",
+           "frameworks": "run by tests/frameworks"}
 """Pages whose Python code is not run with the others, and why not."""
 
 # --- Tables
