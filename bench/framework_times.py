@@ -79,8 +79,10 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = [["", "default, ms a step", "fused", "fastopt", "default / fastopt", "fused / fastopt"]]
     rows.append(["---", *["---:"] * 5])
+    sections = {name: section for section, name in NAMES.items()}
     for name in tqdm(arguments.names):
-        rows.append(row(name, measured(name, arguments.rounds, arguments.steps), arguments.steps))
+        seconds = measured(name, arguments.rounds, arguments.steps)
+        rows.append(row(sections.get(name, name), seconds, arguments.steps))
     print("\n".join(f"| {' | '.join(cells)} |" for cells in rows))
 
 
