@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import subprocess
 import sys
 
 from setuptools import Extension, setup
@@ -54,6 +55,11 @@ X86_64_PROGRAM = """
 #endif
 int main(void) { return 0; }
 """
+NATIVE_PROGRAM = """
+#include "fastopt_cpu.c"
+#include <stdio.h>
+int main(void) { return fputs(fo_cpu_level(), stdout) < 0; }
+"""
 OPENMP_PROGRAM = """
 #include <omp.h>
 int main(void) { return omp_get_max_threads() < 1; }
@@ -66,6 +72,8 @@ class BuildExt(build_ext):
     def finalize_options(self):
         super().finalize_options()
         self.parallel = self.parallel or os.cpu_count()
+        if folder := os.environ.get("FASTOPT_BUILD_DIR"):  # of `make dev`: apart from that of the wheel
+            self.build_temp, self.build_lib = (str(pathlib.Path(folder, name)) for name in ("temp", "lib"))
 
     def build_extensions(self):
         import Cython
@@ -73,7 +81,10 @@ class BuildExt(build_ext):
         from Cython.Build import cythonize
 
         msvc = self.compiler.compiler_type == "msvc"
-        self.extensions[:] = [ext for ext in self.extensions if self.level_is_possible(ext, msvc)]
+        asked = self.asked_levels()
+        self.extensions[:] = [
+            ext for ext in self.extensions if level_of(ext) in asked and self.level_is_possible(ext, msvc)
+        ]
         openmp = self.openmp_flags(msvc)
         exact = EXACT_MSVC if msvc else EXACT
         vectorize = [] if msvc else VECTORIZE
@@ -89,7 +100,7 @@ class BuildExt(build_ext):
                 ext.extra_link_args += ([] if msvc else [*EXACT, "-pthread"]) + openmp[1]
                 ext.libraries += ["dl"] if sys.platform == "linux" else []  # dladdr, before glibc 2.34
             else:
-                flags = LEVELS[ext.name.rpartition(".")[2]][msvc]
+                flags = LEVELS[level_of(ext)][msvc]
                 ext.extra_compile_args += exact + vectorize + flags
                 ext.extra_link_args += [] if msvc else EXACT
 
@@ -99,9 +110,35 @@ class BuildExt(build_ext):
             ext.sources = c_ext.sources
         super().build_extensions()
 
+    def asked_levels(self):
+        """The levels to build, and None for what is no level: FASTOPT_BUILD_LEVELS has names, or "native"."""
+        names = os.environ.get("FASTOPT_BUILD_LEVELS", "").replace("-", "_").replace(",", " ").split()
+        if names == ["native"]:
+            names = [self.native_level()]
+        if unknown := set(names) - set(LEVELS):
+            raise SystemExit(f"FASTOPT_BUILD_LEVELS: {', '.join(unknown)}: known are native, {', '.join(LEVELS)}")
+        narrow = [f"{name}_narrow" for name in names if f"{name}_narrow" in LEVELS]
+        return {None, *(names + narrow or LEVELS)}
+
+    def native_level(self):
+        """The highest level of this CPU, as the engine will find it."""
+        program = self.compiles(NATIVE_PROGRAM, ["-Isrc_c"])
+        if not program:
+            raise SystemExit("FASTOPT_BUILD_LEVELS=native: a program that asks the CPU could not be built")
+        return subprocess.run([program], capture_output=True, text=True, check=True).stdout.replace("-", "_")
+
+    def copy_extensions_to_source(self):
+        """Put the modules into the tree, and remove those of levels that are not built: they may be of old sources."""
+        super().copy_extensions_to_source()
+        built = {ext.name for ext in self.extensions}
+        for level in LEVELS:
+            name = f"fastopt.kernels.{level}"
+            if name not in built:
+                pathlib.Path("fastopt/kernels", pathlib.Path(self.get_ext_filename(name)).name).unlink(missing_ok=True)
+
     def level_is_possible(self, ext, msvc):
         """Whether the target is of the extension's architecture and the compiler knows its level."""
-        flags = LEVELS.get(ext.name.rpartition(".")[2], ([], []))[msvc]
+        flags = LEVELS.get(level_of(ext), ([], []))[msvc]
         if "x86_64" not in ext.name:
             return True
         if not self.compiles(X86_64_PROGRAM):
@@ -126,7 +163,7 @@ class BuildExt(build_ext):
         return [], []
 
     def compiles(self, program, compile_args=(), link_args=()):
-        """Whether this build's compiler and linker accept a program; their complaints are not shown."""
+        """The program, if this build's compiler and linker accept it, else None; their complaints are not shown."""
         folder = pathlib.Path(self.build_temp, "probe")
         folder.mkdir(parents=True, exist_ok=True)
         source = folder / "probe.c"
@@ -136,8 +173,13 @@ class BuildExt(build_ext):
                 objects = self.compiler.compile([str(source)], str(folder), extra_postargs=list(compile_args))
                 self.compiler.link_executable(objects, str(folder / "probe"), extra_postargs=list(link_args))
             except (CompileError, LinkError):
-                return False
-        return True
+                return None
+        return self.compiler.executable_filename(str(folder / "probe"))
+
+
+def level_of(ext):
+    """The level that an extension module is the kernels of; None of the engine."""
+    return ext.name.rpartition(".")[2] if ext.name.startswith("fastopt.kernels.") else None
 
 
 @contextlib.contextmanager

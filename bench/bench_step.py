@@ -8,6 +8,7 @@ import itertools
 import math
 
 import libraries
+import numpy as np
 import pytest
 from libraries import THREADS
 
@@ -91,3 +92,11 @@ def test_count(race, threads, count, gradients):
     """Time against the number of arrays."""
     case = libraries.Case("AdamW", count * ((100,),), "float32", threads, gradients == "fresh")
     race(case, libraries.steppers(case, ("fastopt", "roofline")), suite="count", shape=f"{count:,}×100")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("count", [100, 1_000, 10_000, 40_000])
+def test_constructor(benchmark, count):
+    """Building an optimizer over many arrays: the time has to grow with their number, not with its square."""
+    params = [np.zeros(10, np.float32) for _ in range(count)]
+    benchmark(fastopt.Adam, params)

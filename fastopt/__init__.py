@@ -1,5 +1,7 @@
 """fastopt: fused optimizer steps for NumPy arrays, bit for bit equal to a NumPy reference."""
 
+from typing import TYPE_CHECKING
+
 from fastopt._openmp import calm_openmp
 
 try:
@@ -37,6 +39,11 @@ from fastopt.errors import (
     ReadOnlyError,
     ShapeError,
     StateDictError,
+    TensorDTypeError,
+    TensorKindError,
+    TensorLayoutError,
+    TensorShapeError,
+    TensorStateError,
     UnknownAttributeError,
     UnknownOptionError,
 )
@@ -84,41 +91,64 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "ReadOnlyError",
+    "Scaler",
     "ShapeError",
     "StateDictError",
+    "TensorDTypeError",
+    "TensorKindError",
+    "TensorLayoutError",
+    "TensorShapeError",
+    "TensorStateError",
     "UnknownAttributeError",
     "UnknownOptionError",
     "functional",
     "load",
     "minibatches",
     "minimize",
+    "minmax_scale",
     "reference",
     "schedules",
     "show_config",
+    "standardize",
 ]
+
+if TYPE_CHECKING:  # else `__getattr__`, at the end, imports them
+    from fastopt import functional as functional
+    from fastopt import reference as reference
+    from fastopt import schedules as schedules
+    from fastopt._config import show_config as show_config
+    from fastopt.checkpoint import load as load
+    from fastopt.training import MinimizeResult as MinimizeResult
+    from fastopt.training import MinimizeState as MinimizeState
+    from fastopt.training import minibatches as minibatches
+    from fastopt.training import minimize as minimize
+
+    __version__: str
 
 _LAZY = {
     "load": "checkpoint",
     "show_config": "_config",
     "minimize": "training", "minibatches": "training", "MinimizeResult": "training", "MinimizeState": "training",
+    "Scaler": "preprocessing", "minmax_scale": "preprocessing", "standardize": "preprocessing",
 }  # fmt: skip
 
+if not TYPE_CHECKING:  # else a misspelt name would be an object to them
 
-def __getattr__(name: str) -> object:
-    # What a step does not need is imported when first asked for.
-    from importlib import import_module, metadata
+    def __getattr__(name: str) -> object:
+        # What a step does not need is imported when first asked for.
+        from importlib import import_module, metadata
 
-    if name == "__version__":
-        try:
-            return metadata.version("fastopt")
-        except metadata.PackageNotFoundError:  # built into the source tree, not installed
-            return "0+unknown"
-    if name in _LAZY:
-        return getattr(import_module(f"fastopt.{_LAZY[name]}"), name)
-    if name in __all__:
-        return import_module(f"fastopt.{name}")
-    raise AttributeError(f"module 'fastopt' has no attribute {name!r}")
+        if name == "__version__":
+            try:
+                return metadata.version("fastopt")
+            except metadata.PackageNotFoundError:  # built into the source tree, not installed
+                return "0+unknown"
+        if name in _LAZY:
+            return getattr(import_module(f"fastopt.{_LAZY[name]}"), name)
+        if name in __all__:
+            return import_module(f"fastopt.{name}")
+        raise AttributeError(f"module 'fastopt' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])
+    return sorted([*__all__, "__version__", "typing"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from typing import Any
+from typing import Any, Literal, overload
 
 from . import _openmp
 from .errors import HyperparameterError
@@ -44,6 +44,10 @@ _LABELS = {
 }
 
 
+@overload
+def show_config(mode: Literal["stdout"] = "stdout") -> None: ...
+@overload
+def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
 def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     """Show what this installation is made of, and what it chose on this machine.
 

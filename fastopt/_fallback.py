@@ -17,6 +17,7 @@ from fastopt._tensors import (
     extent,
     has_dispatch,
     has_storage,
+    in_shared_memory,
     is_dense,
     is_dtensor,
     local_of,
@@ -120,6 +121,8 @@ def reason_of(group: Mapping[str, Any], param: torch.Tensor, label: str) -> tupl
             return None  # PyTorch would crash
         ordinary = own.dtype in (torch.float32, torch.float64) and own.layout == torch.strided
         return f"{type(own).__name__} {own.device.type} {own.layout} {own.dtype if not ordinary else ''}", str(error)
+    if (shared := shared_reason(param, label)) is not None:
+        return shared
     grad = param.grad
     if grad is None or is_dtensor(grad) or has_dispatch(grad):
         return None
@@ -129,6 +132,16 @@ def reason_of(group: Mapping[str, Any], param: torch.Tensor, label: str) -> tupl
             "tensor on the CPU is needed"
         )
     return None
+
+
+def shared_reason(param: torch.Tensor, label: str) -> tuple[str, str] | None:
+    """Why a parameter in shared memory cannot be stepped compiled; one without gaps can, as safely as by PyTorch."""
+    if is_dense(local_of(param)) or not in_shared_memory(local_of(param)):
+        return None
+    return "parameter with gaps in shared memory", (
+        f"{label} has gaps between its elements and is in shared memory: a process that steps it at the same time "
+        "would lose its steps, because the compiled step works on a copy"
+    )
 
 
 def state_reason(state: Mapping[Any, Any], param: torch.Tensor, label: str) -> tuple[str, str] | None:

@@ -14,15 +14,15 @@ from torch.optim.optimizer import _get_scalar_dtype
 
 from fastopt.engine import LAST_FLOAT_COUNT, SHIM
 from fastopt.errors import (
-    DTypeError,
     FastoptError,
     GradientError,
     InferenceModeError,
-    LayoutError,
     OverlapError,
-    ParameterError,
-    ShapeError,
-    StateDictError,
+    TensorDTypeError,
+    TensorKindError,
+    TensorLayoutError,
+    TensorShapeError,
+    TensorStateError,
 )
 
 PAGE = 4096
@@ -78,7 +78,7 @@ class Host:
         if like is not None and like in self.copies:
             return tensor
         if like is not None and not is_dtensor(tensor):
-            raise GradientError(f"a gradient is a {type(tensor).__name__}; its parameter is a {type(like).__name__}")
+            raise TensorKindError(f"a gradient is a {type(tensor).__name__}; its parameter is a {type(like).__name__}")
         if like is not None and tensor._spec != like._spec and (
             tensor.device_mesh != like.device_mesh or tensor.placements != like.placements
         ):  # fmt: skip
@@ -97,13 +97,13 @@ class Host:
     def fit(grad: torch.Tensor, param: torch.Tensor, label: str) -> torch.Tensor:
         """A gradient that lies as its parameter does: a copy, or the error."""
         if grad.layout != torch.strided:
-            raise LayoutError(f"{label} has layout {grad.layout}; torch.strided is needed: call .to_dense()")
+            raise TensorLayoutError(f"{label} has layout {grad.layout}; torch.strided is needed: call .to_dense()")
         if grad.device.type != "cpu":
-            raise GradientError(f"{label} is a {type(grad).__name__} on {grad.device}; a tensor on the CPU is needed")
+            raise TensorKindError(f"{label} is a {type(grad).__name__} on {grad.device}; a tensor on the CPU is needed")
         if grad.shape != param.shape:
-            raise ShapeError(f"{label} has shape {tuple(grad.shape)}; the parameter has {tuple(param.shape)}")
+            raise TensorShapeError(f"{label} has shape {tuple(grad.shape)}; the parameter has {tuple(param.shape)}")
         if not grad.is_floating_point():
-            raise DTypeError(f"{label} has dtype {grad.dtype}; {param.dtype} is needed")
+            raise TensorDTypeError(f"{label} has dtype {grad.dtype}; {param.dtype} is needed")
         if type(grad) in PLAIN and not has_storage(grad):
             raise GradientError(f"{label} has no storage for all of its elements: its memory was freed")
         fitting = torch.empty_strided(param.shape, param.stride(), dtype=param.dtype, device="cpu")
@@ -154,17 +154,22 @@ def has_storage(tensor: torch.Tensor) -> bool:
     return tensor.numel() == 0 or reach_of(tensor) <= room
 
 
+def in_shared_memory(tensor: torch.Tensor) -> bool:
+    """Whether other processes may have the memory of a tensor, too."""
+    return tensor.device.type == "cpu" and not has_dispatch(tensor) and tensor.untyped_storage().is_shared()
+
+
 def steppable(tensor: Any, label: str) -> torch.Tensor:
     """The tensor whose memory could be stepped, this one or its part on this rank, or the error that says why not."""
     own = local_of(tensor)
     if own.layout != torch.strided:
-        raise LayoutError(f"{label} has layout {own.layout}; torch.strided is needed")
+        raise TensorLayoutError(f"{label} has layout {own.layout}; torch.strided is needed")
     if own.device.type != "cpu" or has_dispatch(own):
-        raise ParameterError(f"{label} is a {type(own).__name__} on {own.device}; a tensor on the CPU is needed")
+        raise TensorKindError(f"{label} is a {type(own).__name__} on {own.device}; a tensor on the CPU is needed")
     if own.dtype not in (torch.float32, torch.float64):
-        raise DTypeError(f"{label} has dtype {own.dtype}; torch.float32 or torch.float64 is needed")
+        raise TensorDTypeError(f"{label} has dtype {own.dtype}; torch.float32 or torch.float64 is needed")
     if own.numel() and (not extent(own) or not has_storage(own) or own.is_neg()):
-        raise LayoutError(
+        raise TensorLayoutError(
             f"{label} has shape {tuple(own.shape)} and strides {own.stride()}; every element needs memory of its own, "
             "which expanded tensors, and those without storage, have not"
         )
@@ -237,23 +242,23 @@ def number_tensor(value: Any, label: str) -> torch.Tensor:
     if isinstance(value, torch.Tensor) and type(value) in PLAIN:
         if value.dim() == 0 and value.dtype in (torch.float32, torch.float64) and value.device.type == "cpu":
             return value
-        if value.numel() == 1:
+        if value.numel() == 1 and not value.is_meta:
             value = value.item()
     if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
         return torch.tensor(float(value), dtype=_get_scalar_dtype(), device="cpu")
-    raise StateDictError(f"{label} is {value!r:.80}; a number is needed")
+    raise TensorStateError(f"{label} is {value!r:.80}; a number is needed")
 
 
 def state_tensor(value: Any, param: torch.Tensor, own: torch.Tensor, label: str) -> torch.Tensor:
     """The local tensor of a state slot, or the error that says why it is none."""
     if not isinstance(value, torch.Tensor) or is_dtensor(value) != is_dtensor(param):
-        raise StateDictError(f"{label} is a {type(value).__name__}; a {type(param).__name__} is needed")
+        raise TensorStateError(f"{label} is a {type(value).__name__}; a {type(param).__name__} is needed")
     local = local_of(value)
     if value.shape != param.shape or local.shape != own.shape:
-        raise StateDictError(f"{label} has shape {tuple(local.shape)}; the parameter has {tuple(own.shape)}")
+        raise TensorStateError(f"{label} has shape {tuple(local.shape)}; the parameter has {tuple(own.shape)}")
     if local.dtype != own.dtype:
-        raise StateDictError(f"{label} has dtype {local.dtype}; the parameter has {own.dtype}")
+        raise TensorStateError(f"{label} has dtype {local.dtype}; the parameter has {own.dtype}")
     try:
         return steppable(value, label)
     except FastoptError as error:
-        raise StateDictError(str(error)) from error
+        raise TensorStateError(str(error)) from error

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from fastopt.optimizer import DECOUPLED, L2, Convention, Optimizer
+from fastopt.typing import CommonOptions, Hyperparameter, Number, Params, Unpack
 
 
 class Adagrad(Optimizer):
@@ -43,6 +44,16 @@ class Adagrad(Optimizer):
     -----
     State: ``sum``, like the parameter; in `state_dict` from the start, as in PyTorch.
 
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w = np.array([1.0, -2.0])
+    >>> opt = fastopt.Adagrad(w, lr=0.1)
+    >>> for _ in range(2):
+    ...     opt.step(np.array([0.5, -50.0]))        # however large a gradient is, the first step is lr
+    >>> w.round(4).tolist(), opt.state[0]["sum"].tolist()
+    ([0.8293, -1.8293], [0.5, 5000.0])
+
     References
     ----------
     Duchi, Hazan & Singer, Adaptive subgradient methods (2011): the diagonal form.
@@ -70,14 +81,16 @@ class Adagrad(Optimizer):
     }  # fmt: skip
 
     def __init__(
-        self, params: Any, lr: Any = None, lr_decay: Any = None, weight_decay: Any = None,
-        initial_accumulator_value: Any = None, eps: Any = None, *, eps_placement: str | None = None, **common: Any,
+        self, params: Params, lr: Hyperparameter | None = None, lr_decay: Number | None = None,
+        weight_decay: Hyperparameter | None = None, initial_accumulator_value: Number | None = None,
+        eps: Number | None = None, *, eps_placement: Literal["outside", "inside"] | None = None,
+        convention: Literal["torch", "keras", "optax", "paper"] | None = None, **common: Unpack[CommonOptions],
     ) -> None:  # fmt: skip
         options = {
             "lr": lr, "lr_decay": lr_decay, "weight_decay": weight_decay,
             "initial_accumulator_value": initial_accumulator_value, "eps": eps, "eps_placement": eps_placement,
         }  # fmt: skip
-        super().__init__(params, options, **common)
+        super().__init__(params, options, convention=convention, **common)
 
     @staticmethod
     def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
@@ -116,6 +129,16 @@ class Adadelta(Optimizer):
     -----
     State: ``square_avg``, ``acc_delta``, like the parameter.
 
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w = np.array([1.0, -2.0])
+    >>> opt = fastopt.Adadelta(w)                   # lr is 1: the steps find their own size
+    >>> for _ in range(1000):
+    ...     opt.step(2 * w)                         # the gradient of sum(w**2)
+    >>> bool(np.abs(w).max() < 1e-3)
+    True
+
     References
     ----------
     Zeiler, ADADELTA: an adaptive learning rate method (2012).
@@ -131,9 +154,12 @@ class Adadelta(Optimizer):
     }
 
     def __init__(
-        self, params: Any, lr: Any = None, rho: Any = None, eps: Any = None, weight_decay: Any = None, **common: Any
-    ) -> None:
-        super().__init__(params, {"lr": lr, "rho": rho, "eps": eps, "weight_decay": weight_decay}, **common)
+        self, params: Params, lr: Hyperparameter | None = None, rho: Number | None = None, eps: Number | None = None,
+        weight_decay: Hyperparameter | None = None, *,
+        convention: Literal["torch", "keras", "optax", "paper"] | None = None, **common: Unpack[CommonOptions],
+    ) -> None:  # fmt: skip
+        options = {"lr": lr, "rho": rho, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, options, convention=convention, **common)
 
     @staticmethod
     def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from fastopt.optimizer import DECOUPLED, DECOUPLED_LAST, DECOUPLED_WITHOUT_LR, L2, Convention, Optimizer
+from fastopt.typing import Betas, CommonOptions, EpsPlacement, Hyperparameter, Number, Params, Unpack
 
 BETAS = {"betas": (0.9, 0.999)}
 ADAM = {"lr": 1e-3, **BETAS, "eps": 1e-8}
@@ -64,6 +65,17 @@ class Adam(Optimizer):
     the maximum of corrected averages, ``max_exp_avg_sq_hat``.
     DeepSpeed and ONNX without correction are ``bias_correction=False``.
 
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w, b = np.array([1.0, -2.0]), np.array([0.5])
+    >>> opt = fastopt.Adam([w, b], lr=0.1)
+    >>> opt.step([np.array([0.5, -0.5]), np.array([0.0])])
+    >>> w.round(4).tolist(), b.tolist()
+    ([0.9, -1.9], [0.5])
+    >>> fastopt.Adam(w, convention="keras").defaults["eps"]
+    1e-07
+
     References
     ----------
     Kingma & Ba, Adam (2015), algorithm 1; Reddi, Kale & Kumar, On the convergence of Adam and beyond (2018).
@@ -95,11 +107,12 @@ class Adam(Optimizer):
     }  # fmt: skip
 
     def __init__(
-        self, params: Any, lr: Any = None, betas: Any = None, eps: Any = None, weight_decay: Any = None,
-        amsgrad: bool | None = None, *, eps_placement: str | None = None, bias_correction: bool | None = None,
-        eps_root: Any = None, **common: Any,
+        self, params: Params, lr: Hyperparameter | None = None, betas: Betas | None = None, eps: Number | None = None,
+        weight_decay: Hyperparameter | None = None, amsgrad: bool | None = None, *,
+        eps_placement: EpsPlacement | None = None, bias_correction: bool | None = None, eps_root: Number | None = None,
+        convention: Literal["torch", "keras", "optax", "sklearn", "thinc", "paper"] | None = None,
+        **common: Unpack[CommonOptions],
     ) -> None:  # fmt: skip
-        convention = common.get("convention")
         if isinstance(amsgrad, (bool, np.bool_)) and amsgrad and isinstance(convention, str) and convention == "paper":
             bias_correction = False if bias_correction is None else bias_correction
             eps = 0.0 if eps is None else eps
@@ -107,7 +120,7 @@ class Adam(Optimizer):
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
             "eps_placement": eps_placement, "bias_correction": bias_correction, "eps_root": eps_root,
         }  # fmt: skip
-        super().__init__(params, options, **common)
+        super().__init__(params, options, convention=convention, **common)
 
     @staticmethod
     def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
@@ -138,6 +151,16 @@ class AdamW(Adam):
     The libraries' orders of rounding differ (Keras subtracts ``p * wd * lr``, optax adds ``wd * p`` to the update); the
     algebra does not.
 
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w, b = np.array([1.0, -2.0]), np.array([0.5])
+    >>> groups = [{"params": [w]}, {"params": [b], "weight_decay": 0.0}]
+    >>> opt = fastopt.AdamW(groups, lr=0.1, weight_decay=0.01)
+    >>> opt.step([np.zeros(2), np.zeros(1)])        # without a gradient, only the decay moves
+    >>> w.tolist(), b.tolist()
+    ([0.999, -1.998], [0.5])
+
     References
     ----------
     Loshchilov & Hutter, Decoupled weight decay regularization (2019).
@@ -157,6 +180,18 @@ class AdamW(Adam):
         ),
         "paper": Convention({**ADAM, "weight_decay": None}, {True: DECOUPLED_WITHOUT_LR}),
     }  # fmt: skip
+
+    def __init__(
+        self, params: Params, lr: Hyperparameter | None = None, betas: Betas | None = None, eps: Number | None = None,
+        weight_decay: Hyperparameter | None = None, amsgrad: bool | None = None, *,
+        eps_placement: EpsPlacement | None = None, bias_correction: bool | None = None, eps_root: Number | None = None,
+        convention: Literal["torch", "keras", "optax", "thinc", "paper"] | None = None,
+        **common: Unpack[CommonOptions],
+    ) -> None:  # fmt: skip
+        super().__init__(
+            params, lr, betas, eps, weight_decay, amsgrad, eps_placement=eps_placement,
+            bias_correction=bias_correction, eps_root=eps_root, convention=convention, **common,
+        )  # fmt: skip
 
 
 class Adamax(Optimizer):
@@ -194,6 +229,15 @@ class Adamax(Optimizer):
     State, like the parameter: ``exp_avg``; ``exp_inf``, under keras and paper, where there is no eps in it,
     ``exp_inf_without_eps``.
 
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w = np.array([1.0, -2.0])
+    >>> opt = fastopt.Adamax(w, lr=0.1)
+    >>> opt.step(np.array([0.5, -0.5]))
+    >>> w.round(4).tolist(), opt.state[0]["exp_inf"].round(4).tolist()
+    ([0.9, -1.9], [0.5, 0.5])
+
     References
     ----------
     Kingma & Ba, Adam (2015), algorithm 2.
@@ -212,13 +256,14 @@ class Adamax(Optimizer):
     }  # fmt: skip
 
     def __init__(
-        self, params: Any, lr: Any = None, betas: Any = None, eps: Any = None, weight_decay: Any = None,
-        *, bias_correction: bool | None = None, **common: Any,
+        self, params: Params, lr: Hyperparameter | None = None, betas: Betas | None = None, eps: Number | None = None,
+        weight_decay: Hyperparameter | None = None, *, bias_correction: bool | None = None,
+        convention: Literal["torch", "keras", "optax", "paper"] | None = None, **common: Unpack[CommonOptions],
     ) -> None:  # fmt: skip
         options = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "bias_correction": bias_correction,
         }  # fmt: skip
-        super().__init__(params, options, **common)
+        super().__init__(params, options, convention=convention, **common)
 
     @staticmethod
     def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
@@ -266,6 +311,15 @@ class NAdam(Optimizer):
     multiplied in float32, as PyTorch does, also for float64 parameters; elsewhere in float64. Keras keeps one P for
     the whole optimizer, fastopt one for each parameter: they differ where gradients are None.
 
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w = np.array([1.0, -2.0])
+    >>> opt = fastopt.NAdam(w, lr=0.1)
+    >>> opt.step(np.array([0.5, -0.5]))
+    >>> w.round(4).tolist(), round(float(opt.state[0]["mu_product"]), 4)
+    ([0.8944, -1.8944], 0.4501)
+
     References
     ----------
     Dozat, Incorporating Nesterov momentum into Adam (2016), algorithm 2; the defaults of betas are the customary ones.
@@ -295,14 +349,16 @@ class NAdam(Optimizer):
     }  # fmt: skip
 
     def __init__(
-        self, params: Any, lr: Any = None, betas: Any = None, eps: Any = None, weight_decay: Any = None,
-        momentum_decay: Any = None, *, eps_placement: str | None = None, eps_root: Any = None, **common: Any,
+        self, params: Params, lr: Hyperparameter | None = None, betas: Betas | None = None, eps: Number | None = None,
+        weight_decay: Hyperparameter | None = None, momentum_decay: Number | None = None, *,
+        eps_placement: EpsPlacement | None = None, eps_root: Number | None = None,
+        convention: Literal["torch", "keras", "optax", "paper"] | None = None, **common: Unpack[CommonOptions],
     ) -> None:  # fmt: skip
         options = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "momentum_decay": momentum_decay,
             "eps_placement": eps_placement, "eps_root": eps_root,
         }  # fmt: skip
-        super().__init__(params, options, **common)
+        super().__init__(params, options, convention=convention, **common)
 
     @staticmethod
     def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
@@ -359,6 +415,17 @@ class RAdam(Optimizer):
     -----
     State: ``exp_avg``, ``exp_avg_sq``, like the parameter.
 
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> from fastopt.schedules import Cosine, Warmup
+    >>> w = np.array([1.0, -2.0])
+    >>> opt = fastopt.RAdam(w, lr=Warmup(10, Cosine(0.1, 990), start=0.01))
+    >>> for _ in range(2):
+    ...     opt.step(np.array([0.5, -0.5]))
+    >>> w.round(4).tolist()
+    [0.9855, -1.9855]
+
     References
     ----------
     Liu et al., On the variance of the adaptive learning rate and beyond (2019), algorithm 2.
@@ -382,14 +449,16 @@ class RAdam(Optimizer):
     }  # fmt: skip
 
     def __init__(
-        self, params: Any, lr: Any = None, betas: Any = None, eps: Any = None, weight_decay: Any = None,
-        *, eps_placement: str | None = None, eps_root: Any = None, **common: Any,
+        self, params: Params, lr: Hyperparameter | None = None, betas: Betas | None = None, eps: Number | None = None,
+        weight_decay: Hyperparameter | None = None, *, eps_placement: EpsPlacement | None = None,
+        eps_root: Number | None = None, convention: Literal["torch", "optax", "thinc", "paper"] | None = None,
+        **common: Unpack[CommonOptions],
     ) -> None:  # fmt: skip
         options = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
             "eps_placement": eps_placement, "eps_root": eps_root,
         }  # fmt: skip
-        super().__init__(params, options, **common)
+        super().__init__(params, options, convention=convention, **common)
 
     @staticmethod
     def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:

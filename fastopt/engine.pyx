@@ -54,7 +54,7 @@ from fastopt.errors import (
     ParameterError,
     ReadOnlyError,
     ShapeError,
-    StateDictError,
+    TensorStateError,
 )
 
 cdef extern from "fastopt_arrays.h" nogil:
@@ -189,14 +189,14 @@ cdef class Plan:
         """Change settings of the step, by the names of the constructor: all of them, or an error and none."""
         for name, value in settings.items():
             if name == "n_threads":
-                good = value is None or (isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-                                         and value >= 1)
+                whole = isinstance(value, int) or isinstance(value, np.integer)
+                good = value is None or (whole and not isinstance(value, bool) and value >= 1)
                 accepted = "None (automatic) or an int >= 1"
             elif name == "nonfinite":
                 good = isinstance(value, str) and value in ("propagate", "raise", "skip")
                 accepted = "'propagate', 'raise' or 'skip'"
             elif name == "copy_grads":
-                good, accepted = isinstance(value, (bool, np.bool_)), "True or False"
+                good, accepted = isinstance(value, bool) or isinstance(value, np.bool_), "True or False"
             else:
                 good, accepted = value is None or callable(value), "None or callable(name, shape, dtype)"
             if not good:

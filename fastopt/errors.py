@@ -25,6 +25,11 @@ __all__ = [
     "ReadOnlyError",
     "ShapeError",
     "StateDictError",
+    "TensorDTypeError",
+    "TensorKindError",
+    "TensorLayoutError",
+    "TensorShapeError",
+    "TensorStateError",
     "UnknownAttributeError",
     "UnknownOptionError",
 ]
@@ -78,6 +83,22 @@ class InferenceModeError(FastoptError, RuntimeError):
     """Raised when `fastopt.torch` would write to a tensor made in inference mode, outside of it."""
 
 
+class TensorLayoutError(LayoutError, RuntimeError):
+    """Raised by `fastopt.torch` for a `LayoutError`, which PyTorch raises as a RuntimeError."""
+
+
+class TensorDTypeError(DTypeError, RuntimeError):
+    """Raised by `fastopt.torch` for a `DTypeError`, which PyTorch raises as a RuntimeError."""
+
+
+class TensorShapeError(ShapeError, RuntimeError):
+    """Raised by `fastopt.torch` for a `ShapeError`, which PyTorch raises as a RuntimeError."""
+
+
+class TensorKindError(ParameterError, GradientError, RuntimeError):
+    """Raised by `fastopt.torch` for a parameter or gradient that is on another device, or of a class of its own."""
+
+
 class InstallError(FastoptError, RuntimeError):
     """Raised when `fastopt.torch.install` finds another library's class in the place of PyTorch's."""
 
@@ -94,12 +115,16 @@ class StateDictError(FastoptError, ValueError):
     """Raised when a state dict does not fit the optimizer that loads it."""
 
 
+class TensorStateError(StateDictError, RuntimeError):
+    """Raised by `fastopt.torch` for a state tensor that does not fit its parameter."""
+
+
 class CheckpointError(FastoptError, ValueError):
     """Raised when something cannot be written to a checkpoint file, or a file is not a whole, unchanged one."""
 
 
 class NonFiniteError(FastoptError, ArithmeticError):
-    """Raised under ``nonfinite="raise"`` when a gradient holds a NaN or an infinity."""
+    """Raised under ``nonfinite="raise"`` when a gradient holds a NaN or an infinity; by a scaler for an infinity."""
 
 
 class ConcurrentStepError(FastoptError, RuntimeError):

@@ -35,9 +35,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from inspect import Parameter, Signature
+from inspect import Parameter, Signature, signature
 from operator import index
-from typing import Any
+from typing import Any, Literal, SupportsIndex  # noqa: F401
 
 import numpy as np
 
@@ -45,8 +45,9 @@ from fastopt import OPTIMIZERS
 from fastopt.engine import Plan, listed, shown
 from fastopt.errors import HyperparameterError, OverlapError, ParameterError, ReadOnlyError, UnknownOptionError
 from fastopt.optimizer import Optimizer, derive, known_convention, refuse_unknown, require_all, with_defaults
+from fastopt.typing import Arrays, Betas, EpsPlacement, Hyperparameter, Nonfinite, Number  # noqa: F401
 
-ENGINE_OPTIONS = {"n_threads": None, "nonfinite": "propagate", "copy_grads": False}
+ENGINE_OPTIONS = ("n_threads", "nonfinite", "copy_grads")
 
 
 def _take(cls: type[Optimizer], p: Any, g: Any, state: Mapping[str, Any], step: int, options: dict[str, Any]) -> bool:
@@ -74,9 +75,9 @@ def _take(cls: type[Optimizer], p: Any, g: Any, state: Mapping[str, Any], step: 
     for i, array in enumerate(carried or []):
         if plan.touches(array):
             raise OverlapError(f"{cls.carried} of parameter {i} overlaps a parameter or a state")
-    places = sorted((array.ctypes.data, i) for i, array in enumerate(carried or []))
-    for (a, i), (b, j) in zip(places, places[1:], strict=False):
-        if a + carried[i].nbytes > b:
+    places = sorted((array.ctypes.data, i, array.nbytes) for i, array in enumerate(carried or []))
+    for (a, i, size), (b, j, _) in zip(places, places[1:], strict=False):
+        if a + size > b:
             raise OverlapError(f"{cls.carried} of parameter {max(i, j)} overlaps that of parameter {min(i, j)}")
     for i, value in enumerate(carry):
         plan.set_count(i, count - 1, value)
@@ -109,26 +110,37 @@ def _number(cls: type[Optimizer], array: Any) -> float:
     if not array.flags.writeable:
         raise ReadOnlyError(f"{cls.carried} is read-only; a step writes to it")
     try:
-        return cls.carry_from({cls.carried: array.item()}, known_convention(cls, None))
+        return cls.carry_from({str(cls.carried): array.item()}, known_convention(cls, None))
     except ValueError as error:
         raise ParameterError(str(error)) from None
+
+
+def _signature(cls: type[Optimizer]) -> Signature:
+    """What the function of an optimizer class takes: arrays by position, and the options of the class by name."""
+    options = {**signature(Optimizer.__init__).parameters, **signature(cls).parameters}
+    arrays = {
+        "p": Parameter.empty, "g": Parameter.empty, **dict.fromkeys(cls.slots, Parameter.empty),
+        **({cls.carried: Parameter.empty} if cls.carried else {}), **dict.fromkeys(cls.optional_slots, None),
+    }  # fmt: skip
+    kinds = {"g": "Arrays | None", **dict.fromkeys(cls.optional_slots, "Arrays | None")}
+    by_name = [key for key in (*cls.group_keys(), "convention", *ENGINE_OPTIONS) if key != "initial_accumulator_value"]
+    return Signature(
+        [
+            *(
+                Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kinds.get(name, "Arrays"))
+                for name, default in arrays.items()
+            ),
+            Parameter("step", Parameter.KEYWORD_ONLY, annotation="SupportsIndex"),
+            *(options[key].replace(kind=Parameter.KEYWORD_ONLY) for key in by_name),
+        ],
+        return_annotation="bool",
+    )
 
 
 def _make(cls: type[Optimizer]) -> Callable[..., bool]:
     """The function of an optimizer class, with a signature that says what it takes."""
     required = (*cls.slots, *([cls.carried] if cls.carried else []))
-    parameters = [
-        *(Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in ("p", "g", *required)),
-        *(Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=None) for name in cls.optional_slots),
-        Parameter("step", Parameter.KEYWORD_ONLY),
-        *(
-            Parameter(key, Parameter.KEYWORD_ONLY, default=False if key == "maximize" else None)
-            for key in (*cls.group_keys(), "convention")
-            if key != "initial_accumulator_value"
-        ),
-        *(Parameter(key, Parameter.KEYWORD_ONLY, default=value) for key, value in ENGINE_OPTIONS.items()),
-    ]
-    signature = Signature(parameters, return_annotation=bool)
+    shown = _signature(cls)
     slots = (*required, *cls.optional_slots)
     positional, needed = ("p", "g", *slots), {"p", "g", *required, "step"}
     name = cls.__name__.lower() + "_"
@@ -136,10 +148,10 @@ def _make(cls: type[Optimizer]) -> Callable[..., bool]:
     def function(*args: Any, **kwargs: Any) -> bool:
         given = dict(zip(positional, args, strict=False))
         if len(args) > len(positional) or not given.keys().isdisjoint(kwargs):
-            signature.bind(*args, **kwargs)  # raises what Python raises of such a call
+            shown.bind(*args, **kwargs)  # raises what Python raises of such a call
         given.update(kwargs)
         if not needed <= given.keys():
-            signature.bind(*args, **kwargs)
+            shown.bind(*args, **kwargs)
         if "initial_accumulator_value" in given:
             raise UnknownOptionError(f"initial_accumulator_value is not for {name}: fill {cls.accumulator!r} yourself")
         p, g, step = given.pop("p"), given.pop("g"), given.pop("step")
@@ -150,7 +162,8 @@ def _make(cls: type[Optimizer]) -> Callable[..., bool]:
         f"One step of `fastopt.{cls.__name__}`, in place: see there for the rule and the options.\n\n"
         "Returns True, or False if ``nonfinite=\"skip\"`` skipped it. See the module for the other arguments.\n"
     )
-    function.__signature__ = signature  # type: ignore[attr-defined]
+    function.__signature__ = shown  # type: ignore[attr-defined]
+    function.__annotations__ = {p.name: p.annotation for p in shown.parameters.values()} | {"return": "bool"}
     return function
 
 

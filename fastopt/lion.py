@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from fastopt.optimizer import DECOUPLED, Convention, Optimizer
+from fastopt.typing import Betas, CommonOptions, Hyperparameter, Params, Unpack
 
 
 class Lion(Optimizer):
@@ -34,6 +35,15 @@ class Lion(Optimizer):
     -----
     State: ``exp_avg``, like the parameter. DeepSpeed takes +-1 for the sign of zero.
 
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w = np.array([1.0, -2.0])
+    >>> opt = fastopt.Lion(w, lr=0.1)
+    >>> opt.step(np.array([0.5, -50.0]))            # only the sign of the gradient counts
+    >>> w.tolist()
+    [0.9, -1.9]
+
     References
     ----------
     Chen et al., Symbolic discovery of optimization algorithms (2023).
@@ -49,9 +59,12 @@ class Lion(Optimizer):
     }
 
     def __init__(
-        self, params: Any, lr: Any = None, betas: Any = None, weight_decay: Any = None, **common: Any
-    ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay}, **common)
+        self, params: Params, lr: Hyperparameter | None = None, betas: Betas | None = None,
+        weight_decay: Hyperparameter | None = None, *,
+        convention: Literal["paper", "keras", "optax"] | None = None, **common: Unpack[CommonOptions],
+    ) -> None:  # fmt: skip
+        options = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
+        super().__init__(params, options, convention=convention, **common)
 
     @staticmethod
     def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:

@@ -8,6 +8,7 @@ Design:
 
 from __future__ import annotations
 
+from abc import ABCMeta
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -27,6 +28,7 @@ from fastopt.errors import (
     UnknownAttributeError,
     UnknownOptionError,
 )
+from fastopt.typing import CommonOptions, Gradients, Nonfinite, Params, StateFactory
 
 # How weight decay is applied; the numbers are the engine's.
 L2, DECOUPLED, DECOUPLED_WITHOUT_LR, DECOUPLED_LAST = range(4)
@@ -395,7 +397,43 @@ def _setting(name: str, doc: str) -> Any:
     return property(get, put, doc=doc)
 
 
-class Optimizer:
+class _ConstructorSignature:
+    """What `inspect.signature` shows of a class: its constructor, with the options behind ``**common`` written out."""
+
+    def __get__(self, optimizer: Any, cls: type[Optimizer]) -> Any:
+        import inspect
+
+        signature = inspect.signature(cls.__init__)
+        every = inspect.signature(Optimizer.__init__).parameters
+        shown: list[inspect.Parameter] = []
+        for parameter in list(signature.parameters.values())[1:]:
+            common = parameter.kind is parameter.VAR_KEYWORD and "CommonOptions" in str(parameter.annotation)
+            shown += [every[name] for name in CommonOptions.__annotations__] if common else [parameter]
+        shown = [parameter.replace(annotation=_Unquoted.of(parameter.annotation)) for parameter in shown]
+        return inspect.Signature(shown)
+
+
+class _Unquoted(str):
+    """An annotation that `help` shows as it is written."""
+
+    __repr__ = str.__str__
+
+    @classmethod
+    def of(cls, annotation: Any) -> Any:
+        return cls(annotation) if isinstance(annotation, str) else annotation
+
+
+class _OptimizerType(ABCMeta):
+    """The type of the classes: `dir`, and with it completion and `help`, leaves out what is for authors of optimizers.
+
+    Derives from `ABCMeta`, so that a class may have `ABC` as a base, too.
+    """
+
+    def __dir__(cls) -> list[str]:
+        return [name for name in super().__dir__() if name not in _FOR_AUTHORS and not _is_trap(name)]
+
+
+class Optimizer(metaclass=_OptimizerType):
     """Base of all optimizers: steps arrays in place.
 
     Parameters
@@ -404,8 +442,8 @@ class Optimizer:
         What is stepped, in place: float32 or float64, contiguous in C or Fortran order, writable; NumPy arrays, or
         anything with the buffer protocol or ``__dlpack__`` on the CPU. Types may be mixed. A group dict has the key
         ``"params"`` and any hyperparameters of its own.
-    options : dict
-        The hyperparameters of the class; None stands for the convention's default.
+    options : dict, optional
+        The hyperparameters of the class, which may be given by name instead; None stands for the convention's default.
     maximize : bool, default False
         Step up the gradient: it is negated first.
     decoupled_weight_decay : bool, optional
@@ -472,10 +510,19 @@ class Optimizer:
 
     defaults: dict[str, Any]
     """The options of groups that do not give their own."""
-    n_threads = _setting("n_threads", "The most threads for a step, or None: see the parameter. Can be set.")
-    nonfinite = _setting("nonfinite", "What to do with NaN and infinities in gradients: see the parameter. Can be set.")
-    copy_grads = _setting("copy_grads", "Whether gradients that do not fit are copied: see the parameter. Can be set.")
-    state_factory = _setting("state_factory", "What supplies memory for new state, or None. Can be set.")
+    n_threads: int | None = _setting(
+        "n_threads", "The most threads for a step, or None: see the parameter. Can be set."
+    )
+    nonfinite: Nonfinite = _setting(
+        "nonfinite", "What to do with NaN and infinities in gradients: see the parameter. Can be set."
+    )
+    copy_grads: bool = _setting(
+        "copy_grads", "Whether gradients that do not fit are copied: see the parameter. Can be set."
+    )
+    state_factory: StateFactory | None = _setting(
+        "state_factory", "What supplies memory for new state, or None. Can be set."
+    )
+    __signature__ = _ConstructorSignature()
 
     def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         """Check what a class declares; not one that is for others to derive from: ``abstract=True``, ABC, Generic."""
@@ -490,24 +537,24 @@ class Optimizer:
 
     def __init__(
         self,
-        params: Any,
-        options: Mapping[str, Any],
+        params: Params,
+        options: Mapping[str, Any] | None = None,
         *,
         maximize: bool = False,
         decoupled_weight_decay: bool | None = None,
         flush_subnormal: bool = True,
         n_threads: int | None = None,
-        nonfinite: str = "propagate",
+        nonfinite: Nonfinite = "propagate",
         copy_grads: bool = False,
         convention: str | None = None,
-        state_factory: Callable[..., Any] | None = None,
+        state_factory: StateFactory | None = None,
         **unknown: Any,
     ) -> None:
         cls = type(self)
         refuse_unknown(cls, unknown, (*SETTINGS, "convention"))
         convention = known_convention(cls, convention)
         self._convention: str = convention
-        given = {**options, "decoupled_weight_decay": decoupled_weight_decay, "maximize": maximize,
+        given = {**(options or {}), **unknown, "decoupled_weight_decay": decoupled_weight_decay, "maximize": maximize,
                  "flush_subnormal": flush_subnormal}  # fmt: skip
         self.defaults = with_defaults(cls, convention, given)
         self._plan = Plan(
@@ -549,7 +596,8 @@ class Optimizer:
         object.__setattr__(self, name, value)
 
     def __dir__(self) -> list[str]:
-        return [name for name in super().__dir__() if not isinstance(vars(Optimizer).get(name), _NoAttribute)]
+        hidden = {*_FOR_AUTHORS, *_DECLARED}
+        return [name for name in super().__dir__() if name not in hidden and not _is_trap(name)]
 
     # --- Parameter groups
 
@@ -596,7 +644,7 @@ class Optimizer:
 
     # --- Stepping
 
-    def step(self, grads: Any, *, grad_scale: float | None = None) -> None:
+    def step(self, grads: Gradients, *, grad_scale: float | None = None) -> None:
         """Step every parameter that has a gradient, in place.
 
         Parameters
@@ -820,6 +868,11 @@ class Optimizer:
         return "\n".join([*lines, ")"])
 
 
+def _is_trap(name: str) -> bool:
+    """Whether an attribute is there only to say that there is none."""
+    return isinstance(vars(Optimizer).get(name), _NoAttribute)
+
+
 def _library_class(cls: type[Optimizer]) -> type[Optimizer]:
     """The class of this library that a class is, or derives from."""
     return next(base for base in cls.__mro__ if base.__module__.startswith("fastopt."))
@@ -866,6 +919,11 @@ def _refuse_option(cls: type[Optimizer], name: str) -> None:
 _DECLARED = (
     "hyperparameters", "conventions", "ours", "eps_placements", "slots", "optional_slots", "carry", "carried", "fading",
     "accumulator", "counts_in_state", "state_from_start", "family",
+)  # fmt: skip
+# What `dir` of a class leaves out; of an optimizer, all that is declared.
+_FOR_AUTHORS = (
+    "ours", "eps_placements", "carry", "carried", "fading", "accumulator", "counts_in_state", "state_from_start",
+    "family", "rule", "group_keys", "slots_under", "carried_under", "carry_from", "carry_at", "state_begun",
 )  # fmt: skip
 _PUBLIC = tuple(name for name in vars(Optimizer) if not name.startswith("_"))
 for _name in OPTIONS:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from fastopt.optimizer import DECOUPLED, L2, Convention, Optimizer, is_zero
+from fastopt.typing import CommonOptions, Hyperparameter, Number, Params, Unpack
 
 
 class RMSprop(Optimizer):
@@ -57,6 +58,15 @@ class RMSprop(Optimizer):
     optax, where it has lr in it, ``scaled_momentum_buffer``.
     A variance that rounding takes below zero counts as zero, where the libraries give NaN.
 
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w = np.array([1.0, -2.0])
+    >>> opt = fastopt.RMSprop(w, lr=0.01, momentum=0.9, centered=True)
+    >>> opt.step(np.array([0.5, -0.5]))
+    >>> w.round(4).tolist(), sorted(opt.state[0])
+    ([0.8995, -1.8995], ['grad_avg', 'momentum_buffer', 'square_avg', 'step'])
+
     References
     ----------
     Hinton, Neural networks for machine learning, lecture 6e (2012); Graves (2013) for the centered form.
@@ -90,17 +100,19 @@ class RMSprop(Optimizer):
     }  # fmt: skip
 
     def __init__(
-        self, params: Any, lr: Any = None, alpha: Any = None, eps: Any = None, weight_decay: Any = None,
-        momentum: Any = None, centered: bool | None = None, *, nesterov: bool | None = None,
-        eps_placement: str | None = None, bias_correction: bool | None = None, initial_accumulator_value: Any = None,
-        **common: Any,
+        self, params: Params, lr: Hyperparameter | None = None, alpha: Number | None = None, eps: Number | None = None,
+        weight_decay: Hyperparameter | None = None, momentum: Hyperparameter | None = None,
+        centered: bool | None = None, *, nesterov: bool | None = None,
+        eps_placement: Literal["outside", "inside"] | None = None, bias_correction: bool | None = None,
+        initial_accumulator_value: Number | None = None,
+        convention: Literal["torch", "keras", "optax", "paper"] | None = None, **common: Unpack[CommonOptions],
     ) -> None:  # fmt: skip
         options = {
             "lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay, "momentum": momentum,
             "centered": centered, "nesterov": nesterov, "eps_placement": eps_placement,
             "bias_correction": bias_correction, "initial_accumulator_value": initial_accumulator_value,
         }  # fmt: skip
-        super().__init__(params, options, **common)
+        super().__init__(params, options, convention=convention, **common)
 
     @staticmethod
     def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:

@@ -194,6 +194,24 @@ class Schedule:
     ------
     HyperparameterError
         On a step that is not an int or is negative and, at construction, on an argument out of its range.
+
+    Examples
+    --------
+    A schedule of your own is a dataclass, or any other callable of the step:
+
+    >>> from dataclasses import dataclass
+    >>> import numpy as np, fastopt
+    >>> @dataclass(frozen=True)
+    ... class Halving:
+    ...     value: float
+    ...     def __call__(self, step):
+    ...         return self.value * 0.5**step
+    >>> w = np.zeros(1)
+    >>> opt = fastopt.SGD(w, lr=Halving(1.0))
+    >>> for _ in range(3):
+    ...     opt.step(np.ones(1))
+    >>> w.tolist()                              # 1 + 1/2 + 1/4
+    [-1.75]
     """
 
     def __post_init__(self) -> None:
@@ -230,6 +248,13 @@ class Constant(Schedule):
     -----
     optax: ``constant_schedule(value)``. torch's ``ConstantLR`` is another thing, a factor for the first ``T``
     steps: ``Join([factor * lr, lr], [T])``.
+
+    Examples
+    --------
+    >>> from fastopt.schedules import Constant
+    >>> lr = Constant(0.1)
+    >>> [round(lr(step), 6) for step in (0, 1000)]
+    [0.1, 0.1]
     """
 
     value: float
@@ -259,6 +284,13 @@ class Step(Schedule):
     torch: ``StepLR(step_size, gamma)``, which multiplies the current value at each stair (same up to
     rounding). optax: ``exponential_decay(value, step_size, gamma, staircase=True)``. Keras:
     ``ExponentialDecay`` with ``staircase=True``.
+
+    Examples
+    --------
+    >>> from fastopt.schedules import Step
+    >>> lr = Step(0.1, step_size=30)
+    >>> [round(lr(step), 6) for step in (0, 29, 30, 60)]
+    [0.1, 0.1, 0.01, 0.001]
     """
 
     value: float
@@ -293,6 +325,13 @@ class MultiStep(Schedule):
     torch: ``MultiStepLR(milestones, gamma)``, which multiplies the current value (same up to rounding).
     optax: ``piecewise_constant_schedule(value, {m: gamma, ...})``. Keras' ``PiecewiseConstantDecay`` lists
     values instead of a factor, and keeps the old value at the milestone itself: its boundary is ``m - 1``.
+
+    Examples
+    --------
+    >>> from fastopt.schedules import MultiStep
+    >>> lr = MultiStep(0.1, milestones=[30, 80])
+    >>> [round(lr(step), 6) for step in (29, 30, 80)]
+    [0.1, 0.01, 0.001]
     """
 
     value: float
@@ -327,6 +366,13 @@ class Exponential(Schedule):
     torch: ``ExponentialLR(gamma)``, which multiplies the current value at each step (same up to rounding).
     optax: ``exponential_decay(value, decay_steps, gamma)``; its ``transition_begin`` is `Join`, its
     ``staircase=True`` is `Step`, its ``end_value`` has no twin here. Keras: ``ExponentialDecay``.
+
+    Examples
+    --------
+    >>> from fastopt.schedules import Exponential
+    >>> lr = Exponential(0.1, gamma=0.5, decay_steps=10)
+    >>> [round(lr(step), 6) for step in (0, 10, 20)]
+    [0.1, 0.05, 0.025]
     """
 
     value: float
@@ -364,6 +410,13 @@ class Polynomial(Schedule):
     torch: ``PolynomialLR(total_steps, power)``, which has no end value but 0 and multiplies the current value
     (same up to rounding). optax: ``polynomial_schedule(value, end, power, total_steps)``. Keras:
     ``PolynomialDecay(value, total_steps, end, power)``.
+
+    Examples
+    --------
+    >>> from fastopt.schedules import Polynomial
+    >>> lr = Polynomial(0.1, total_steps=100, power=2)
+    >>> [round(lr(step), 6) for step in (0, 50, 100)]
+    [0.1, 0.025, 0.0]
     """
 
     value: float
@@ -397,6 +450,13 @@ class Linear(Schedule):
     torch: ``LinearLR(start_factor, end_factor, total_steps)``, whose factors multiply the base value and lie
     between 0 and 1, and which multiplies the current value (same up to rounding). optax:
     ``linear_schedule(start, end, total_steps)``. Keras: ``PolynomialDecay`` with ``power=1``.
+
+    Examples
+    --------
+    >>> from fastopt.schedules import Linear
+    >>> lr = Linear(0.0, 0.1, total_steps=100)
+    >>> [round(lr(step), 6) for step in (0, 50, 200)]
+    [0.0, 0.05, 0.1]
     """
 
     start: float
@@ -432,6 +492,13 @@ class Cosine(Schedule):
     and climbs again after ``total_steps``; here the end value holds. optax:
     ``cosine_decay_schedule(value, total_steps, alpha=end / value)`` with its ``exponent`` at 1. Keras:
     ``CosineDecay(value, total_steps, alpha=end / value)``.
+
+    Examples
+    --------
+    >>> from fastopt.schedules import Cosine
+    >>> lr = Cosine(0.1, total_steps=100)
+    >>> [round(lr(step), 6) for step in (0, 50, 100)]
+    [0.1, 0.05, 0.0]
 
     References
     ----------
@@ -475,6 +542,13 @@ class CosineRestarts(Schedule):
     ``sgdr_schedule`` with one entry a period. Keras: ``CosineDecayRestarts``, which can also lower the peak
     (``m_mul``), and finds the period by a logarithm, not exactly.
 
+    Examples
+    --------
+    >>> from fastopt.schedules import CosineRestarts
+    >>> lr = CosineRestarts(0.1, first_period=100, period_mult=2)
+    >>> [round(lr(step), 6) for step in (0, 50, 100, 200, 300)]
+    [0.1, 0.05, 0.1, 0.05, 0.1]
+
     References
     ----------
     Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017, arXiv:1608.03983.
@@ -516,6 +590,13 @@ class InverseTime(Schedule):
     -----
     Keras: ``InverseTimeDecay(value, decay_steps, rate)``. torch has it inside ``Adagrad`` (``lr_decay`` is
     ``rate``), otherwise as a ``LambdaLR``. optax has no twin.
+
+    Examples
+    --------
+    >>> from fastopt.schedules import InverseTime
+    >>> lr = InverseTime(0.1, rate=0.5, decay_steps=10)
+    >>> [round(lr(step), 6) for step in (0, 20, 60)]
+    [0.1, 0.05, 0.025]
     """
 
     value: float
@@ -554,6 +635,13 @@ class InverseSqrt(Schedule):
     ``InverseSqrt((d * w) ** -0.5, w)``, where Noam's ``n`` is ``step``. Code that counts ``n`` from 1 has at
     its first step what this has at ``step = 1``. torch, optax and Keras have no twin; torch users write a
     ``LambdaLR``.
+
+    Examples
+    --------
+    >>> from fastopt.schedules import InverseSqrt
+    >>> lr = InverseSqrt(0.1, warmup=100)
+    >>> [round(lr(step), 6) for step in (50, 100, 400)]
+    [0.05, 0.1, 0.05]
 
     References
     ----------
@@ -612,6 +700,13 @@ class OneCycle(Schedule):
     ``momentum=OneCycle(0.85, total_steps, div_factor=0.85 / 0.95, final_div_factor=1)``, or the same as the
     first element of ``betas``.
 
+    Examples
+    --------
+    >>> from fastopt.schedules import OneCycle
+    >>> lr = OneCycle(0.1, total_steps=100)
+    >>> [round(lr(step), 6) for step in (0, 29, 99)]
+    [0.004, 0.1, 0.0]
+
     References
     ----------
     Smith and Topin, "Super-Convergence: Very Fast Training of Neural Networks Using Large Learning Rates",
@@ -669,6 +764,13 @@ class Warmup(Schedule):
     torch: ``SequentialLR([LinearLR(...), after], [steps])``, whose ``start_factor`` must be above 0. Keras:
     ``CosineDecay(start, decay_steps, warmup_target=..., warmup_steps=steps)``, ``decay_steps`` without the
     warm-up.
+
+    Examples
+    --------
+    >>> from fastopt.schedules import Cosine, Warmup
+    >>> lr = Warmup(100, Cosine(0.1, total_steps=900))
+    >>> [round(lr(step), 6) for step in (0, 50, 100, 1000)]
+    [0.0, 0.05, 0.1, 0.0]
     """
 
     steps: int
@@ -703,6 +805,13 @@ class Join(Schedule):
     -----
     optax: ``join_schedules(schedules, boundaries)``, the same. torch: ``SequentialLR``, whose parts multiply
     the current value (same up to rounding).
+
+    Examples
+    --------
+    >>> from fastopt.schedules import Join, Linear
+    >>> lr = Join([0.1, Linear(0.1, 0.0, total_steps=100)], [50])
+    >>> [round(lr(step), 6) for step in (0, 50, 100, 150)]
+    [0.1, 0.1, 0.05, 0.0]
     """
 
     schedules: Sequence[ScheduleLike]
@@ -771,6 +880,15 @@ class ReduceOnPlateau(Schedule):
     knows only ``threshold_mode="abs"`` and counts its cooldown otherwise; optax scales the updates instead,
     and can average the metric over steps. A NaN is never an improvement. The object can be shared between
     groups; it is not hashable, since it changes.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> from fastopt.schedules import ReduceOnPlateau
+    >>> lr = ReduceOnPlateau(0.1, factor=0.5, patience=1)
+    >>> opt = fastopt.SGD(np.ones(3), lr=lr)
+    >>> [lr.update(loss) for loss in (1.0, 0.9, 0.9, 0.9)]
+    [0.1, 0.1, 0.1, 0.05]
     """
 
     value: float

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from fastopt.errors import HyperparameterError
 from fastopt.optimizer import DECOUPLED, DECOUPLED_LAST, L2, Convention, Optimizer, is_zero
+from fastopt.typing import CommonOptions, Hyperparameter, Number, Params, Unpack
 
 
 class SGD(Optimizer):
@@ -59,6 +60,15 @@ class SGD(Optimizer):
     HyperparameterError, ConventionError
         For a value out of range, or an option that the convention does not have.
 
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w, b = np.array([1.0, -2.0]), np.zeros(1, np.float32)
+    >>> opt = fastopt.SGD({"w": w, "b": b}, lr=0.1, momentum=0.9, nesterov=True)
+    >>> opt.step({"w": np.array([0.5, -0.5]), "b": None})       # None: b has no gradient in this step
+    >>> w.round(4).tolist(), opt.state[0]["momentum_buffer"].tolist()
+    ([0.905, -1.905], [0.5, -0.5])
+
     References
     ----------
     Robbins & Monro, A stochastic approximation method (1951); Polyak, Some methods of speeding up the convergence of
@@ -85,13 +95,15 @@ class SGD(Optimizer):
     }  # fmt: skip
 
     def __init__(
-        self, params: Any, lr: Any = None, momentum: Any = None, dampening: Any = None, weight_decay: Any = None,
-        nesterov: bool | None = None, **common: Any,
+        self, params: Params, lr: Hyperparameter | None = None, momentum: Hyperparameter | None = None,
+        dampening: Number | None = None, weight_decay: Hyperparameter | None = None, nesterov: bool | None = None, *,
+        convention: Literal["torch", "keras", "optax", "sklearn", "thinc"] | None = None,
+        **common: Unpack[CommonOptions],
     ) -> None:  # fmt: skip
         options = {
             "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov,
         }  # fmt: skip
-        super().__init__(params, options, **common)
+        super().__init__(params, options, convention=convention, **common)
 
     @staticmethod
     def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
@@ -154,6 +166,16 @@ class Momentum(Optimizer):
     State: ``velocity``, the v above, like the parameter. `SGD` in PyTorch's form keeps lr outside: the two
     differ when lr changes. The lecture-note form ``u = mu * u + lr * g; w = w - u`` is this one with u = -v.
 
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w = np.array([1.0, -2.0])
+    >>> opt = fastopt.Momentum(w, lr=0.1, momentum=0.9)
+    >>> for _ in range(2):
+    ...     opt.step(np.array([0.5, -0.5]))
+    >>> w.round(4).tolist(), opt.state[0]["velocity"].round(4).tolist()
+    ([0.855, -1.855], [-0.095, 0.095])
+
     References
     ----------
     Polyak, Some methods of speeding up the convergence of iteration methods (1964); Rumelhart, Hinton & Williams,
@@ -170,9 +192,12 @@ class Momentum(Optimizer):
     }
 
     def __init__(
-        self, params: Any, lr: Any = None, momentum: Any = None, weight_decay: Any = None, **common: Any
-    ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}, **common)
+        self, params: Params, lr: Hyperparameter | None = None, momentum: Hyperparameter | None = None,
+        weight_decay: Hyperparameter | None = None, *,
+        convention: Literal["paper"] | None = None, **common: Unpack[CommonOptions],
+    ) -> None:  # fmt: skip
+        options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(params, options, convention=convention, **common)
 
     @staticmethod
     def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:

@@ -16,8 +16,9 @@ What is stepped
     shape; a parameter with gaps between its elements (``big[:, :2]``) is stepped by way of a copy.
 
     Other parameters are stepped by PyTorch's own code, on the same state: half precision, complex numbers, sparse
-    gradients, other devices, tensors that share memory, ``differentiable=True``. All checks of the compiled step come
-    first, then PyTorch's part runs, then the compiled part. If PyTorch raises, the compiled part was not written.
+    gradients, other devices, tensors that share memory, ``differentiable=True``. All checks of
+    the compiled step come first, then PyTorch's part runs, then the compiled part. If PyTorch raises, the compiled part
+    was not written.
 
 Three arguments more, all by name
     n_threads : int >= 1, optional
@@ -48,7 +49,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from math import inf
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -92,6 +93,7 @@ from fastopt.errors import (
     HyperparameterError,
     ParameterError,
     StateDictError,
+    TensorLayoutError,
     UnknownOptionError,
 )
 from fastopt.optimizer import FLAGS, Spec, derive, is_zero, with_defaults
@@ -128,10 +130,8 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         super().__init_subclass__(**kwargs)
         if "core" in vars(cls):
             taken = [p for p in inspect.signature(super().__init__).parameters.values() if p.name != "self"]
-            more = [
-                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
-                for name, default in (("n_threads", None), ("flush_subnormal", True), ("fallback", "warn"))
-            ]
+            own = inspect.signature(_Compiled.__init__).parameters.values()
+            more = [p for p in own if p.kind is p.KEYWORD_ONLY]
             cls.__signature__ = inspect.Signature(taken + more)  # type: ignore[attr-defined]
             known = {*cls.core.group_keys(), *ENGINE_OPTIONS}
             cls._twin_step = staticmethod(_fallback.plain_step(cls.__bases__[-1]))
@@ -152,7 +152,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
 
     def __init__(
         self, params: Any, *args: Any, n_threads: int | None = None, flush_subnormal: bool = True,
-        fallback: str = "warn", **kwargs: Any,
+        fallback: Literal["warn", "silent", "error"] = "warn", **kwargs: Any,
     ) -> None:  # fmt: skip
         for name, default in self._unknown.items():
             if kwargs.get(name, default) != default:
@@ -280,7 +280,11 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         self._mirrors = mirrors
         return groups
 
-    _hooked_step = torch.optim.Optimizer.profile_hook_step(_bare_step)
+    _profiled_step = torch.optim.Optimizer.profile_hook_step(_bare_step)
+
+    def _hooked_step(self, *args: Any, **kwargs: Any) -> Any:
+        return self._profiled_step(*args, **kwargs)
+
     step.__signature__ = inspect.signature(_bare_step)  # type: ignore[attr-defined]
 
     def _derive(self, group: Mapping[str, Any]) -> Spec:
@@ -314,7 +318,8 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
 
     def _has_double_carry(self, group: Mapping[str, Any]) -> bool:
         """Whether PyTorch keeps NAdam's product of momenta in float64: by default dtype, or since it was loaded so."""
-        carried = (self.state[p].get(self.core.carried) for p in group["params"] if p in self.state)
+        entries = (self.state[p] for p in group["params"] if p in self.state)
+        carried = (entry.get(self.core.carried) for entry in entries if isinstance(entry, Mapping))
         dtypes = {value.dtype for value in carried if isinstance(value, torch.Tensor)}
         return torch.float64 in (dtypes or {torch_optimizer._get_scalar_dtype()})
 
@@ -376,6 +381,8 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     def _record(self, param: torch.Tensor, spec: Spec, label: str, host: Host) -> tuple[Any, ...]:
         """What `TensorPlan.tie` takes of a parameter; state that it lacks is made, to be put in place with the step."""
         own = steppable(param, label)
+        if self._settings["fallback"] == "error" and (reason := _fallback.shared_reason(param, label)):
+            raise TensorLayoutError(reason[1])
         check_inference(host, own, label)
         if not is_dense(own):
             own = host.copies[param] = torch.empty_like(own, memory_format=torch.preserve_format, requires_grad=False)
@@ -602,6 +609,17 @@ class SGD(_Compiled, torch.optim.SGD):
 
     core = fastopt.SGD
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, params: torch_optimizer.ParamsT, lr: float | torch.Tensor = 1e-3, momentum: float = 0,
+            dampening: float = 0, weight_decay: float | torch.Tensor = 0, nesterov: bool = False, *,
+            maximize: bool = False, foreach: bool | None = None, differentiable: bool = False,
+            fused: bool | None = None,
+            n_threads: int | None = None, flush_subnormal: bool = True,
+            fallback: Literal["warn", "silent", "error"] = "warn",
+        ) -> None: ...  # fmt: skip
+
 
 class Adagrad(_Compiled, torch.optim.Adagrad):
     """``torch.optim.Adagrad``, compiled: steps divided by the root of the sum of all squares.
@@ -612,6 +630,17 @@ class Adagrad(_Compiled, torch.optim.Adagrad):
 
     core = fastopt.Adagrad
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, params: torch_optimizer.ParamsT, lr: float | torch.Tensor = 0.01, lr_decay: float = 0,
+            weight_decay: float = 0, initial_accumulator_value: float = 0, eps: float = 1e-10,
+            foreach: bool | None = None, *, maximize: bool = False, differentiable: bool = False,
+            fused: bool | None = None,
+            n_threads: int | None = None, flush_subnormal: bool = True,
+            fallback: Literal["warn", "silent", "error"] = "warn",
+        ) -> None: ...  # fmt: skip
+
 
 class Adadelta(_Compiled, torch.optim.Adadelta):
     """``torch.optim.Adadelta``, compiled: steps in the units of the parameter.
@@ -621,6 +650,16 @@ class Adadelta(_Compiled, torch.optim.Adadelta):
     """
 
     core = fastopt.Adadelta
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, params: torch_optimizer.ParamsT, lr: float | torch.Tensor = 1.0, rho: float = 0.9,
+            eps: float = 1e-6, weight_decay: float = 0, foreach: bool | None = None, *, capturable: bool = False,
+            maximize: bool = False, differentiable: bool = False,
+            n_threads: int | None = None, flush_subnormal: bool = True,
+            fallback: Literal["warn", "silent", "error"] = "warn",
+        ) -> None: ...  # fmt: skip
 
 
 class RMSprop(_Compiled, torch.optim.RMSprop):
@@ -633,6 +672,17 @@ class RMSprop(_Compiled, torch.optim.RMSprop):
 
     core = fastopt.RMSprop
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, params: torch_optimizer.ParamsT, lr: float | torch.Tensor = 0.01, alpha: float = 0.99,
+            eps: float = 1e-8, weight_decay: float = 0, momentum: float = 0, centered: bool = False,
+            capturable: bool = False, foreach: bool | None = None, maximize: bool = False,
+            differentiable: bool = False, *,
+            n_threads: int | None = None, flush_subnormal: bool = True,
+            fallback: Literal["warn", "silent", "error"] = "warn",
+        ) -> None: ...  # fmt: skip
+
 
 class Adam(_Compiled, torch.optim.Adam):
     """``torch.optim.Adam``, compiled: averages of the gradient and of its square, both corrected for their start.
@@ -643,6 +693,18 @@ class Adam(_Compiled, torch.optim.Adam):
     """
 
     core = fastopt.Adam
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, params: torch_optimizer.ParamsT, lr: float | torch.Tensor = 1e-3,
+            betas: tuple[float | torch.Tensor, float | torch.Tensor] = (0.9, 0.999), eps: float = 1e-8,
+            weight_decay: float = 0, amsgrad: bool = False, *, foreach: bool | None = None, maximize: bool = False,
+            capturable: bool = False, differentiable: bool = False, fused: bool | None = None,
+            decoupled_weight_decay: bool = False,
+            n_threads: int | None = None, flush_subnormal: bool = True,
+            fallback: Literal["warn", "silent", "error"] = "warn",
+        ) -> None: ...  # fmt: skip
 
 
 class AdamW(_Compiled, torch.optim.AdamW):
@@ -655,6 +717,18 @@ class AdamW(_Compiled, torch.optim.AdamW):
 
     core = fastopt.AdamW
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, params: torch_optimizer.ParamsT, lr: float | torch.Tensor = 1e-3,
+            betas: tuple[float | torch.Tensor, float | torch.Tensor] = (0.9, 0.999), eps: float = 1e-8,
+            weight_decay: float = 0.01, amsgrad: bool = False, *, maximize: bool = False,
+            foreach: bool | None = None, capturable: bool = False, differentiable: bool = False,
+            fused: bool | None = None,
+            n_threads: int | None = None, flush_subnormal: bool = True,
+            fallback: Literal["warn", "silent", "error"] = "warn",
+        ) -> None: ...  # fmt: skip
+
 
 class Adamax(_Compiled, torch.optim.Adamax):
     """``torch.optim.Adamax``, compiled: Adam with the infinity norm.
@@ -664,6 +738,17 @@ class Adamax(_Compiled, torch.optim.Adamax):
     """
 
     core = fastopt.Adamax
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, params: torch_optimizer.ParamsT, lr: float | torch.Tensor = 2e-3,
+            betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0,
+            foreach: bool | None = None, *, maximize: bool = False, differentiable: bool = False,
+            capturable: bool = False,
+            n_threads: int | None = None, flush_subnormal: bool = True,
+            fallback: Literal["warn", "silent", "error"] = "warn",
+        ) -> None: ...  # fmt: skip
 
 
 class NAdam(_Compiled, torch.optim.NAdam):
@@ -676,6 +761,17 @@ class NAdam(_Compiled, torch.optim.NAdam):
 
     core = fastopt.NAdam
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, params: torch_optimizer.ParamsT, lr: float | torch.Tensor = 2e-3,
+            betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0,
+            momentum_decay: float = 0.004, decoupled_weight_decay: bool = False, *, foreach: bool | None = None,
+            maximize: bool = False, capturable: bool = False, differentiable: bool = False,
+            n_threads: int | None = None, flush_subnormal: bool = True,
+            fallback: Literal["warn", "silent", "error"] = "warn",
+        ) -> None: ...  # fmt: skip
+
 
 class RAdam(_Compiled, torch.optim.RAdam):
     """``torch.optim.RAdam``, compiled: Adam whose step is rectified while the average of squares is young.
@@ -685,6 +781,17 @@ class RAdam(_Compiled, torch.optim.RAdam):
     """
 
     core = fastopt.RAdam
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, params: torch_optimizer.ParamsT, lr: float | torch.Tensor = 1e-3,
+            betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0,
+            decoupled_weight_decay: bool = False, *, foreach: bool | None = None, maximize: bool = False,
+            capturable: bool = False, differentiable: bool = False,
+            n_threads: int | None = None, flush_subnormal: bool = True,
+            fallback: Literal["warn", "silent", "error"] = "warn",
+        ) -> None: ...  # fmt: skip
 
 
 class _Lion(torch.optim.Optimizer):
@@ -733,6 +840,44 @@ class Lion(_Compiled, _Lion):
     """
 
     core = fastopt.Lion
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, params: torch_optimizer.ParamsT, lr: float | torch.Tensor = 1e-4,
+            betas: tuple[float | torch.Tensor, float | torch.Tensor] = (0.9, 0.99), weight_decay: float = 0.0, *,
+            foreach: bool | None = None, maximize: bool = False, capturable: bool = False,
+            differentiable: bool = False, fused: bool | None = None,
+            n_threads: int | None = None, flush_subnormal: bool = True,
+            fallback: Literal["warn", "silent", "error"] = "warn",
+        ) -> None: ...  # fmt: skip
+
+
+# --- How torch.compile meets them
+
+
+def untraced(*functions: Callable[..., Any], inside: bool) -> None:
+    """Have ``torch.compile`` run functions as they are: in them is nothing that it could compile.
+
+    With `inside`, what they call, too. It is what ``torch.compiler.disable`` does, but for its wrapper around each call
+    and for the import of the compiler, which takes a second. Where PyTorch has no such switch, the compiler looks into
+    the step, in vain: that costs time, and warnings.
+    """
+    frames: Any = getattr(torch._C._dynamo, "eval_frame", None)
+    try:
+        skip, default = frames._FrameAction.SKIP, frames._FrameAction.DEFAULT
+        strategy = frames._FrameExecStrategy(skip, skip if inside else default)
+        for function in functions:
+            frames.set_code_exec_strategy(function.__code__, strategy)  # where they are called,
+            function._torchdynamo_disable = True  # type: ignore[attr-defined]  # and where they would be inlined
+    except AttributeError:
+        pass
+
+
+untraced(_Compiled.step, _Compiled._bare_step, inside=False)  # a closure is compiled
+untraced(
+    _Compiled._hooked_step, _Compiled._take_step, _Compiled.__init__, _Compiled.load_state_dict, inside=True,
+)  # fmt: skip
 
 
 # --- How the classes are found

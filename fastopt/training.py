@@ -27,49 +27,93 @@ __all__ = ["MinimizeResult", "MinimizeState", "minibatches", "minimize"]
 
 if TYPE_CHECKING:
     Rng = np.random.Generator | np.random.RandomState | int | None
+    Shuffle = Literal["epoch", "once"] | bool
 
 Reason = Literal["tol", "max_steps", "callback", "nonfinite"]
 
 _NORM_BLOCK = 1 << 16  # elements squared at a time: the float64 copy of a gradient never grows large
 
 
-def minibatches(n: int, batch_size: int, rng: Rng = None, *, drop_last: bool = False) -> Iterator[npt.NDArray[np.intp]]:
-    """Return an iterator over the index arrays of one epoch: shuffled, every sample exactly once.
+def minibatches(
+    n: int,
+    batch_size: int,
+    rng: Rng = None,
+    *,
+    shuffle: Shuffle = "epoch",
+    replacement: bool = False,
+    epochs: int | None = 1,
+    drop_last: bool = False,
+) -> Iterator[npt.NDArray[np.intp]]:
+    """Return an iterator over the index arrays of an epoch's mini-batches, or of several epochs'.
+
+    An epoch takes `n` samples in some order, and cuts them into batches of `batch_size`, from the first on.
 
     Parameters
     ----------
     n : int
         Number of samples, at least 0.
     batch_size : int
-        Samples in a batch, at least 1. The last batch is shorter where `batch_size` does not divide `n`.
+        Samples in a batch, at least 1. The last batch of an epoch is shorter where `batch_size` does not divide `n`.
     rng : numpy.random.Generator, RandomState, int or None
-        Source of the shuffle. Give the same generator to every epoch, and each is shuffled anew; the same int
-        gives the same order every time. None takes fresh entropy from the operating system.
+        Source of randomness. A generator goes on from call to call; the same int gives the same batches every time.
+        None takes fresh entropy from the operating system. Nothing is drawn with ``shuffle=False``.
+    shuffle : {"epoch", "once", False}, default "epoch"
+        ``"epoch"`` draws a new order for each epoch; True means the same, as in PyTorch's ``DataLoader``. ``"once"``
+        draws one order at the start, which all epochs share. False takes the samples in the order of the data:
+        neighbours, which are often alike, then share a batch.
+    replacement : bool, default False
+        False: every sample comes exactly once in an epoch. True: each of the `n` samples of an epoch is drawn from
+        all of them, so that some come several times and some, about 37 % of a large data set, not at all. With
+        ``shuffle="once"`` all epochs share one such draw, a bootstrap sample. Not possible with ``shuffle=False``.
+    epochs : int or None, default 1
+        How many epochs, at least 0. None: without end, which needs at least one batch in an epoch.
     drop_last : bool, default False
-        Leave out a last batch that is shorter than the others. Its samples are then not seen in this epoch.
+        Leave out the last batch of an epoch where it is shorter than the others. Without replacement, its samples are
+        then not seen in this epoch.
 
     Returns
     -------
     iterator of ndarray of intp
-        To be used as ``x[index]``. The order is drawn, and the arguments are checked, when the function is
-        called.
+        To be used as ``x[index]``. The arguments are checked, and the order of the first epoch is drawn, when the
+        function is called; the order of a later epoch is drawn when that epoch begins.
 
     Raises
     ------
     HyperparameterError
-        If an argument is of the wrong kind or out of range.
+        If an argument is of the wrong kind or out of range, or if arguments contradict each other.
+
+    Notes
+    -----
+    Without replacement, the order is ``rng.permutation(n)``; with it, ``rng.integers(n, size=n)``.
 
     Examples
     --------
     >>> import fastopt
     >>> [len(batch) for batch in fastopt.minibatches(10, 4, 0)]
     [4, 4, 2]
+    >>> [batch.tolist() for batch in fastopt.minibatches(4, 2, shuffle=False, epochs=2)]
+    [[0, 1], [2, 3], [0, 1], [2, 3]]
+    >>> [batch.tolist() for batch in fastopt.minibatches(4, 2, 0, shuffle="once", epochs=2)]
+    [[2, 0], [1, 3], [2, 0], [1, 3]]
     """
     n = _integer("n", n, 0)
     batch_size = _integer("batch_size", batch_size, 1)
-    order = _generator(rng).permutation(n).astype(np.intp, copy=False)
-    end = n - n % batch_size if drop_last else n
-    return (order[start : start + batch_size] for start in range(0, end, batch_size))
+    once, draw = _sampling(n, shuffle, replacement, _generator(rng))
+    limit = None if epochs is None else _integer("epochs", epochs, 0)
+    starts = range(0, n - n % batch_size if drop_last else n, batch_size)
+    if limit is None and not starts:
+        raise HyperparameterError(f"epochs=None never ends: n={n} with batch_size={batch_size} has no batch")
+    if limit == 0:
+        return iter(())
+    first = draw()
+
+    def batches() -> Iterator[npt.NDArray[np.intp]]:
+        for epoch in itertools.count() if limit is None else range(limit):
+            order = first if epoch == 0 or once else draw()
+            for start in starts:
+                yield order[start : start + batch_size]
+
+    return batches()
 
 
 @dataclass(frozen=True)
@@ -124,6 +168,8 @@ def minimize(
     *,
     data: Any = None,
     batch_size: int | None = None,
+    shuffle: Shuffle = "epoch",
+    replacement: bool = False,
     drop_last: bool = False,
     max_steps: int | None = 1000,
     tol: float = 0.0,
@@ -155,7 +201,13 @@ def minimize(
         None: `fun` gets None as its batch, which is plain minimization of a function.
     batch_size : int, optional
         None: the whole of `data`, neither copied nor shuffled, at every step (full batch). 1: stochastic.
-        Else mini-batches, shuffled anew for each epoch, every sample exactly once.
+        Else mini-batches, by default shuffled anew for each epoch, every sample exactly once.
+    shuffle : {"epoch", "once", False}, default "epoch"
+        The order in which mini-batches take the samples: drawn anew for each epoch (True means the same), drawn once
+        at the start, or that of the data. `minibatches` has the details.
+    replacement : bool, default False
+        Draw each sample of a mini-batch from all the samples, so that an epoch repeats some and leaves out others.
+        Needs `batch_size`, and a `shuffle` that is not False.
     drop_last : bool, default False
         Leave out the last batch of an epoch where it is shorter than the others.
     max_steps : int or None, default 1000
@@ -169,7 +221,7 @@ def minimize(
     progress : bool, default False
         Show a tqdm bar on standard error, only where that is a terminal. Needs the extra ``fastopt[demo]``.
     rng : numpy.random.Generator, RandomState, int or None
-        Source of the shuffles; give it for a run that can be repeated.
+        Source of the shuffles and draws; give it for a run that can be repeated.
 
     Returns
     -------
@@ -207,7 +259,7 @@ def minimize(
     tol = _tolerance(tol)
     if limit == math.inf and tol == 0 and callback is None:
         raise HyperparameterError("max_steps=None never stops: give max_steps, a tol above 0, or a callback")
-    batches = _batches(data, batch_size, drop_last, _generator(rng))
+    batches = _batches(data, batch_size, shuffle, replacement, drop_last, _generator(rng))
     params = _kept(params)
     optimizer = _built(optimizer, params)
     lookahead = getattr(optimizer, "lookahead", None)
@@ -335,8 +387,14 @@ def _same_memory(a: Any, b: Any) -> bool:
 # --- data
 
 
-def _batches(data: Any, batch_size: int | None, drop_last: bool, rng: Any) -> Iterator[tuple[Any, bool]]:
+def _batches(
+    data: Any, batch_size: int | None, shuffle: Any, replacement: Any, drop_last: bool, rng: Any
+) -> Iterator[tuple[Any, bool]]:
     """Check the data, and return an endless iterator over (batch, whether it ends an epoch)."""
+    if batch_size is None:
+        _sampling(0, shuffle, replacement, rng)  # checks the arguments
+        if replacement:
+            raise HyperparameterError("replacement=True needs a batch_size: a full batch is not drawn")
     if data is None:
         if batch_size is not None:
             raise HyperparameterError("batch_size needs data")
@@ -347,16 +405,41 @@ def _batches(data: Any, batch_size: int | None, drop_last: bool, rng: Any) -> It
     size = _integer("batch_size", batch_size, 1)
     if drop_last and size > n:
         raise HyperparameterError(f"batch_size={size} with drop_last leaves no batch of the {n} samples")
+    _sampling(n, shuffle, replacement, rng)
     per_epoch = n // size if drop_last else -(-n // size)
-    return _shuffled_batches(data, n, size, drop_last, rng, per_epoch)
+
+    def taken() -> Iterator[tuple[Any, bool]]:
+        # Made when the first batch is asked for: until then nothing is drawn from a generator that others use, too.
+        order = minibatches(n, size, rng, shuffle=shuffle, replacement=replacement, epochs=None, drop_last=drop_last)
+        for number, index in enumerate(order, start=1):
+            yield _take(data, index), number % per_epoch == 0
+
+    return taken()
 
 
-def _shuffled_batches(
-    data: Any, n: int, size: int, drop_last: bool, rng: Any, per_epoch: int
-) -> Iterator[tuple[Any, bool]]:
-    while True:
-        for number, index in enumerate(minibatches(n, size, rng, drop_last=drop_last), start=1):
-            yield _take(data, index), number == per_epoch
+def _sampling(n: int, shuffle: Any, replacement: Any, rng: Any) -> tuple[bool, Callable[[], npt.NDArray[np.intp]]]:
+    """Check how samples are to be taken; return whether all epochs share one order, and what draws an order."""
+    known = isinstance(shuffle, (bool, np.bool_)) or (isinstance(shuffle, str) and shuffle in ("epoch", "once"))
+    if not known:
+        raise HyperparameterError(f'shuffle must be "epoch", "once" or False, not {shown(shuffle)}')
+    if not isinstance(replacement, (bool, np.bool_)):
+        raise HyperparameterError(f"replacement must be True or False, not {shown(replacement)}")
+    ordered = not isinstance(shuffle, str) and not shuffle
+    if replacement and ordered:
+        raise HyperparameterError('replacement=True draws at random: shuffle must be "epoch" or "once", not False')
+
+    def draw() -> npt.NDArray[np.intp]:
+        if ordered:
+            return np.arange(n, dtype=np.intp)
+        if not replacement:
+            order = rng.permutation(n)
+        elif isinstance(rng, np.random.RandomState):
+            order = rng.randint(0, max(n, 1), size=n)
+        else:
+            order = rng.integers(0, max(n, 1), size=n)
+        return order.astype(np.intp, copy=False)
+
+    return ordered or (isinstance(shuffle, str) and shuffle == "once"), draw
 
 
 def _samples(data: Any) -> int:

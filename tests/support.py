@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,3 +74,35 @@ def same_bits(a: Any, b: Any) -> bool:
     return frozen(a if isinstance(a, np.ndarray) else list(a)) == frozen(
         b if isinstance(b, np.ndarray) else list(b)
     )
+
+
+def optimizer_of(cls, **options):
+    """An optimizer over one small tensor of PyTorch's, after one step."""
+    import torch
+
+    p = torch.nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    opt = cls([p], **options)
+    opt.step()
+    return opt
+
+
+README = Path(__file__).parents[1] / "README.md"
+FENCE = re.compile(r"^```(\S*).*?\n(.*?)^```", re.M | re.S)
+
+
+def readme_blocks(torch: bool) -> dict[str, str]:
+    """The Python blocks of README, by their first lines: those that import PyTorch, or the others."""
+    blocks = [body for kind, body in FENCE.findall(README.read_text("utf-8")) if kind == "python"]
+    return {body.split("\n")[0] + f" #{k}": body for k, body in enumerate(blocks) if torch == ("torch" in body)}
+
+
+def runs_when_pasted(code: str, folder: Path) -> str:
+    """What a program prints that is run by itself, in an empty folder; raises if it fails."""
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, encoding="utf-8", timeout=120, cwd=folder,
+        env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout

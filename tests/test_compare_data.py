@@ -22,7 +22,7 @@ from fastopt.cli import demo, main
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
-from fastopt._compare import curve_pictures, curves, data, learning
+from fastopt._compare import curve_pictures, curves, data, learning, stage
 
 SEVEN = ("SGD", "Momentum", "NAG", "Adagrad", "Adadelta", "RMSprop", "Adam")
 
@@ -673,6 +673,76 @@ def test_findings_are_measured_and_asked_of_those_who_ran():
     assert not found["Adam"].holds
     assert "NAG" not in found
     assert curves.findings(made_up(Lion=(50,))) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "verdict"),
+    [
+        ((50, 60), (100, 110), True),
+        ((100, 110), (50, 60), False),
+        ((50, 60), (100, 65), None),  # by less than a tenth with one seed
+        ((50, 120), (100, 60), None),  # the seeds do not agree
+        ((50, None), (100, None), None),  # with one seed neither arrives
+        ((None, None), (None, None), None),
+        ((50,), (80,), None),  # a single seed, and the lead not twofold
+        ((50,), (100,), True),
+        ((50,), (None,), True),
+    ],
+)
+def test_a_lead_within_noise_is_none(first, then, verdict):
+    raced = made_up(Adam=first, SGD=then)
+    assert raced.lead("Adam", "SGD") is verdict
+    assert raced.lead("SGD", "Adam") is (None if verdict is None else not verdict)
+
+
+@pytest.mark.parametrize(
+    ("leads", "verdict"),
+    [
+        ([2.0, 3.0, 2.5], True),
+        ([-2.0, -3.0, -2.5], False),
+        ([0.1, 3.0, 0.2], None),  # the seeds differ by more than the lead
+        ([2.0, -0.1, 2.0], None),
+        ([0.0, 0.0, 0.0], None),
+        ([2.0], None),  # one seed cannot tell
+        ([2.0, math.nan], None),
+    ],
+)
+def test_a_difference_in_the_score_is_told_from_the_noise_of_the_seeds(leads, verdict):
+    assert curves._clearly_positive(np.array(leads)) is verdict
+
+
+@pytest.mark.parametrize(
+    ("plain", "tuned", "verdict"),
+    [
+        ((50, 50), (50, 50), True),
+        ((110, 110), (110, 110), False),
+        ((50, 50), (85, 85), None),
+        ((85, 85), (110, 110), None),
+        ((85, 85), (85, 85), None),
+        ((50, 50), (110, 110), None),  # the learning rate decides
+    ],
+)
+def test_a_claim_about_optimizers_holds_with_and_without_tuning_or_cannot_be_told(plain, tuned, verdict):
+    races = [made_up(Momentum=steps, SGD=(80, 80)) for steps in (plain, tuned)]
+    (found,) = curves.findings(*races)
+    assert found.holds is verdict
+    assert f"Momentum {plain[0]}" in found.measured and f"Momentum {tuned[0]}" in found.measured
+    assert found.measured.endswith("the learning rate decides") == ({plain[0], tuned[0]} == {50, 110})
+
+
+def test_the_findings_are_the_same_with_and_without_tune(tmp_path, monkeypatch):
+    monkeypatch.setattr(curve_pictures, "draw", lambda *_: [])
+    dataset = data.load(sheet(tmp_path, flowers(), "flowers.csv"))
+    runners = learning.entrants(dataset, ["SGD", "Momentum", "Adam"])
+    told = {}
+    for tune in (False, True):
+        ticks = []
+        part = stage.of_data(dataset, runners, tmp_path, ("png",), (0, 1), tune, None, epochs=2)
+        found, report = part.perform(ticks.append)
+        assert sum(ticks) == pytest.approx(part.work)
+        told[tune] = found.findings, [run["options"] for run in report["runs"]]
+    assert told[False][0] == told[True][0] and len(told[True][0]) == 3
+    assert told[False][1] != told[True][1]  # the curves are not
 
 
 # --- tables, files and pictures

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -14,22 +15,29 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fastopt import OPTIMIZERS
 from fastopt._compare import learning, pictures, stage
 from fastopt._compare.findings import (
     RATES,
     all_before,
+    before,
     best_rate,
+    came_down,
     crossings,
+    in_order,
     left_saddle,
     length,
+    moved,
+    over_seeds,
     overshoot,
     said,
     settled,
 )
-from fastopt._compare.race import Path, Race, Runner, run_scene
+from fastopt._compare.race import Finding, Path, Race, Runner, run, run_scene
+from fastopt._compare.rates import suited
 from fastopt._compare.report import Section
 from fastopt._compare.scenes import SCENES, changed
-from fastopt.cli import main
+from fastopt.cli import compare, main
 
 
 def race(name, **changes):
@@ -76,7 +84,135 @@ def test_rates_that_did_not_fade_are_not_said_to():
 
 
 def test_those_who_come_at_the_same_step_are_all_named():
-    assert "last: Adam, Momentum and SGD, after 23" in pictures._first_down(race("ravine"))
+    paths = {
+        name: made([(0, 9)] * k + [(0, 0)] * (9 - k), optimizer=name) for name, k in (("A", 2), ("B", 5), ("C", 5))
+    }
+    title = pictures._first_down(Race(replace(SCENES["overshoot"], start=(0.0, 9.0), steps=8), paths))
+    assert title == "First to stay below a hundredth of the starting height: A, after 2 steps; last: B and C, after 5"
+
+
+def test_who_is_thrown_up_again_is_not_down():
+    swings, settles = (
+        made([(0, 9), (0, 0), (0, 9), (0, 0), (0, 9)]),
+        made([(0, 9)] * 3 + [(0, 0)] * 2, optimizer="Adam"),
+    )
+    title = pictures._first_down(Race(replace(SCENES["overshoot"], steps=4), {"SGD": swings, "Adam": settles}))
+    assert "height: Adam, after 3 steps" in title and title.endswith("not in 4: SGD")
+    assert "SGD, rate 0.9" not in pictures._first_down(race("dip"))  # hits the minimum after 3 steps, and leaves it
+
+
+# --- Who did nothing is not praised
+
+
+@pytest.mark.parametrize("name", ["ravine", "seven", "overshoot", "batches", "order", "first-steps"])
+def test_who_barely_moves_wins_nothing(name):
+    raced = race(name)
+    still = Runner("Lion", {"lr": 1e-4}, batch_size=raced.scene.runners[-1].batch_size)
+    raced = replace(raced, paths={**raced.paths, "Lion": run(raced.scene, still)})
+    assert not came_down(raced, raced.paths["Lion"])
+    assert "Lion" not in raced.headline or "Lion 0.0001" in raced.headline  # where it lists what everybody did
+    title = pictures._lengths(raced)
+    assert "Lion" not in title.partition("; not yet down: ")[0] and "not yet down" in title
+    assert "Lion" not in pictures._first_down(raced).partition("; not in ")[0]
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_of_those_who_did_not_move_nothing_is_told(name):
+    scene = replace(SCENES[name], steps=min(SCENES[name].steps, 20))
+    still = [replace(r, options={**r.options, "lr": 1e-12}) for r in scene.runners]
+    raced = run_scene(replace(scene, runners=tuple(still)))
+    told = [finding for finding in raced.found if "too little to tell" in finding.measured]
+    assert told and all(finding.holds is None for finding in told)
+    own = {
+        "ravine": 2, "saddle": 1, "beale": 2, "rates": 1,  # claims with runs of their own
+    }  # fmt: skip
+    assert len(raced.found) - len(told) == own.get(name, 0)
+    assert pictures._lengths(raced) == raced.headline  # nobody has the longest or the shortest way
+
+
+def test_a_wall_alone_is_not_the_way_down():
+    raced = race("overshoot")  # SGD loses nine tenths of its height down the wall, and stays at the far end
+    sgd = raced.paths["SGD"]
+    assert sgd.losses[-1] < 0.1 * sgd.losses[0] and not came_down(raced, sgd)
+    assert pictures._lengths(raced).endswith("NAG the shortest, 9.46; not yet down: SGD")
+
+
+def test_a_start_in_the_minimum_makes_nobody_the_first():
+    assert race("beale", start=(3.0, 0.45), steps=5).headline.startswith("The start is within 0.1 of the minimum")
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_an_optimizer_that_a_scene_does_not_list_gets_a_rate_that_suits_it(name):
+    known = {runner.optimizer for runner in SCENES[name].runners}
+    scene = changed(SCENES[name], [other for other in OPTIMIZERS if other not in known])
+    raced = run_scene(replace(scene, steps=min(scene.steps, 1000)))
+    floor = scene.surface.floor
+    for path in raced.paths.values():
+        assert path.runner.options == suited(path.name, scene) and moved(raced, path)
+        assert path.finite and path.losses[-10:].mean() - floor < 0.5 * (path.losses[0] - floor), path.name
+    assert dict(changed(scene, ["Lion"]).runners[0].options) == dict(scene.others.get("Lion", {"lr": 0.13}))
+
+
+# --- Three verdicts
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "verdict"),
+    [
+        ([10], [12], True),
+        ([10], [None], True),
+        ([10], [11], True),
+        ([100], [109], None),  # by less than a tenth
+        ([10], [10], None),
+        ([None], [None], None),
+        ([12], [10], False),
+        ([None], [10], False),
+        ([109], [100], None),
+        ([5, 10], [8, 20], False),  # one of the others is before one of the first
+        ([5, 10], [10, 20], None),
+        ([5, None], [None, 20], False),
+    ],
+)
+def test_before_by_a_tenth_after_by_a_tenth_or_nobody_knows(first, then, verdict):
+    steps = {**{f"a{i}": k for i, k in enumerate(first)}, **{f"b{i}": k for i, k in enumerate(then)}}
+    found = before(steps, [f"a{i}" for i in range(len(first))], [f"b{i}" for i in range(len(then))])
+    assert found is verdict
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        (([1, 1], [2, 2]), True),
+        (([0, 0], [2, 2]), True),
+        (([1, 1], [2, 1.05]), None),  # with one seed by less than a tenth
+        (([1, 3], [2, 2]), None),  # the seeds do not agree
+        (([2, 2], [1, 1]), False),
+        (([1, 1], [2, 2], [4, 4]), True),
+        (([1, 1], [4, 4], [2, 2]), False),
+        (([1, 1], [2, 2], [2, 2]), None),
+        (([1, 1], [math.nan, 2]), None),
+    ],
+)
+def test_an_order_holds_with_every_seed_or_cannot_be_told(values, verdict):
+    assert in_order(*values) is verdict
+
+
+def test_samples_that_are_drawn_are_drawn_again_with_other_seeds():
+    raced = race("batches")
+    values = over_seeds(raced, "Stochastic", length)
+    assert len(values) == len(set(values)) == 5 and values[0] == length(raced.paths["Stochastic"])
+    assert values[1] == length(run(raced.scene, raced.paths["Stochastic"].runner, 1))
+    assert len(set(over_seeds(raced, "Full batch", length))) == 1
+    assert over_seeds(run_scene(raced.scene, 1), "Stochastic", length)[0] == values[1]
+
+
+def test_terminal_and_summary_have_a_third_verdict():
+    found = tuple(Finding(f"Claim {holds}", "notes", holds, "3 and 2") for holds in (True, False, None))
+    section = Section("a", "A", "", stage.table(race("dip", steps=2)), found)
+    text = compare._as_text(section)
+    assert "cannot tell:   Claim None (notes)" in text and "does not hold: Claim False" in text
+    assert compare._summary([section]).endswith("Of 3 findings 1 hold, 1 do not, 1 cannot be told.")
+    assert json.loads(json.dumps(stage.as_json(race("dip", steps=2), section)))["findings"][2]["holds"] is None
 
 
 def test_a_learning_rate_of_ones_own_is_in_no_label():

@@ -226,7 +226,7 @@ def test_the_title_of_the_losses_says_who_is_first():
     for name, losses in falls.items():
         race = with_path(race, name, losses=np.array(losses) * SURFACES["ravine"].at(np.array([-7.0, 2.0])))
     assert pictures.losses(race).title == (
-        "First at a hundredth of the starting height: Adam, after 1 step; last: SGD, after 2; not in 3: Lion"
+        "First to stay below a hundredth of the starting height: Adam, after 1 step; last: SGD, after 2; not in 3: Lion"
     )
 
 
@@ -602,6 +602,13 @@ def test_findings_are_marked_in_words_and_summed_up(tmp_path):
     assert "1 hold \u2713 It falls (The little one) 1 do not hold here \u2717 It rises (The little one)" in text
     assert "\u2713 holds: It falls (notes 1) from 3 to 2" in text
     assert "\u2717 does not hold here: It rises (notes 2) from 3 to 2, x < y" in text
+
+
+def test_a_finding_that_cannot_be_told_is_neither_yes_nor_no(tmp_path):
+    text = written([section(findings=(Finding("It stays", "notes 3", None, "3 and 3"),))], tmp_path)
+    assert '<li class="open">' in text and 'class="yes"' not in text and 'class="no"' not in text
+    words = " ".join("".join(Reader(text).text).split())
+    assert "1 cannot be told ? It stays" in words and "? cannot tell: It stays (notes 3) 3 and 3" in words
 
 
 def test_without_findings_there_is_no_summary(tmp_path):

@@ -2,6 +2,7 @@
 
 import ctypes
 import doctest
+import importlib
 import json
 import os
 import platform
@@ -16,7 +17,6 @@ import pytest
 
 import fastopt
 from fastopt import _config, _openmp, cli, engine
-from fastopt.kernels import generic
 
 OPENMP = engine.info()["openmp"]
 LIBRARY = engine.info().get("openmp_library", "")
@@ -103,7 +103,8 @@ def test_the_openmp_library_in_use_is_one_of_those_loaded():
 
 @needs_libgomp
 def test_another_library_that_is_not_used_does_not_keep_openmp_from_being_calmed(tmp_path):
-    other = shutil.copy(generic.__file__, tmp_path / "libgomp-other.so")
+    kernels = importlib.import_module(f"fastopt.kernels.{engine.info()['isa'].replace('-', '_')}")
+    other = shutil.copy(kernels.__file__, tmp_path / "libgomp-other.so")
     said = run(
         """
         import ctypes, os, sys

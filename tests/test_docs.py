@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import build
+from support import FENCE, README, build, readme_blocks, runs_when_pasted
 
 import fastopt
 from fastopt import schedules
@@ -34,7 +34,6 @@ def load_facts():
 facts = load_facts()
 PAGES = sorted(path for path in DOCS.rglob("*.md") if not {"_build", "_generated"} & set(path.parts))
 OTHERS = [ROOT / name for name in ("README.md", "SECURITY.md", "CHANGELOG.md", "CONTRIBUTING.md", "examples/README.md")]
-FENCE = re.compile(r"^```(\S*).*?\n(.*?)^```", re.M | re.S)
 every_optimizer = pytest.mark.parametrize("cls", fastopt.OPTIMIZERS.values(), ids=lambda cls: cls.__name__)
 
 
@@ -199,6 +198,18 @@ def run_page(path: Path) -> None:
             assert not runner.failures, "".join(report)
         else:
             exec(compile(block, f"{named(path)}, block {k}", "exec"), names)
+
+
+def test_blocks_of_readme_say_what_they_are():
+    assert {kind for kind, _ in FENCE.findall(README.read_text("utf-8"))} == {"python", "console"}
+
+
+@pytest.mark.parametrize("block", readme_blocks(torch=False))
+def test_each_block_of_readme_runs_when_pasted(block, tmp_path):
+    """By itself; those with PyTorch are run in tests/pytorch."""
+    printed = runs_when_pasted(readme_blocks(torch=False)[block], tmp_path)
+    for shown in re.findall(r"print\(.*\) +# (.*)", readme_blocks(torch=False)[block]):
+        assert shown in printed
 
 
 def test_pages_that_do_not_run_are_pages():

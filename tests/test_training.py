@@ -76,6 +76,127 @@ def test_wrong_arguments_are_named_at_the_call(arguments, name):
         minibatches(*arguments)
 
 
+# --- the order of the samples
+
+
+def joined(batches):
+    return np.concatenate([[], *batches]).astype(int).tolist()
+
+
+@pytest.mark.parametrize("rng", [5, np.random.RandomState])
+def test_each_epoch_has_an_order_of_its_own_or_all_have_one_or_that_of_the_data(rng):
+    def epochs(shuffle):
+        source = rng(5) if callable(rng) else rng
+        batches = list(minibatches(10, 4, source, shuffle=shuffle, epochs=3))
+        assert [len(batch) for batch in batches] == [4, 4, 2] * 3 and all(b.dtype == np.intp for b in batches)
+        return [joined(batches[k : k + 3]) for k in (0, 3, 6)]
+
+    for shuffle in ("epoch", "once", False):
+        assert all(sorted(order) == list(range(10)) for order in epochs(shuffle))
+    a, b, c = epochs("epoch")
+    assert len({tuple(a), tuple(b), tuple(c)}) == 3
+    assert epochs("once") == [a, a, a]  # the order of the first epoch
+    assert epochs(False) == [list(range(10))] * 3
+    assert epochs(True) == epochs(np.True_) == [a, b, c] and epochs(np.False_) == epochs(False)
+
+
+def test_several_epochs_are_several_calls_with_one_generator():
+    a, b = np.random.default_rng(3), np.random.default_rng(3)
+    for options in ({}, {"replacement": True}, {"drop_last": True}):
+        together = joined(minibatches(7, 3, a, epochs=2, **options))
+        assert together == joined([*minibatches(7, 3, b, **options), *minibatches(7, 3, b, **options)])
+
+
+def test_a_later_order_is_drawn_when_its_epoch_begins():
+    rng = np.random.default_rng(0)
+    batches = minibatches(4, 2, rng, epochs=2)
+    after_one = rng.bit_generator.state
+    first, second = next(batches), next(batches)
+    assert rng.bit_generator.state == after_one and sorted([*first, *second]) == [0, 1, 2, 3]
+    next(batches)
+    assert rng.bit_generator.state != after_one
+    state = rng.bit_generator.state
+    list(minibatches(4, 2, rng, shuffle=False, epochs=2))
+    list(minibatches(4, 2, rng, epochs=0))
+    assert rng.bit_generator.state == state
+
+
+@pytest.mark.parametrize("rng", [np.random.default_rng, np.random.RandomState])
+def test_with_replacement_each_sample_of_an_epoch_is_any_of_them(rng):
+    n, epochs = 50, 400
+    drawn = np.array(joined(minibatches(n, 8, rng(1), replacement=True, epochs=epochs))).reshape(epochs, n)
+    assert drawn.min() == 0 and drawn.max() == n - 1
+    counts = np.bincount(drawn.ravel())
+    assert abs(counts - epochs).max() < 5 * math.sqrt(epochs)
+    missed = [1 - len(set(epoch)) / n for epoch in drawn]
+    assert np.mean(missed) == pytest.approx((1 - 1 / n) ** n, abs=0.02)  # 36 %
+    once = np.array(joined(minibatches(n, 8, rng(1), replacement=True, shuffle="once", epochs=2))).reshape(2, n)
+    assert once[0].tolist() == once[1].tolist() == drawn[0].tolist()  # one bootstrap sample
+
+
+def test_endless_epochs_and_those_without_a_batch():
+    batches = minibatches(3, 2, 0, epochs=None)
+    assert [len(next(batches)) for _ in range(7)] == [2, 1] * 3 + [2]
+    assert list(minibatches(0, 2, 0, epochs=5)) == list(minibatches(0, 2, 0, replacement=True)) == []
+    for options in ({"n": 0}, {"n": 3, "batch_size": 4, "drop_last": True}):
+        with pytest.raises(errors.HyperparameterError, match="epochs=None never ends"):
+            minibatches(**{"batch_size": 2, "epochs": None, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"shuffle": "always"}, 'shuffle must be "epoch", "once" or False, not \'always\''),
+        ({"shuffle": 1}, "shuffle must be"),
+        ({"shuffle": None}, "shuffle must be"),
+        ({"replacement": 1}, "replacement must be True or False, not 1"),
+        ({"replacement": True, "shuffle": False}, "replacement=True draws at random: shuffle must be"),
+    ],
+)
+def test_an_order_that_there_is_not_is_an_error_before_the_first_step(options, said):
+    with pytest.raises(errors.HyperparameterError, match=f"^{re.escape(said)}"):
+        minibatches(5, 2, **options)
+    for batch_size in (2, None):
+        with pytest.raises(errors.HyperparameterError, match=f"^{re.escape(said)}"):
+            minimize(bowl, np.ones(2), sgd(), data=np.arange(5), batch_size=batch_size, **options)
+
+
+def test_replacement_without_mini_batches_has_no_meaning():
+    for data in (None, np.arange(5)):
+        with pytest.raises(errors.HyperparameterError, match=r"^replacement=True needs a batch_size"):
+            minimize(bowl, np.ones(2), sgd(), data=data, replacement=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"shuffle": "once"}, {"shuffle": False}, {"replacement": True}], ids=str)
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_minimize_takes_the_batches_of_minibatches(options, drop_last):
+    seen, ends = [], []
+
+    def fun(w, batch):
+        seen.append(batch.tolist())
+        return bowl(w, batch)
+
+    minimize(fun, np.ones(2), sgd(), data=np.arange(10), batch_size=4, drop_last=drop_last, max_steps=9, rng=7,
+             callback=lambda state: ends.append(state.epoch), **options)  # fmt: skip
+    per_epoch = 2 if drop_last else 3
+    wanted = minibatches(10, 4, 7, epochs=None, drop_last=drop_last, **options)
+    assert seen == [next(wanted).tolist() for _ in range(9)]
+    assert ends == [step // per_epoch for step in range(1, 10)]
+
+
+def test_the_loop_of_notes_002():
+    """Shuffle once; then mini-batch j = iteration % number of mini-batches, until the gradient is small."""
+    x, y = line()
+    order = np.random.default_rng(3).permutation(50)
+    params, twin = ([np.zeros(1), np.zeros(1)] for _ in range(2))
+    for iteration in range(30):
+        index = order[8 * (iteration % 7) : 8 * (iteration % 7) + 8]
+        for p, g in zip(twin, least_squares(twin, (x[index], y[index]))[1], strict=True):
+            p -= 0.1 * g
+    minimize(least_squares, params, sgd(0.1), data=(x, y), batch_size=8, shuffle="once", max_steps=30, rng=3)
+    np.testing.assert_array_equal(np.concatenate(params), np.concatenate(twin))
+
+
 # --- minimize
 
 

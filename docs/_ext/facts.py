@@ -28,7 +28,8 @@ from fastopt.optimizer import (
     with_defaults,
 )
 
-MODULES = ("fastopt", "fastopt.errors", "fastopt.functional", "fastopt.reference", "fastopt.schedules")
+MODULES = ("fastopt", "fastopt.errors", "fastopt.functional", "fastopt.reference", "fastopt.schedules",
+           "fastopt.typing")  # fmt: skip
 DECAY = {
     L2: "added to the gradient",
     DECOUPLED: "shrinks first",
@@ -36,7 +37,8 @@ DECAY = {
     DECOUPLED_LAST: "shrinks last",
 }
 NONE = "–"  # where a library has no such thing
-NOT_RUN = {"scaling": "parts of programs that need several processes", "pytorch": "needs PyTorch"}
+NOT_RUN = {"scaling": "parts of programs that need several processes", "pytorch": "needs PyTorch",
+           "frameworks": "run by tests/frameworks"}
 """Pages whose Python code is not run with the others, and why not."""
 
 # --- Tables

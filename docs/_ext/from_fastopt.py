@@ -179,11 +179,14 @@ class Scenes(FromLibrary):
         return sections
 
 
+VERDICTS = {True: "yes", False: "no", None: "cannot tell"}
+
+
 def found(findings: Iterable[Any]) -> nodes.bullet_list:
     """What the notes claim, and whether it was so."""
     items = nodes.bullet_list()
     for finding in findings:
-        claim = nodes.strong("", f"{finding.claim}: {'yes' if finding.holds else 'no'}. ")
+        claim = nodes.strong("", f"{finding.claim}: {VERDICTS[finding.holds]}. ")
         evidence = nodes.Text(f"({finding.source}) {finding.measured}")
         items += nodes.list_item("", nodes.paragraph("", "", claim, evidence))
     return items

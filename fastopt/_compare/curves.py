@@ -6,14 +6,16 @@ import csv
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .findings import listed
-from .learning import HIDDEN, MEASURED_PER_EPOCH, Curves
+from .learning import FACTORS, HIDDEN, MEASURED_PER_EPOCH, Curves
 from .race import Finding
 from .report import Picture, Section, Table
 from .report import stem as file_stem
@@ -24,7 +26,9 @@ __all__ = ["findings", "headline", "leaders", "section", "table", "write_csv"]
 WHOLE = "{:,.0f}".format
 
 
-def section(curves: Curves, folder: Path, formats: Iterable[str] = ("png", "svg")) -> Section:
+def section(
+    curves: Curves, folder: Path, formats: Iterable[str] = ("png", "svg"), found: Iterable[Finding] | None = None
+) -> Section:
     """Draw the curves into a folder, write them as CSV beside, and return all that is to be said.
 
     Parameters
@@ -35,6 +39,8 @@ def section(curves: Curves, folder: Path, formats: Iterable[str] = ("png", "svg"
         Where the files go, ``NAME-curves.png`` and so on, with the data set's name. Made if missing.
     formats : iterable of str, optional
         The endings of the pictures.
+    found : iterable of Finding, optional
+        The findings, where they are of more than these curves.
     """
     from . import curve_pictures
 
@@ -46,7 +52,7 @@ def section(curves: Curves, folder: Path, formats: Iterable[str] = ("png", "svg"
         title=f"Real data: {curves.dataset.name}",
         story=story(curves),
         table=table(curves),
-        findings=tuple(findings(curves)),
+        findings=tuple(findings(curves) if found is None else found),
         pictures=tuple(pictures),
         files=(write_csv(curves, stem.with_name(f"{stem.name}-curves.csv")),),
     )
@@ -207,30 +213,65 @@ def headline(curves: Curves, quantity: str = "steps") -> str:
 # --- what the lecture notes claim
 
 
-def findings(curves: Curves) -> list[Finding]:
-    """Return what the lecture notes claim of training, as far as the optimizers took part that it is about."""
-    present = {runner.name for runner in curves.runners if any(run.learned for run in curves.of(runner.name))}
+CLAIMS = (
+    ("Momentum converges faster than SGD", "notes 004, Momentum; 001, 8-1", "Momentum", "SGD"),
+    ("NAG converges faster than Momentum", "notes 004, NAG", "NAG", "Momentum"),
+    ("RMSprop is more effective than Adagrad", "notes 004, RMSprop", "RMSprop", "Adagrad"),
+)
+ADAPTIVE, PLAIN = ("Adagrad", "Adadelta", "RMSprop", "Adam"), ("SGD", "Momentum", "NAG")
+
+Measured = tuple[bool | None, str]
+
+
+def findings(curves: Curves, tuned: Curves | None = None) -> list[Finding]:
+    """Return what the lecture notes claim of training, as far as the optimizers took part that it is about.
+
+    A claim is about optimizers, but a race is between learning rates, too. `tuned` is the same race with each optimizer
+    at the best rate of a few. A claim holds, or does not, where both races say so; else it cannot be told.
+    """
+    races = [race for race in (curves, tuned) if race is not None]
+    taking_part = [
+        {runner.name for runner in race.runners if any(run.learned for run in race.of(runner.name))} for race in races
+    ]
+    present = set.intersection(*taking_part)
+
+    def judged(claim: str, source: str, measure: Callable[[Curves], Measured]) -> Finding:
+        verdicts, texts = zip(*map(measure, races), strict=True)
+        holds = verdicts[0] if len(set(verdicts)) == 1 else None
+        measured = f"; each at its best rate of {len(FACTORS)}: ".join(texts)
+        decides = "; the learning rate decides" if set(verdicts) == {True, False} else ""
+        return Finding(claim, source, holds, measured + decides)
+
     found = [
-        Finding(claim, source, curves.before(first, then), _steps_of(curves, (first, then)))
-        for claim, source, first, then in (
-            ("Momentum converges faster than SGD", "notes 004, Momentum; 001, 8-1", "Momentum", "SGD"),
-            ("NAG converges faster than Momentum", "notes 004, NAG", "NAG", "Momentum"),
-            ("RMSprop is more effective than Adagrad", "notes 004, RMSprop", "RMSprop", "Adagrad"),
-        )
+        judged(claim, source, partial(_faster, first=first, then=then))
+        for claim, source, first, then in CLAIMS
         if {first, then} <= present
     ]
-    adaptive, others = (
-        [name for name in names if name in present]
-        for names in (("Adagrad", "Adadelta", "RMSprop", "Adam"), ("SGD", "Momentum", "NAG"))
-    )
+    adaptive, others = ([name for name in names if name in present] for names in (ADAPTIVE, PLAIN))
     if adaptive and others:
-        best = [min(names, key=lambda name: median(curves.arrivals(name))) for names in (adaptive, others)]
         claim = "It is better to use an adaptive learning rate (Adagrad, Adadelta, RMSprop, Adam)"
-        measured = "the fastest of each kind: " + _steps_of(curves, best)
-        found.append(Finding(claim, "notes 003, which optimizer to use", curves.before(*best), measured))
+        measure = partial(_fastest_of_each_kind, kinds=(adaptive, others))
+        found.append(judged(claim, "notes 003, which optimizer to use", measure))
     if {"Adam", "SGD"} <= present:
-        found.append(_generalization(curves))
+        claim = "Adam generalizes worse than plain SGD, as it may on some problems"
+        found.append(judged(claim, "notes 004, Adam", _generalization))
     return found
+
+
+def anything_claimed(names: Iterable[str]) -> bool:
+    """Return whether `findings` has anything to say of these optimizers."""
+    present = set(names)
+    pairs = [{first, then} for _, _, first, then in CLAIMS]
+    return any(pair <= present for pair in pairs) or bool(present & set(ADAPTIVE) and present & set(PLAIN))
+
+
+def _faster(curves: Curves, first: str, then: str) -> Measured:
+    return curves.lead(first, then), _steps_of(curves, (first, then))
+
+
+def _fastest_of_each_kind(curves: Curves, kinds: Sequence[Sequence[str]]) -> Measured:
+    first, then = (min(names, key=lambda name: median(curves.arrivals(name))) for names in kinds)
+    return curves.lead(first, then), "the fastest of each kind: " + _steps_of(curves, (first, then))
 
 
 def _steps_of(curves: Curves, names: Sequence[str]) -> str:
@@ -239,16 +280,24 @@ def _steps_of(curves: Curves, names: Sequence[str]) -> str:
     return f"steps to loss {_goal(curves)}: {', '.join(said)}"
 
 
-def _generalization(curves: Curves) -> Finding:
+def _generalization(curves: Curves) -> Measured:
     what, factor, form, unit = (
         ("test accuracy", 100, "{:.1f}".format, " %") if curves.dataset.classes else ("test R²", 1, "{:.2f}".format, "")
     )
     scores = {name: [factor * run.scores[-1] for run in curves.of(name)] for name in ("Adam", "SGD")}
-    worse = all(adam < sgd for adam, sgd in zip(*scores.values(), strict=True))
     measured = f"{what} at the end: " + ", ".join(f"{name} {spread(v, form, unit)}" for name, v in scores.items())
-    return Finding(
-        "Adam generalizes worse than plain SGD, as it may on some problems", "notes 004, Adam", worse, measured
-    )
+    return _clearly_positive(np.subtract(scores["SGD"], scores["Adam"])), measured
+
+
+def _clearly_positive(leads: npt.NDArray[np.float64]) -> bool | None:
+    """Return whether leads, one for each seed, are above zero by more than their noise; False if below it.
+
+    With every seed of the same sign, and on average two standard errors away from zero. One seed cannot tell.
+    """
+    if len(leads) < 2 or not np.isfinite(leads).all() or len(set(np.sign(leads))) > 1 or not leads[0]:
+        return None
+    far = abs(leads.mean()) > 2 * leads.std(ddof=1) / math.sqrt(len(leads))
+    return bool(leads[0] > 0) if far else None
 
 
 # --- the curves as CSV

@@ -140,7 +140,8 @@ def load(name: str, target: str | None = None, task: str | None = None, scale: s
 def scaler(scale: str) -> Any:
     """Return scikit-learn's scaler of that name, not fitted yet.
 
-    Its standard deviation is over n samples; the table in the lecture notes has it over n - 1, as pandas does.
+    Its standard deviation is over n samples; the table in the lecture notes has it over n - 1, as
+    `fastopt.standardize` with ``ddof=1``.
     """
     from sklearn.preprocessing import MinMaxScaler, StandardScaler
 

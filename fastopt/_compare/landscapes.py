@@ -9,22 +9,31 @@ import numpy as np
 
 from .findings import (
     Claim,
+    Verdict,
     all_before,
     all_before_at_best,
+    all_of,
+    before,
+    came_down,
     crossings,
     distance,
     each,
     for_good,
+    in_order,
     judge,
     late,
     left_saddle,
+    length,
     listed,
+    over_seeds,
+    rises,
     said,
     settled,
+    spread,
     turns,
 )
 from .race import Path, Race, Runner, Scene, line_up, run
-from .surfaces import SURFACES
+from .surfaces import SURFACES, Array, Surface
 
 __all__ = ["LANDSCAPES"]
 
@@ -37,24 +46,31 @@ ADAPTIVE = ("Adagrad", "Adadelta", "RMSprop")
 # --- x²/20 + y²: the four panels of notes 000
 
 
-def _zig_zag(race: Race) -> tuple[bool, str]:
+def _crossings(race: Race) -> dict[str, int]:
+    """Return how often each path that came down crossed the floor of the valley; who stays above crosses nothing."""
+    return {path.name: crossings(path) for path in race.paths.values() if came_down(race, path)}
+
+
+def _zig_zag(race: Race) -> tuple[Verdict, str]:
     sgd = race.paths["SGD"]
     steps = len(sgd.points) - 1
-    over = {path.name: crossings(path) for path in race.paths.values()}
-    others = max(over[name] for name in over if name != "SGD")
-    return over["SGD"] > 2 * others and turns(sgd) > 90, (
+    over = {**_crossings(race), "SGD": crossings(sgd)}
+    others = [over[name] for name in over if name != "SGD"]
+    if not others:
+        return None, f"nobody else comes down in {steps} steps"
+    return over["SGD"] > 2 * max(others) and turns(sgd) > 90, (
         f"crossings of the valley floor in {steps} steps: {each(over)}; "
         f"SGD turns by {turns(sgd):.0f} degrees from one step to the next (median)"
     )
 
 
-def _even_rates(race: Race) -> tuple[bool, str]:
+def _even_rates(race: Race) -> tuple[Verdict, str]:
     rates = race.paths["Adagrad"].rates
     x, y = rates[-1]
     return x > 2 * y, f"after {len(rates)} steps: {x:.3g} along x (gentle), {y:.3g} along y (steep)"
 
 
-def _sooner_along_x(race: Race) -> tuple[bool, str]:
+def _sooner_along_x(race: Race) -> tuple[Verdict, str]:
     """Measure it with one learning rate for both, until x stays near: Momentum swings past the minimum at first."""
     scene = replace(race.scene, steps=1000)
     momentum, sgd = (race.paths[name].runner for name in ("Momentum", "SGD"))
@@ -67,12 +83,14 @@ def _sooner_along_x(race: Race) -> tuple[bool, str]:
     ):
         path = run(scene, runner)
         steps[name] = for_good(path, np.abs(path.points[:, 0]) < 0.5)
-    holds = late(steps[f"Momentum {rate:g}"]) < late(steps[f"SGD {rate:g}"])
+    holds = before(steps, [f"Momentum {rate:g}"], [f"SGD {rate:g}"])
     return holds, "steps until |x| stays below 0.5, by learning rate: " + each({k: said(v) for k, v in steps.items()})
 
 
-def _damps(race: Race) -> tuple[bool, str]:
+def _damps(race: Race) -> tuple[Verdict, str]:
     """Measure the swing at a learning rate just beyond 1, where plain descent on y² must fly apart."""
+    if race.scene.start[1] == 0:
+        return None, "from a start on the floor of the valley nothing swings"
     beyond = replace(race.scene, steps=60)
     ends = {}
     for name, options in (("SGD", {}), ("Momentum", {"momentum": 0.9}), ("NAG", {"momentum": 0.9})):
@@ -85,7 +103,9 @@ def _damps(race: Race) -> tuple[bool, str]:
 
 
 def _ravine_headline(race: Race) -> str:
-    over = {path.name: crossings(path) for path in race.paths.values()}
+    over = _crossings(race)
+    if not over:
+        return f"In {race.scene.steps} steps none comes down"
     most, least = max(over, key=over.__getitem__), min(over, key=over.__getitem__)
     if over[most] == over[least]:
         return f"Times that the floor of the valley is crossed in {race.scene.steps} steps: {each(over)}"
@@ -122,18 +142,127 @@ RAVINE = Scene(
             "notes 001, 8-1; 004",
             ("SGD", "Momentum"),
             _sooner_along_x,
+            own_runs=True,
         ),
         Claim(
             "Momentum damps the oscillation that too large a learning rate causes",
             "notes 001, 8-1; 002",
             ("SGD", "Momentum"),
             _damps,
+            own_runs=True,
         ),
     ),
     headline=_ravine_headline,
     panels=True,
     animated=True,
 )
+
+
+# --- the same valley as a mean over samples: the seven methods of the last slide of notes 000
+
+SAMPLES = 64
+GD = "GD"
+
+
+def _centers() -> tuple[Array, Array]:
+    """Return where the bowls of the samples have their minima: around the origin, which is their mean."""
+    half = np.random.default_rng(5).normal(0, 1, (2, SAMPLES // 2))
+    both = np.concatenate([half, -half], axis=1)
+    x, y = both / both.std(axis=1, keepdims=True) * [[1.0], [0.3]]
+    return x, y
+
+
+CENTERS = _centers()
+_HEIGHT = float(np.mean(CENTERS[0] ** 2 / 20 + CENTERS[1] ** 2))
+BOWLS = Surface(
+    "bowls",
+    r"f(x, y) = \frac{1}{N} \sum_i \left( (x - p_i)^2/20 + (y - q_i)^2 \right) = x^2/20 + y^2 + c",
+    lambda x, y: x**2 / 20 + y**2 + _HEIGHT,
+    lambda x, y: (x / 10, 2 * y),
+    ((-10, 10), (-4, 4)),
+    ((0.0, 0.0),),
+    floor=_HEIGHT,
+)
+
+
+def _bowl_gradient(point: Array, batch: tuple[Array, Array]) -> Array:
+    p, q = batch
+    return np.array([np.mean(point[0] - p) / 10, 2 * np.mean(point[1] - q)])
+
+
+def _height_at_the_end(path: Path) -> float:
+    """Return the mean height above the minimum over the last quarter of the steps."""
+    return float(path.losses[-max(len(path.losses) // 4, 1) :].mean() - BOWLS.floor)
+
+
+def _gd_is_steady(race: Race) -> tuple[Verdict, str]:
+    up = {name: over_seeds(race, name, rises) for name in (GD, "SGD")}
+    told = {name: spread([100 * share for share in shares], ".0f") + " %" for name, shares in up.items()}
+    return in_order(up[GD], up["SGD"]), f"steps after which the loss was higher: {each(told)}"
+
+
+def _gd_is_more_accurate(race: Race) -> tuple[Verdict, str]:
+    ends = {name: over_seeds(race, name, _height_at_the_end) for name in (GD, "SGD")}
+    told = {name: spread(values) for name, values in ends.items()}
+    return in_order(ends[GD], ends["SGD"]), f"mean height above the minimum in the last quarter: {each(told)}"
+
+
+def _keeps_its_direction(race: Race) -> tuple[Verdict, str]:
+    angles = {name: over_seeds(race, name, turns) for name in ("Momentum", "SGD")}
+    told = {name: spread(values, ".0f") for name, values in angles.items()}
+    return in_order(angles["Momentum"], angles["SGD"]), f"turn from step to step, in degrees: {each(told)}"
+
+
+def _adam_is_straighter(race: Race) -> tuple[Verdict, str]:
+    ways = {name: over_seeds(race, name, length) for name in ("Adam", "Momentum", "RMSprop")}
+    told = {name: spread(values, ".3g") for name, values in ways.items()}
+    holds = all_of(in_order(ways["Adam"], ways["Momentum"]), in_order(ways["Adam"], ways["RMSprop"]))
+    return holds, f"way travelled: {each(told)}"
+
+
+def _seven_headline(race: Race) -> str:
+    down = [path for path in race.paths.values() if came_down(race, path)]
+    if len(down) < 2:
+        return f"In {race.scene.steps} steps {'only ' + down[0].name if down else 'none'} comes down"
+    most, least = max(down, key=turns), min(down, key=turns)
+    who = f"All {len(down)}" if len(down) == len(race.paths) else f"{len(down)} of {len(race.paths)}"
+    return (
+        f"{who} come down: {most.name} turns by {turns(most):.0f} degrees from step to step, "
+        f"{least.name} by {turns(least):.0f}"
+    )
+
+
+SEVEN_METHODS = Scene(
+    name="seven",
+    title="Seven methods in one picture: GD, SGD, Momentum, NAG, AdaGrad, RMSProp, Adam",
+    story=f"The long valley again, now as the mean of {SAMPLES} bowls, one for each sample, whose minima lie around "
+    "the origin. GD takes all the samples at every step, the other methods one of them, drawn without replacement.",
+    surface=BOWLS,
+    start=(-7.0, 2.0),
+    steps=40,
+    runners=(
+        Runner("SGD", {"lr": 0.7}, GD),
+        Runner("SGD", {"lr": 0.7}, "SGD", batch_size=1),
+        Runner("Momentum", {"lr": 0.1, "momentum": 0.9}, batch_size=1),
+        Runner("NAG", {"lr": 0.1, "momentum": 0.9}, batch_size=1),
+        Runner("Adagrad", {"lr": 1.5}, batch_size=1),
+        Runner("RMSprop", {"lr": 0.3}, batch_size=1),
+        Runner("Adam", {"lr": 0.3}, batch_size=1),
+    ),
+    findings=judge(
+        Claim("GD converges more steadily than SGD", "notes 000, GD and SGD", (GD, "SGD"), _gd_is_steady, down=True),
+        Claim("SGD may end less accurately than GD", "notes 000, SGD; 004", (GD, "SGD"), _gd_is_more_accurate),
+        Claim("Momentum keeps its direction, where SGD turns at every step", "notes 000, Momentum",
+              ("SGD", "Momentum"), _keeps_its_direction, down=True),
+        Claim("Adam, which is Momentum and RMSProp together, goes a shorter way than either", "notes 000, comparison",
+              ("Momentum", "RMSprop", "Adam"), _adam_is_straighter, down=True),
+    ),
+    headline=_seven_headline,
+    panels=True,
+    animated=True,
+    samples=CENTERS,
+    batch_gradient=_bowl_gradient,
+)  # fmt: skip
 
 
 # --- x² - y²: the saddle of notes 001
@@ -152,14 +281,18 @@ def _saddle_headline(race: Race) -> str:
     return f"{first} leaves the saddle after {steps[first]} steps, {tail}"
 
 
-def _nearer(race: Race) -> tuple[bool, str]:
+def _nearer(race: Race) -> tuple[Verdict, str]:
     """Measure how many steps more it takes from a start a thousand times nearer, with time enough for all."""
     x, y = race.scene.start
     far, near = (replace(race.scene, start=(x, start), steps=1000) for start in (y, y / 1000))
-    more = {}
+    more, held = {}, []
     for path in race.of(*ADAPTIVE, *PLAIN):
-        before, after = (left_saddle(run(scene, path.runner)) for scene in (far, near))
-        more[path.name] = late(after) - late(before) if before is not None else float("inf")
+        from_far, from_near = (left_saddle(run(scene, path.runner)) for scene in (far, near))
+        if from_far is None:
+            held.append(path.name)
+        more[path.name] = late(from_near) - late(from_far) if from_far is not None else float("inf")
+    if held:
+        return None, f"not even from this start {listed(held)} left{'s' * (len(held) == 1)} the saddle in 1000 steps"
     holds = max(more[name] for name in ADAPTIVE) < 0.5 * min(more[name] for name in PLAIN)
     return holds, "steps more: " + each({name: f"{steps:.0f}" for name, steps in more.items()})
 
@@ -193,6 +326,7 @@ SADDLE = Scene(
             "notes 001, 8-7",
             (*ADAPTIVE, *PLAIN),
             lambda race: all_before_at_best(race, ADAPTIVE, PLAIN, left_saddle),
+            own_runs=True,
         ),
         Claim(
             "A start a thousand times nearer to the ridge delays SGD, Momentum and NAG, but not the adaptive methods",
@@ -222,6 +356,8 @@ def _arrives(path: Path) -> int | None:
 def _arrival_headline(where: str) -> Callable[[Race], str]:
     def headline(race: Race) -> str:
         steps = {path.name: settled(path, race.scene.surface.minima) for path in race.paths.values()}
+        if 0 in steps.values():
+            return f"The start is within 0.1 of the minimum of {where} already"
         there = sorted((k, name) for name, k in steps.items() if k is not None)
         if not there:
             return f"None of them settles within 0.1 of the minimum of {where} in {race.scene.steps} steps"
@@ -249,6 +385,7 @@ BEALE = Scene(
         RMSprop={"lr": 0.01},
         Adam={"lr": 0.05},
     ),
+    others={"AdamW": {"lr": 0.05}, "NAdam": {"lr": 0.03}, "RAdam": {"lr": 0.1}, "Lion": {"lr": 0.01}},
     findings=judge(
         Claim(
             "After the saddle, Momentum and NAG are the fastest to the minimum",
@@ -261,6 +398,7 @@ BEALE = Scene(
             "notes 001, 8-7",
             SEVEN,
             lambda race: all_before_at_best(race, ("Momentum", "NAG"), ("SGD", *ADAPTIVE, "Adam"), _arrives),
+            own_runs=True,
         ),
         Claim(
             "AdaGrad and RMSProp are slower to the minimum than AdaDelta",
@@ -273,6 +411,7 @@ BEALE = Scene(
             "notes 001, 8-4 and 8-7",
             ADAPTIVE,
             lambda race: all_before_at_best(race, ["Adadelta"], ("Adagrad", "RMSprop"), _arrives),
+            own_runs=True,
         ),
         Claim(
             "AdaGrad, AdaDelta and RMSProp leave the saddle of Beale's function first",
@@ -294,7 +433,7 @@ BEALE = Scene(
 # --- Rosenbrock, Himmelblau, Rastrigin
 
 
-def _settles_sooner(race: Race) -> tuple[bool, str]:
+def _settles_sooner(race: Race) -> tuple[Verdict, str]:
     minima = race.scene.surface.minima
     return all_before(race, ["Momentum"], ["SGD"], lambda path: settled(path, minima))
 
@@ -316,6 +455,7 @@ ROSENBROCK = Scene(
         RMSprop={"lr": 0.01},
         Adam={"lr": 0.1},
     ),
+    others={"AdamW": {"lr": 0.1}, "NAdam": {"lr": 0.02}, "RAdam": {"lr": 0.01}, "Lion": {"lr": 0.003}},
     findings=judge(
         Claim(
             "Momentum converges faster than SGD at the same learning rate",
@@ -356,14 +496,14 @@ def _himmelblau_headline(race: Race) -> str:
     return f"One start, {len(set(ends))} of four minima: {most}{rest}"
 
 
-def _other_starts(race: Race) -> tuple[bool, str]:
+def _other_starts(race: Race) -> tuple[Verdict, str]:
     ends = {}
     for start in ((0.0, 0.0), (0.0, 4.0), (-0.3, -1.0)):
         moved = replace(race.scene, start=start)
         path = run(moved, race.paths["SGD"].runner)
         ends[_spot(start)] = _ends(Race(moved, {"SGD": path})).get("SGD")
     said = ", ".join(f"from {a} to {_spot(b) if b else 'no minimum'}" for a, b in ends.items())
-    return None not in ends.values() and len(set(ends.values())) > 1, f"SGD: {said}"
+    return None if None in ends.values() else len(set(ends.values())) > 1, f"SGD: {said}"
 
 
 HIMMELBLAU = Scene(
@@ -383,6 +523,7 @@ HIMMELBLAU = Scene(
         RMSprop={"lr": 0.05},
         Adam={"lr": 0.2},
     ),
+    others={"RAdam": {"lr": 0.05}},
     findings=judge(
         Claim("The starting point decides where descent ends", "notes 000, review", ("SGD",), _other_starts),
     ),
@@ -390,29 +531,35 @@ HIMMELBLAU = Scene(
 )
 
 
-def _stuck(path: Path) -> bool:
-    """Return whether it has come to rest in a minimum that is not the global one."""
-    return bool(np.abs(path.gradients[-1]).max() < 0.01 and path.losses[-1] > 0.5)
+def _stuck(path: Path) -> Verdict:
+    """Return whether it has come to rest in a minimum that is not the global one; None if it is not at rest."""
+    return bool(path.losses[-1] > 0.5) if np.abs(path.gradients[-1]).max() < 0.01 else None
 
 
-def _many_minima(race: Race) -> tuple[bool, str]:
+def _many_minima(race: Race) -> tuple[Verdict, str]:
     lowest = {path.name: f"{path.losses[-1]:.3g}" for path in race.paths.values()}
-    at_rest = "has" if _stuck(race.paths["SGD"]) else "has not"
-    return at_rest == "has", (
-        f"SGD {at_rest} come to rest above the global minimum, which is 0; f at the end: {each(lowest)}"
-    )
+    stuck = _stuck(race.paths["SGD"])
+    where = {
+        True: "has come to rest above the global minimum, which is 0",
+        False: "has come to rest in the global minimum",
+        None: "has not come to rest",
+    }
+    return stuck, f"SGD {where[stuck]}; f at the end: {each(lowest)}"
 
 
-def _escapes_lower(race: Race) -> tuple[bool, str]:
+def _escapes_lower(race: Race) -> tuple[Verdict, str]:
     sgd, momentum = race.paths["SGD"].losses[-1], race.paths["Momentum"].losses[-1]
     mu = race.paths["Momentum"].runner.options.get("momentum")
-    holds = _stuck(race.paths["SGD"]) and momentum < sgd - 0.5
-    return bool(holds), f"f at the end: SGD {sgd:.3g}, Momentum ({mu}) {momentum:.3g}"
+    stuck = _stuck(race.paths["SGD"])
+    holds = None if not stuck else bool(momentum < sgd - 0.5)  # SGD has to be in one, to be left behind there
+    return holds, f"f at the end: SGD {sgd:.3g}, Momentum ({mu}) {momentum:.3g}"
 
 
 def _rastrigin_headline(race: Race) -> str:
     ends = {path.name: float(path.losses[-1]) for path in race.paths.values()}
     best = min(ends, key=ends.__getitem__)
+    if not any(came_down(race, path) or path.losses[-1] < path.losses[0] - 0.5 for path in race.paths.values()):
+        return "None gets out of the dent that it starts in"
     found = sum(value < 0.5 for value in ends.values())
     if found:
         return f"{found} of {len(ends)} find the global minimum among a hundred local ones"
@@ -436,6 +583,7 @@ RASTRIGIN = Scene(
         RMSprop={"lr": 0.1},
         Adam={"lr": 0.3},
     ),
+    others={"RAdam": {"lr": 0.01}, "Lion": {"lr": 0.04}},
     findings=judge(
         Claim("Where there are many local minima, descent ends in one of them", "notes 002", ("SGD",), _many_minima),
         Claim("Momentum can get out of local minima", "notes 001, 8-1; 000", ("SGD", "Momentum"), _escapes_lower),
@@ -444,5 +592,5 @@ RASTRIGIN = Scene(
 )
 
 
-LANDSCAPES = (RAVINE, SADDLE, BEALE, ROSENBROCK, HIMMELBLAU, RASTRIGIN)
+LANDSCAPES = (RAVINE, SEVEN_METHODS, SADDLE, BEALE, ROSENBROCK, HIMMELBLAU, RASTRIGIN)
 """The scenes of this file, in the order shown."""

@@ -131,6 +131,18 @@ class Curves:
         pairs = zip(self.arrivals(first, quantity), self.arrivals(then, quantity), strict=True)
         return all(a < b and 1.1 * a <= b for a, b in pairs)
 
+    def lead(self, first: str, then: str) -> bool | None:
+        """Return whether the one is before the other; False if it is the other way round, None if neither is so.
+
+        With a single seed nobody knows how much of a lead is chance: it has to be twofold.
+        """
+        least = 1.1 if len(self.seeds) > 1 else 2.0
+        for one, other, verdict in ((first, then, True), (then, first, False)):
+            pairs = zip(self.arrivals(one), self.arrivals(other), strict=True)
+            if all(a < b and least * a <= b for a, b in pairs):
+                return verdict
+        return None
+
     @property
     def learned(self) -> list[str]:
         """The names of the runners that learned with every seed."""

@@ -1,4 +1,4 @@
-"""One thing at a time: learning rate, overshoot, batches, effective rates, first steps."""
+"""One thing at a time: learning rate, overshoot, batches, their order, effective rates, first steps."""
 
 from __future__ import annotations
 
@@ -10,9 +10,26 @@ import numpy as np
 import numpy.typing as npt
 
 from ..schedules import Linear
-from .findings import Claim, each, judge, length, listed, overshoot, rises, turns
+from .findings import (
+    Claim,
+    Verdict,
+    all_of,
+    came_down,
+    crossings,
+    each,
+    in_order,
+    judge,
+    length,
+    less,
+    listed,
+    over_seeds,
+    overshoot,
+    rises,
+    spread,
+    turns,
+)
 from .race import Path, Race, Runner, Scene, run
-from .surfaces import SURFACES, Array, Surface
+from .surfaces import SURFACES, Array, Surface, Window
 
 __all__ = ["LESSONS"]
 
@@ -38,7 +55,7 @@ def _escaped(path: Path) -> bool:
     return float(path.points[0, 0]) > TOP > _end(path) >= SURFACES["dip"].window[0][0]
 
 
-def _too_small(race: Race) -> tuple[bool, str]:
+def _too_small(race: Race) -> tuple[Verdict, str]:
     small, suited = race.paths[SMALL], race.paths[SUITED]
     gap = abs(_end(small) - _end(suited))
     return gap > 0.05 and abs(small.gradients[-1, 0]) > 10 * abs(suited.gradients[-1, 0]), (
@@ -46,20 +63,29 @@ def _too_small(race: Race) -> tuple[bool, str]:
     )
 
 
-def _too_large(race: Race) -> tuple[bool, str]:
+def _too_large(race: Race) -> tuple[Verdict, str]:
     return _swing(race.paths[LARGE]) > 0.1 > _swing(race.paths[SUITED]), (
         f"width of the swing in the last ten steps: {_swing(race.paths[LARGE]):.2g} with rate 0.9, "
         f"{_swing(race.paths[SUITED]):.2g} with rate 0.1"
     )
 
 
-def _large_escapes(race: Race) -> tuple[bool, str]:
+def _beyond_the_ridge(race: Race) -> bool:
+    """Return whether the start is where one has to get out of the local minimum."""
+    return race.scene.start[0] > TOP
+
+
+def _large_escapes(race: Race) -> tuple[Verdict, str]:
+    if not _beyond_the_ridge(race):
+        return None, "from this start there is no local minimum to leave"
     ends = {name: f"x = {_end(race.paths[name]):.3g}" for name in (SMALL, SUITED, LARGE)}
     holds = _escaped(race.paths[LARGE]) and not _escaped(race.paths[SMALL])
     return holds, f"at the end (ridge at {TOP:.2f}): {each(ends)}"
 
 
-def _momentum_escapes(race: Race) -> tuple[bool, str]:
+def _momentum_escapes(race: Race) -> tuple[Verdict, str]:
+    if not _beyond_the_ridge(race):
+        return None, "from this start there is no local minimum to leave"
     sgd, momentum = race.paths[SUITED], race.paths[ROLLING]
     return _escaped(momentum) and not _escaped(sgd), (
         f"at the same learning rate SGD ends at x = {_end(sgd):.3g}, f = {sgd.losses[-1]:.2g}; "
@@ -67,7 +93,9 @@ def _momentum_escapes(race: Race) -> tuple[bool, str]:
     )
 
 
-def _nag_escapes(race: Race) -> tuple[bool, str]:
+def _nag_escapes(race: Race) -> tuple[Verdict, str]:
+    if not _beyond_the_ridge(race):
+        return None, "from this start there is no local minimum to leave"
     nag, momentum = race.paths[LOOKING], race.paths[ROLLING]
     return _escaped(nag), (
         f"NAG ends at x = {_end(nag):.3g}, Momentum at x = {_end(momentum):.3g}: the gradient from ahead brakes it "
@@ -119,22 +147,28 @@ DIP = Scene(
 # --- an ill-conditioned quadratic: momentum against NAG
 
 
-def _less_overshoot(race: Race) -> tuple[bool, str]:
+def _less_overshoot(race: Race) -> tuple[Verdict, str]:
     far = {name: overshoot(race.paths[name]) for name in ("Momentum", "NAG")}
-    return far["NAG"] < 0.9 * far["Momentum"], "farthest beyond the valley floor: " + each(
+    if far["Momentum"] == 0:
+        return None, f"in {race.scene.steps} steps Momentum does not cross the floor of the valley"
+    return less(far["NAG"], far["Momentum"]), "farthest beyond the valley floor: " + each(
         {name: f"{value:.2f}" for name, value in far.items()}
     )
 
 
-def _less_swing(race: Race) -> tuple[bool, str]:
+def _less_swing(race: Race) -> tuple[Verdict, str]:
     half = race.scene.steps // 2
     left = {name: float(np.abs(race.paths[name].points[half:, 1]).max()) for name in ("Momentum", "NAG")}
     ways = {name: f"{length(race.paths[name]):.1f}" for name in ("Momentum", "NAG")}
     swings = each({name: f"{value:.2g}" for name, value in left.items()})
-    return left["NAG"] < left["Momentum"], f"widest swing after {half} steps: {swings}; way travelled: {each(ways)}"
+    if not crossings(race.paths["Momentum"]):
+        return None, f"in {race.scene.steps} steps Momentum does not cross the floor of the valley"
+    return less(
+        left["NAG"], left["Momentum"]
+    ), f"widest swing after {half} steps: {swings}; way travelled: {each(ways)}"
 
 
-def _over_all_rates(race: Race) -> tuple[bool, str]:
+def _over_all_rates(race: Race) -> tuple[Verdict, str]:
     """Whether NAG overshoots less at every learning rate and momentum of a grid, not only at those of the picture."""
     ratios = []
     for lr in (0.02, 0.05, 0.1, 0.2):
@@ -144,11 +178,11 @@ def _over_all_rates(race: Race) -> tuple[bool, str]:
             if plain > 0:
                 ratios.append(nag / plain)
     if not ratios:
-        return False, f"in {race.scene.steps} steps from this start Momentum does not overshoot at all"
+        return None, f"in {race.scene.steps} steps from this start Momentum does not overshoot at all"
     return max(ratios) < 1, f"NAG's overshoot is {min(ratios):.2f} to {max(ratios):.2f} times that of Momentum"
 
 
-def _let_down(race: Race) -> tuple[bool, str]:
+def _let_down(race: Race) -> tuple[Verdict, str]:
     """Measure what a momentum that falls to a half does to the swing, and to the way forward."""
     steps = race.scene.steps
     options = race.paths["Momentum"].runner.options
@@ -159,12 +193,16 @@ def _let_down(race: Race) -> tuple[bool, str]:
     for name, path in (("held", race.paths["Momentum"]), ("let down", falling)):
         swing[name] = f"{np.abs(path.points[-20:, 1]).max():.1g}"
         ahead[name] = f"{path.points[-1, 0]:.2f}"
+    if not crossings(race.paths["Momentum"]):
+        return None, f"in {steps} steps Momentum does not oscillate"
     holds = np.abs(falling.points[-20:, 1]).max() < 0.1 * np.abs(race.paths["Momentum"].points[-20:, 1]).max()
     return bool(holds), f"widest swing in the last 20 steps: {each(swing)}; but x at the end: {each(ahead)}"
 
 
 def _overshoot_headline(race: Race) -> str:
     far = {path.name: overshoot(path) for path in race.paths.values()}
+    if not any(far.values()):
+        return f"In {race.scene.steps} steps nobody crosses the floor of the valley"
     if {"Momentum", "NAG"} <= far.keys():
         return f"Momentum shoots {far['Momentum']:.2f} beyond the floor of the valley, NAG {far['NAG']:.2f}"
     return "Beyond the floor of the valley: " + each({name: f"{value:.2f}" for name, value in far.items()})
@@ -218,68 +256,85 @@ def _batch_gradient(point: Array, batch: tuple[Array, Array]) -> Array:
     return np.array([np.mean(error * x), np.mean(error)])
 
 
-def _mean_squares(w: Any, b: Any) -> npt.NDArray[np.float64]:
-    w, b = np.asarray(w)[..., None], np.asarray(b)[..., None]
-    return np.asarray(np.mean((w * X + b - Y) ** 2, axis=-1) / 2)
+def _line_through(name: str, samples: tuple[Array, Array], window: Window) -> Surface:
+    """Return the loss of a straight line through samples, by its slope and its height at 0."""
+    x, y = samples
+
+    def mean_squares(w: Any, b: Any) -> npt.NDArray[np.float64]:
+        w, b = np.asarray(w)[..., None], np.asarray(b)[..., None]
+        return np.asarray(np.mean((w * x + b - y) ** 2, axis=-1) / 2)
+
+    best = np.linalg.lstsq(np.stack([x, np.ones(len(x))], axis=1), y, rcond=None)[0]
+    return Surface(
+        name,
+        r"f(w, b) = \frac{1}{2N} \sum_i (w x_i + b - y_i)^2",
+        mean_squares,
+        lambda w, b: tuple(_batch_gradient(np.array([w, b]), samples)),
+        window,
+        (tuple(best),),
+        float(mean_squares(*best)),
+        letters="wb",
+    )
 
 
-BEST = np.linalg.lstsq(np.stack([X, np.ones(SAMPLES)], axis=1), Y, rcond=None)[0]
-LINE = Surface(
-    "line",
-    r"f(w, b) = \frac{1}{2N} \sum_i (w x_i + b - y_i)^2",
-    _mean_squares,
-    lambda w, b: tuple(_batch_gradient(np.array([w, b]), (X, Y))),
-    ((-1.5, 3.0), (-2.5, 2.0)),
-    (tuple(BEST),),
-    float(_mean_squares(*BEST)),
-    letters="wb",
-)
+LINE = _line_through("line", (X, Y), ((-1.5, 3.0), (-2.5, 2.0)))
 
 
 def _heights(path: Path) -> Array:
     return path.losses - LINE.floor
 
 
-def _steady(race: Race) -> tuple[bool, str]:
-    share = {name: rises(race.paths[name]) for name in (FULL, MINI, ONE)}
-    way = {name: f"{length(race.paths[name]):.1f}" for name in (FULL, MINI, ONE)}
-    higher = each({name: f"{value:.0%}" for name, value in share.items()})
-    return share[FULL] == 0 and share[FULL] < share[MINI] <= share[ONE], (
-        f"steps after which the loss was higher: {higher}; way travelled: {each(way)}"
+def _steady(race: Race) -> tuple[Verdict, str]:
+    share = {name: over_seeds(race, name, rises) for name in (FULL, MINI, ONE)}
+    way = {name: over_seeds(race, name, length) for name in (FULL, MINI, ONE)}
+    higher = each({name: spread([100 * value for value in values], ".0f") + " %" for name, values in share.items()})
+    return all_of(in_order(share[FULL], share[MINI]), in_order(*way.values())), (
+        f"steps after which the loss was higher: {higher}; way travelled: "
+        + each({name: spread(values, ".1f") for name, values in way.items()})
     )
 
 
-def _unsettled(race: Race) -> tuple[bool, str]:
-    last = {name: float(_heights(race.paths[name])[-30:].mean()) for name in (FULL, MINI, ONE)}
-    return last[FULL] < last[MINI] < last[ONE], "mean height above the minimum in the last 30 steps: " + each(
-        {name: f"{max(value, 0):.1g}" for name, value in last.items()}
+def _last_height(path: Path) -> float:
+    """Return the mean height above the minimum in the last 30 steps."""
+    return max(float(_heights(path)[-30:].mean()), 0.0)
+
+
+def _unsettled(race: Race) -> tuple[Verdict, str]:
+    last = {name: over_seeds(race, name, _last_height) for name in (FULL, MINI, ONE)}
+    return in_order(*last.values()), "mean height above the minimum in the last 30 steps: " + each(
+        {name: spread(values, ".1g") for name, values in last.items()}
     )
 
 
-def _cheaper(race: Race) -> tuple[bool, str]:
-    seen = {}
-    for name in (ONE, MINI, FULL):
-        path = race.paths[name]
-        k = path.first(_heights(path) < 0.1)
-        seen[name] = float("inf") if k is None else path.samples[k]
-    return seen[ONE] < seen[MINI] < seen[FULL], "samples looked at until 0.1 above the minimum: " + each(
-        {name: f"{value:,.0f}" for name, value in seen.items()}
+def _looked_at(path: Path) -> float:
+    """Return how many samples were looked at until the path was 0.1 above the minimum."""
+    k = path.first(_heights(path) < 0.1)
+    return math.inf if k is None else float(path.samples[k])
+
+
+def _cheaper(race: Race) -> tuple[Verdict, str]:
+    seen = {name: over_seeds(race, name, _looked_at) for name in (ONE, MINI, FULL)}
+    return in_order(*seen.values()), "samples looked at until 0.1 above the minimum: " + each(
+        {name: spread(values, ",.0f") for name, values in seen.items()}
     )
 
 
-def _noise_cancels(race: Race) -> tuple[bool, str]:
+def _noise_cancels(race: Race) -> tuple[Verdict, str]:
     one, rolled = race.paths[ONE], race.paths[ROLLED]
     rates = {"without": one.runner.options["lr"]}
     rates["with momentum"] = rolled.runner.options["lr"] / (1 - rolled.runner.options["momentum"])
-    return length(rolled) < length(one) and turns(rolled) < turns(one), (
+    way, turn = ({name: over_seeds(race, name, what) for name in (ONE, ROLLED)} for what in (length, turns))
+    holds = all_of(in_order(way[ROLLED], way[ONE]), in_order(turn[ROLLED], turn[ONE]))
+    return holds, (
         f"learning rate in all, lr / (1 - momentum): {each({k: f'{v:.3g}' for k, v in rates.items()})}; "
-        f"way travelled {length(one):.3g} without, {length(rolled):.3g} with momentum; "
-        f"turn from step to step {turns(one):.0f} and {turns(rolled):.0f} degrees"
+        f"way travelled {spread(way[ONE], '.3g')} without, {spread(way[ROLLED], '.3g')} with momentum; "
+        f"turn from step to step {spread(turn[ONE], '.0f')} and {spread(turn[ROLLED], '.0f')} degrees"
     )
 
 
 def _noise_headline(race: Race) -> str:
-    ways = [length(race.paths[name]) for name in (FULL, MINI, ONE) if name in race.paths]
+    down = [race.paths[name] for name in (FULL, MINI, ONE) if name in race.paths and came_down(race, race.paths[name])]
+    ways = [length(path) for path in down]
     if len(ways) == 3 and ways == sorted(set(ways)):
         up = rises(race.paths[ONE])
         return f"The fewer samples in a step, the more its path wanders: {up:.0%} of the stochastic steps go up"
@@ -303,18 +358,115 @@ BATCHES = Scene(
     ),
     findings=judge(
         Claim("The full batch converges steadily, the fewer samples the less so", "notes 000; 002",
-              (FULL, MINI, ONE), _steady),
+              (FULL, MINI, ONE), _steady, down=True),
         Claim("Stochastic descent does not come to rest: it goes on oscillating around the minimum", "notes 000; 004",
               (FULL, MINI, ONE), _unsettled),
         Claim("Stochastic descent learns faster for the samples that it looks at", "notes 000; 002; 004",
               (FULL, MINI, ONE), _cheaper),
-        Claim("Momentum averages the noise out", "notes 001, 8-1", (ONE, ROLLED), _noise_cancels),
+        Claim("Momentum averages the noise out", "notes 001, 8-1", (ONE, ROLLED), _noise_cancels, down=True),
     ),
     headline=_noise_headline,
     panels=True,
     animated=True,
     samples=(X, Y),
     batch_gradient=_batch_gradient,
+    others={"NAG": {"lr": 0.01}},
+)  # fmt: skip
+
+
+# --- samples in the order in which they came: correlated mini-batches
+
+ORDERED, ONCE, ANEW, DRAWN = "In order", "Shuffled once", "Shuffled each epoch", "With replacement"
+PER_BATCH = 8
+
+
+def _kinds() -> tuple[Array, Array]:
+    """Return samples as they come out of a file that is sorted: the left half falls, the right half rises."""
+    rng = np.random.default_rng(11)
+    x = np.sort(rng.uniform(-2, 2, SAMPLES))
+    return x, np.where(x < 0, -1.0, 1.5) * x + rng.normal(0, 0.3, SAMPLES)
+
+
+KINDS = _kinds()
+BENT = _line_through("bent", KINDS, ((-2.5, 2.5), (-2.0, 3.0)))
+
+
+def _late_height(path: Path) -> float:
+    """Return the mean height above the minimum over the second half of the steps."""
+    return float((path.losses - BENT.floor)[len(path.losses) // 2 :].mean())
+
+
+def _correlated(race: Race) -> tuple[Verdict, str]:
+    late = {name: over_seeds(race, name, _late_height) for name in (ORDERED, ANEW)}
+    way = {name: spread(over_seeds(race, name, length), ".3g") for name in (ORDERED, ANEW)}
+    heights = each({name: spread(values) for name, values in late.items()})
+    return in_order(late[ANEW], late[ORDERED]), (
+        f"mean height above the minimum in the second half: {heights}; way travelled: {each(way)}"
+    )
+
+
+def _once_is_enough(race: Race) -> tuple[Verdict, str]:
+    late = {name: over_seeds(race, name, _late_height) for name in (ORDERED, ONCE)}
+    return in_order(late[ONCE], late[ORDERED]), "mean height above the minimum in the second half: " + each(
+        {name: spread(values) for name, values in late.items()}
+    )
+
+
+def _anew_is_better(race: Race) -> tuple[Verdict, str]:
+    late = {name: over_seeds(race, name, _late_height) for name in (ANEW, ONCE)}
+    return in_order(late[ANEW], late[ONCE]), "mean height above the minimum in the second half: " + each(
+        {name: spread(values) for name, values in late.items()}
+    )
+
+
+def _drawn_is_worse(race: Race) -> tuple[Verdict, str]:
+    late = {name: over_seeds(race, name, _late_height) for name in (ANEW, DRAWN)}
+    left_out = (1 - 1 / SAMPLES) ** SAMPLES
+    return in_order(late[ANEW], late[DRAWN]), (
+        f"an epoch with replacement leaves out {left_out:.0%} of the samples on average; mean height above the minimum "
+        f"in the second half: {each({name: spread(values) for name, values in late.items()})}"
+    )
+
+
+def _order_headline(race: Race) -> str:
+    late = {path.name: _late_height(path) for path in race.paths.values() if came_down(race, path)}
+    if {ORDERED, ANEW} <= late.keys() and less(late[ANEW], late[ORDERED]):
+        times = late[ORDERED] / late[ANEW]
+        return f"Batches of neighbours stay {times:.2g} times as high above the minimum as shuffled ones"
+    return "Mean height above the minimum in the second half: " + each({k: f"{v:.2g}" for k, v in late.items()})
+
+
+ORDER = Scene(
+    name="order",
+    title="The order of the samples: neighbours in a batch, or shuffled",
+    story=f"A straight line through {SAMPLES} samples, in mini-batches of {PER_BATCH}. The samples are sorted: those "
+    "on the left fall, those on the right rise. In that order a batch holds samples of one kind, and pulls the line "
+    "towards them; the next batches pull it back.",
+    surface=BENT,
+    start=(-1.5, -1.0),
+    steps=240,
+    runners=(
+        Runner("SGD", {"lr": 0.2}, ORDERED, PER_BATCH, shuffle=False),
+        Runner("SGD", {"lr": 0.2}, DRAWN, PER_BATCH, replacement=True),
+        Runner("SGD", {"lr": 0.2}, ANEW, PER_BATCH),
+        Runner("SGD", {"lr": 0.2}, ONCE, PER_BATCH, shuffle="once"),
+    ),
+    findings=judge(
+        Claim("Where the samples of a mini-batch are correlated, the parameters oscillate and hardly converge",
+              "notes 002, stochastic gradient descent", (ORDERED, ANEW), _correlated),
+        Claim("To shuffle the data once, before the training, makes it converge better",
+              "notes 002, mini-batches", (ORDERED, ONCE), _once_is_enough),
+        Claim("A new order for each epoch is better than one for all of them", "what lies behind it",
+              (ONCE, ANEW), _anew_is_better),
+        Claim("Sampling that repeats and leaves out samples is worse than to take each of them equally often",
+              "notes 002, stochastic gradient descent", (ANEW, DRAWN), _drawn_is_worse),
+    ),
+    headline=_order_headline,
+    panels=True,
+    animated=True,
+    samples=KINDS,
+    batch_gradient=_batch_gradient,
+    others={"NAG": {"lr": 0.02}, "Momentum": {"lr": 0.02}, "SGD": {"lr": 0.2}, "Lion": {"lr": 0.02}},
 )  # fmt: skip
 
 
@@ -334,28 +486,37 @@ def _change(path: Path) -> float:
     return _middle(path.rates[-2 * width :]) / before if before else math.nan
 
 
-def _decays(race: Race) -> tuple[bool, str]:
+def _fades(change: float) -> Verdict:
+    """Return whether a rate fades, to less than 0.7; not if it stays above 0.8; else, and of NaN, it cannot be told."""
+    return True if change < 0.7 else False if change > 0.8 else None
+
+
+def _decays(race: Race) -> tuple[Verdict, str]:
     path = race.paths["Adagrad"]
     first, last = _middle(path.rates[:1]), _middle(path.rates[-20:])
-    return _change(path) < 0.7, (
+    return _fades(_change(path)), (
         f"{first:.2g} at the first step, {last:.2g} after {len(path.rates):,}; times {_change(path):.2f} over the last "
         "three quarters, where 1/sqrt(t) would be times 0.5"
     )
 
 
 def _stays(name: str) -> Any:
-    def measure(race: Race) -> tuple[bool, str]:
+    def measure(race: Race) -> tuple[Verdict, str]:
         change = _change(race.paths[name])
-        return change > 0.8, f"times {change:.2f} over the last three quarters of {len(race.paths[name].rates):,} steps"
+        fades = _fades(change)
+        return (
+            None if fades is None else not fades,
+            f"times {change:.2f} over the last three quarters of {len(race.paths[name].rates):,} steps",
+        )
 
     return measure
 
 
-def _decay_needs_gradients(race: Race) -> tuple[bool, str]:
+def _decay_needs_gradients(race: Race) -> tuple[Verdict, str]:
     """Without noise the gradients fade, and the sum of their squares stops growing."""
     steps = 100  # later the gradients are nothing but rounding
     still = run(replace(race.scene, steps=steps), Runner("Adagrad", race.paths["Adagrad"].runner.options))
-    return _change(still) < 0.7, (
+    return _fades(_change(still)), (
         f"with the full batch, whose gradients fade: times {_change(still):.2f} "
         f"over the last three quarters of {steps} steps"
     )
@@ -395,11 +556,16 @@ RATES = Scene(
         Claim("AdaDelta's effective learning rate does not go to zero", "notes 001, 8-4; 003; 004",
               ("Adadelta",), _stays("Adadelta")),
         Claim("AdaGrad's effective learning rate goes to zero whatever the gradients do", "notes 001, 8-3",
-              ("Adagrad",), _decay_needs_gradients),
+              ("Adagrad",), _decay_needs_gradients, own_runs=True),
     ),
     headline=_rates_headline,
     samples=(X, Y),
     batch_gradient=_batch_gradient,
+    others={
+        **dict.fromkeys(("Momentum", "NAG"), {"lr": 0.002}),
+        **dict.fromkeys(("AdamW", "Adamax", "NAdam", "RAdam"), {"lr": 0.01}),
+        "Lion": {"lr": 0.001},
+    },
 )  # fmt: skip
 
 
@@ -413,7 +579,7 @@ def _first_step(path: Path) -> float:
     return float(np.abs(path.points[1] - path.points[0]).max())
 
 
-def _correction(race: Race) -> tuple[bool, str]:
+def _correction(race: Race) -> tuple[Verdict, str]:
     with_it, without = race.paths[CORRECTED], race.paths[UNCORRECTED]
     rate = with_it.runner.options["lr"]
     return abs(_first_step(with_it) / rate - 1) < 0.01 and _first_step(without) > 2 * rate, (
@@ -423,7 +589,7 @@ def _correction(race: Race) -> tuple[bool, str]:
     )
 
 
-def _eps_decides(race: Race) -> tuple[bool, str]:
+def _eps_decides(race: Race) -> tuple[Verdict, str]:
     first = {name: _first_step(race.paths[name]) for name in (TINY_EPS, LARGE_EPS)}
     return first[LARGE_EPS] > 10 * first[TINY_EPS], "first step: " + each({k: f"{v:.2g}" for k, v in first.items()})
 
@@ -456,5 +622,5 @@ FIRST = Scene(
     panels=True,
 )  # fmt: skip
 
-LESSONS = (DIP, OVERSHOOT, BATCHES, RATES, FIRST)
+LESSONS = (DIP, OVERSHOOT, BATCHES, ORDER, RATES, FIRST)
 """The scenes of this file, in the order shown."""

@@ -41,10 +41,12 @@ ul.findings { list-style: none; padding: 0; }
 ul.findings li { margin: .6rem 0; padding: .1rem 0 .1rem .8rem; border-left: .3rem solid; }
 ul.findings li.yes { border-color: #1b6e3c; }
 ul.findings li.no { border-left-style: double; border-color: #a33a00; }
+ul.findings li.open { border-left-style: dotted; border-color: #555; }
 ul.summary li { margin: .25rem 0; }
 .verdict { font-weight: 600; }
 .yes .verdict { color: #1b6e3c; }
 .no .verdict { color: #a33a00; }
+.open .verdict { color: #555; }
 .measured, .source, figcaption, .files { font-size: .9rem; color: #444; }
 .measured { display: block; overflow-wrap: anywhere; }
 figure { margin: 1.5rem 0; break-inside: avoid; }
@@ -126,12 +128,12 @@ def _contents(named: Named) -> str:
 
 
 def _summary(named: Named) -> str:
-    """Return the findings of all sections in two lists: those that hold, those that do not."""
+    """Return the findings of all sections in up to three lists: those that hold, do not, and cannot be told."""
     found = [(anchor, section, finding) for anchor, section in named for finding in section.findings]
     if not found:
         return ""
     lists = []
-    for holds, head in ((True, "hold"), (False, "do not hold here")):
+    for holds, head in ((True, "hold"), (False, "do not hold here"), (None, "cannot be told")):
         items = [
             f'<li class="{_class(finding)}">{_mark(finding)} {_text(finding.claim)} '
             f'<span class="source">(<a href="#{anchor}">{_text(section.title)}</a>)</span></li>'
@@ -144,16 +146,16 @@ def _summary(named: Named) -> str:
 
 
 def _class(finding: Finding) -> str:
-    return "yes" if finding.holds else "no"
+    return {True: "yes", False: "no", None: "open"}[finding.holds]
 
 
 def _mark(finding: Finding, words: str = "") -> str:
-    mark = "\u2713" if finding.holds else "\u2717"
+    mark = {True: "\u2713", False: "\u2717", None: "?"}[finding.holds]
     return f'<span class="verdict">{mark}{words}</span>'
 
 
 def _verdict(finding: Finding) -> str:
-    return _mark(finding, " holds:" if finding.holds else " does not hold here:")
+    return _mark(finding, {True: " holds:", False: " does not hold here:", None: " cannot tell:"}[finding.holds])
 
 
 def _section(anchor: str, section: Section, folder: Path) -> str:

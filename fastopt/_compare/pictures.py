@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .animation import animate, frames
-from .findings import length, listed
+from .findings import came_down, for_good, length, listed
 from .portraits import portrait
 from .race import Path, Race
 from .report import Picture
@@ -118,12 +118,18 @@ def _ratio(race: Race) -> float | None:
 
 
 def _lengths(race: Race) -> str:
+    """Return who goes the longest and who the shortest way, among those who get somewhere."""
     with np.errstate(over="ignore"):  # far outside the window
-        ways = {path.name: length(path) for path in race.paths.values() if path.finite}
+        ways = {path.name: length(path) for path in race.paths.values() if came_down(race, path)}
     if len(ways) < 2:
         return race.headline
     far, near = max(ways, key=ways.__getitem__), min(ways, key=ways.__getitem__)
-    return f"{far} goes the longest way, {ways[far]:.3g}; {near} the shortest, {ways[near]:.3g}"
+    told = f"{far} goes the longest way, {ways[far]:.3g}; {near} the shortest, {ways[near]:.3g}"
+    missing = [name for name in race.paths if name not in ways]
+    if missing:
+        who = listed(missing) if len(missing) <= 2 else f"{len(missing)} others"
+        told += f"; not yet down: {who}"
+    return told
 
 
 def _names(race: Race) -> str:
@@ -220,16 +226,17 @@ def _last(path: Path) -> float:
 
 
 def _first_down(race: Race) -> str:
-    """Return who gets nearly down first, and who last."""
+    """Return who gets nearly down first, and who last; whoever swings or is thrown up again is not down."""
     limit = NEAR * _start(race)
-    steps = {path.name: path.first(path.losses - race.scene.surface.floor <= limit) for path in race.paths.values()}
+    steps = {path.name: for_good(path, path.losses - race.scene.surface.floor <= limit) for path in race.paths.values()}
     there = sorted((step, name) for name, step in steps.items() if step is not None)
     if not there:
-        return f"In {race.scene.steps} steps none gets down to a hundredth of the starting height"
+        return f"In {race.scene.steps} steps none stays below a hundredth of the starting height"
     first, last = there[0][0], there[-1][0]
     winners, losers = (listed([name for step, name in there if step == at]) for at in (first, last))
     said = [
-        f"First at a hundredth of the starting height: {winners}, after {first} {'step' if first == 1 else 'steps'}"
+        f"First to stay below a hundredth of the starting height: {winners}, after {first} "
+        f"{'step' if first == 1 else 'steps'}"
     ]
     if last > first:
         said.append(f"last: {losers}, after {last}")
@@ -245,6 +252,8 @@ def _lowest(race: Race) -> str:
     if not ends:
         return "None stays within the finite numbers"
     low, high = min(ends, key=ends.__getitem__), max(ends, key=ends.__getitem__)
+    if not any(came_down(race, race.paths[name]) for name in ends):
+        return f"In {race.scene.steps} steps none gets clearly below the start"
     if low == high:
         return f"{low} ends at a loss of {ends[low]:.3g}"
     return f"Lowest after {race.scene.steps} steps: {low}, at {ends[low]:.3g}; highest: {high}, at {ends[high]:.3g}"

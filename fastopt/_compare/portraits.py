@@ -10,6 +10,7 @@ import numpy as np
 
 from .findings import changes_of_sign
 from .race import Path, Runner, Scene, run
+from .rates import suited
 from .style import entitle, house, look, new_figure, save
 from .surfaces import SURFACES
 from .terrain import WIDTH, draw_ground, draw_path, fit, shape
@@ -19,19 +20,6 @@ __all__ = ["portrait"]
 STEPS = 60
 WINDOW = ((-8.5, 3.5), (-3.0, 3.0))
 NEAR = 0.01  # the share of the starting height that counts as arrived
-
-# Rates that show the character of each; the first ones are those of the textbook picture in the lecture notes.
-OPTIONS: dict[str, dict[str, Any]] = {
-    "SGD": {"lr": 0.95},
-    "Momentum": {"lr": 0.1},
-    "NAG": {"lr": 0.1},
-    "Adagrad": {"lr": 1.5},
-    "Adadelta": {"eps": 0.01},
-    "Adamax": {"lr": 0.5},
-    "RAdam": {"lr": 1.0},
-    "Lion": {"lr": 0.13},
-}
-RATE = {"lr": 0.3}  # of all others
 
 _VALLEY = Scene(
     name="portrait",
@@ -88,7 +76,7 @@ def portrait(name: str, path: File) -> File:
 
 @cache
 def _way(name: str) -> Path:
-    return run(_VALLEY, Runner(name, OPTIONS.get(name, RATE)))
+    return run(_VALLEY, Runner(name, suited(name)))
 
 
 def _heights(path: Path) -> Any:

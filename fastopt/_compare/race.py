@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,9 @@ class Runner:
     """What tells it apart where one optimizer runs several times; else the optimizer's name."""
     batch_size: int | None = None
     """For scenes with samples: None takes all of them at every step."""
+    shuffle: Any = "epoch"
+    """How mini-batches are put together, as `minimize` takes it."""
+    replacement: bool = False
 
     @property
     def name(self) -> str:
@@ -77,7 +80,8 @@ class Finding:
     claim: str
     source: str
     """Where the notes say so."""
-    holds: bool
+    holds: bool | None
+    """None: cannot tell. The lead is within noise, or nothing happened from which to tell."""
     measured: str
     """What was measured, with the figures: the evidence for or against."""
 
@@ -102,6 +106,8 @@ class Scene:
     samples: tuple[Array, Array] | None = None
     """The surface is then the loss over all of them, and `batch_gradient` that over some."""
     batch_gradient: Callable[[Array, tuple[Array, Array]], Array] | None = None
+    others: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Options that suit optimizers which are none of the runners, where those of the portraits do not."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +117,12 @@ class Race:
     scene: Scene
     paths: dict[str, Path]
     """By the runner's name."""
+    seed: int = 0
 
     @property
     def moved(self) -> Race:
         """The race without those whose first step already left the finite numbers."""
-        return Race(self.scene, {name: path for name, path in self.paths.items() if len(path.points) > 1})
+        return replace(self, paths={name: path for name, path in self.paths.items() if len(path.points) > 1})
 
     @property
     def headline(self) -> str:
@@ -140,7 +147,7 @@ def run_scene(scene: Scene, seed: int = 0, done: Callable[[int], Any] | None = N
         paths[runner.name] = run(scene, runner, seed)
         if done is not None:
             done(scene.steps)
-    return Race(scene, paths)
+    return Race(scene, paths, seed)
 
 
 def run(scene: Scene, runner: Runner, seed: int = 0) -> Path:
@@ -170,6 +177,8 @@ def run(scene: Scene, runner: Runner, seed: int = 0) -> Path:
             optimizer,
             data=scene.samples,
             batch_size=runner.batch_size,
+            shuffle=runner.shuffle,
+            replacement=runner.replacement,
             max_steps=scene.steps,
             callback=note,
             rng=seed,

@@ -73,7 +73,10 @@ def table(race: Race) -> Table:
     rows = []
     for path in race.paths.values():
         way = f"{length(path):.3g}" if path.finite else "diverged"
-        row = [path.name, path.runner.settings, str(len(path.points) - 1), place(path), f"{path.losses[-1]:.3g}", way]
+        settings = path.runner.settings
+        if path.runner.batch_size is not None:
+            settings += f"{', ' * bool(settings)}batch {path.runner.batch_size}"
+        row = [path.name, settings, str(len(path.points) - 1), place(path), f"{path.losses[-1]:.3g}", way]
         if surface.minima:
             row.insert(5, said(settled(path, surface.minima)))
         rows.append(tuple(row))
@@ -146,24 +149,35 @@ def of_data(
 ) -> Part:
     """Return the part that lets optimizers learn a data set.
 
-    With `tune` each gets the best learning rate of a few, found with a seed that is not raced with. `settings` are the
-    others of `learning.race`.
+    They race twice: with the rates that they come with, and each with the best one of a few, found with a seed that is
+    not raced with. Both decide on the findings, which are therefore the same with `tune` and without; curves, table and
+    pictures are those of the second race with `tune`, else of the first. Where nothing is claimed of those who run,
+    only the race that is shown takes place. `settings` are the others of `learning.race`.
     """
     from . import curves
 
     spare = max(seeds) + 1
-    steps = learning.total_steps(dataset, runners, seeds=seeds, **settings)
-    if tune:
+    twice = curves.anything_claimed(runner.name for runner in runners)
+    steps = (2 if twice else 1) * learning.total_steps(dataset, runners, seeds=seeds, **settings)
+    if tune or twice:
         steps += len(learning.FACTORS) * learning.total_steps(dataset, runners, seeds=(spare,), **settings)
 
     def perform(tick: Tick) -> tuple[Section, dict[str, Any]]:
         def on_step(name: str, made: int) -> None:
             tick(LEARNING_STEP * made)
 
-        entrants = learning.tuned(dataset, runners, seed=spare, on_step=on_step, **settings) if tune else runners
-        raced = learning.race(dataset, entrants, seeds=seeds, to_loss=to_loss, on_step=on_step, **settings)
-        section = curves.section(raced, folder, formats)
+        def race(entrants: Sequence[Runner]) -> learning.Curves:
+            return learning.race(dataset, entrants, seeds=seeds, to_loss=to_loss, on_step=on_step, **settings)
+
+        plain = race(runners) if twice or not tune else None
+        tuned = None
+        if twice or tune:
+            tuned = race(learning.tuned(dataset, runners, seed=spare, on_step=on_step, **settings))
+        shown = tuned if tune else plain
+        assert shown is not None
+        found = curves.findings(plain, tuned) if plain is not None else []
+        section = curves.section(shown, folder, formats, found)
         tick(DRAWING)
-        return section, {**raced.as_json(), "findings": [asdict(finding) for finding in section.findings]}
+        return section, {**shown.as_json(), "findings": [asdict(finding) for finding in section.findings]}
 
     return Part(dataset.name, LEARNING_STEP * steps + DRAWING, perform, f"{dataset.name}: {dataset.description}")

@@ -194,9 +194,12 @@ def lay_out(figure: Any) -> None:
 
 
 def entitle(figure: Any, title: str) -> None:
-    """Write a sentence above a figure, in as many lines as it needs."""
-    per_line = int(figure.get_figwidth() * 11.5)
-    figure.suptitle(textwrap.fill(title, per_line), x=0.01, ha="left", fontsize=11, parse_math=False)
+    """Write a sentence above a figure, in as many lines as it needs, about equally long."""
+    width = int(figure.get_figwidth() * 11.5)
+    lines = len(textwrap.wrap(title, width))
+    while width > 1 and len(textwrap.wrap(title, width - 1)) == lines > 1:
+        width -= 1
+    figure.suptitle(textwrap.fill(title, width), x=0.01, ha="left", fontsize=11, parse_math=False)
 
 
 def legend(owner: Any, handles: Sequence[Any], labels: Sequence[str], **keywords: Any) -> None:

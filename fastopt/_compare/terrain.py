@@ -53,7 +53,7 @@ def backdrop(race: Race) -> tuple[Any, dict[str, Any], dict[str, Look]]:
     figure = new_figure(WIDTH, 0.8 + 5.3 * height if beside else 1.4 + 6.7 * height)
     axes = figure.subplots()
     draw_ground(axes, scene, window)
-    axes.set_title(f"${scene.surface.formula}$", fontsize=8, color="#555555", pad=8)
+    axes.set_title(f"${scene.surface.formula}$", fontsize=8, color="#555555", pad=11)
     leaving = any(len(within(on_paper(path, scene.surface), window)[1]) for path in race.paths.values())
     handles, labels = _signs(found, scene.surface, leaving)
     if beside:
@@ -163,6 +163,7 @@ def draw_ground(axes: Any, scene: Scene, window: Window, grid: int = GRID) -> No
         x = np.linspace(*window[0], 301)
         axes.plot(x, values_at(surface, x), color="#AAAAAA", linewidth=1.4, zorder=1)
         axes.set_ylabel(f"f({names[0]})")
+        axes.margins(y=0.14)  # the cross of the minimum stands on the lowest point
     else:
         axes.set_ylim(*window[1])
         axes.set_ylabel(names[1])

@@ -14,7 +14,8 @@ cpdef bint is_array(value) except -1:
     """Whether a value is one array, rather than a collection of arrays."""
     if isinstance(value, np.ndarray) or hasattr(value, "__dlpack__"):
         return True
-    if isinstance(value, (str, Mapping)):
+    # Cython does not see that a class in a tuple raises: one call for each that is not a builtin.
+    if isinstance(value, str) or isinstance(value, Mapping):
         return False
     if hasattr(type(value), "__array__") or hasattr(type(value), "shape"):
         return True
@@ -31,7 +32,8 @@ cpdef list listed(value, most=None):
     """The members of a collection that has an order, `most` at most; None for anything else, an array for one."""
     if isinstance(value, (list, tuple)):
         return list(value)
-    if is_array(value) or isinstance(value, (str, Mapping, set, frozenset)) or not isinstance(value, Iterable):
+    if is_array(value) or isinstance(value, (str, set, frozenset)) or isinstance(value, Mapping) or not isinstance(
+            value, Iterable):
         return None
     return list(islice(value, most))
 

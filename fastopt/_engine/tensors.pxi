@@ -433,7 +433,7 @@ cdef class TensorPlan(Plan):
         """Take the steps so far from their tensor; False if they are more than it can count on from."""
         cdef double x = number_at(count)
         if not (0 <= x < LAST_COUNT) or x != <double><int64_t>x:
-            raise StateDictError(f"state 'step' of {self.label(i)} is {x!r}; a whole number from 0 on is needed")
+            raise TensorStateError(f"state 'step' of {self.label(i)} is {x!r}; a whole number from 0 on is needed")
         q.t = <int64_t>x
         return count.type == cnp.NPY_DOUBLE or q.t < LAST_FLOAT_COUNT
 
@@ -454,10 +454,11 @@ cdef class TensorPlan(Plan):
         for i in range(job.n_work):
             w = &job.work[i]
             tie = &self.ties[w.q - self.params]
+            # A process with the same state in shared memory may have written since this step began: its count counts.
+            advance(&tie.other[COUNT], <double>w.q.t, <double>(w.q.t + 1), True)
+            advance(&tie.other[CARRY], w.q.carry, job.slots[w.slot].carry, False)
             w.q.t += 1
             w.q.carry = job.slots[w.slot].carry
-            set_number(&tie.other[COUNT], <double>w.q.t)
-            set_number(&tie.other[CARRY], w.q.carry)
         stepped = (self.owners if job.n_work == self.n_ties
                    else [self.owners[job.work[i].q - self.params] for i in range(job.n_work)])
         if self.special:
@@ -470,13 +471,18 @@ cdef double number_at(const Tied *tied) noexcept:
     return (<double *>tied.data)[0] if tied.type == cnp.NPY_DOUBLE else (<float *>tied.data)[0]
 
 
-cdef void set_number(const Tied *tied, double value) noexcept:
+cdef void advance(const Tied *tied, double before, double after, bint adds) noexcept:
+    """Take a number from `before` to `after`; one that is no longer `before`, by as much, added or as a factor."""
+    cdef double now
     if tied.tensor == NULL:
         return
+    now = number_at(tied)
+    if now != before:
+        after = now + (after - before) if adds else now * (after / before)
     if tied.type == cnp.NPY_DOUBLE:
-        (<double *>tied.data)[0] = value
+        (<double *>tied.data)[0] = after
     else:
-        (<float *>tied.data)[0] = <float>value
+        (<float *>tied.data)[0] = <float>after
 
 
 cdef bint same_items(list now, list then):

@@ -1,7 +1,7 @@
 """``fastopt compare``: optimizers side by side, on surfaces that can be drawn and on real data.
 
 Every step is one of the compiled kernels. What the lecture notes claim of the optimizers is measured on the paths,
-and said to hold or not.
+and said to hold or not, or that it cannot be told.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def add_parser(commands: Any) -> None:
         "--optimizer",
         action="append",
         metavar="NAME[,NAME...]",
-        help="only these, in this order; upper or lower case; may be repeated (those of the scene)",
+        help="only these, in this order; upper or lower case; may be repeated; one that a scene does not list gets a "
+        "learning rate that suits it (those of the scene)",
     )
     parser.add_argument("--lr", type=above_zero, metavar="X", help="learning rate of all of them (one that suits each)")
     parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="for shuffles and splits (%(default)s)")
@@ -111,7 +112,8 @@ def add_parser(commands: Any) -> None:
         "--tune",
         action="store_true",
         default=None,
-        help="first find the best learning rate of five for each, by the test loss with one seed more",
+        help="draw the race in which each has the best learning rate of five, by the test loss with one seed more; "
+        "findings rest on both races either way",
     )
     parser.set_defaults(run=run, command="compare")
 
@@ -302,7 +304,7 @@ def _as_text(section: Section) -> str:
     indent = " " * 15
     lines = [section.title, "", as_text(section.table), ""]
     for finding in section.findings:
-        verdict = "holds:" if finding.holds else "does not hold:"
+        verdict = {True: "holds:", False: "does not hold:", None: "cannot tell:"}[finding.holds]
         said = f"{verdict:<15}{finding.claim} ({finding.source})", indent + finding.measured
         lines += [_filled(text, indent) for text in said]
     return "\n".join([*lines, ""] if section.findings else lines)
@@ -321,8 +323,9 @@ def _summary(sections: Sequence[Section]) -> str:
     pictures = sum(len(section.pictures) for section in sections)
     text = f"{pictures} pictures."
     if findings:
-        held = sum(finding.holds for finding in findings)
-        text += f" Of {len(findings)} findings {held} hold, {len(findings) - held} do not."
+        held, refuted, unclear = (sum(f.holds is verdict for f in findings) for verdict in (True, False, None))
+        text += f" Of {len(findings)} findings {held} hold, {refuted} do not"
+        text += f", {unclear} cannot be told." if unclear else "."
     return text
 
 

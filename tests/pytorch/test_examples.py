@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import readme_blocks, runs_when_pasted
 
 # A module inside: "torch" alone could be the folder that this file is in.
 pytest.importorskip("torch.nn", reason="the examples train with torch")
@@ -51,6 +52,12 @@ def losses(path: Path) -> dict[str, list[float]]:
     with open(path, newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
     return dict(zip(header, ([float(x) for x in column] for column in zip(*rows, strict=True)), strict=True))
+
+
+@pytest.mark.parametrize("block", readme_blocks(torch=True))
+def test_each_block_of_readme_runs_when_pasted(block, tmp_path):
+    printed = runs_when_pasted(readme_blocks(torch=True)[block], tmp_path)
+    assert float(re.search(r"loss ([0-9.]+)", printed)[1]) < 0.05
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import threading
+import time
 import warnings
 import weakref
 from collections import OrderedDict
@@ -16,6 +18,7 @@ torch = pytest.importorskip("torch")
 
 import fastopt.torch as ft  # noqa: E402
 from fastopt import _fallback, errors  # noqa: E402
+from fastopt._tensors import Host  # noqa: E402
 from fastopt.engine import TensorPlan  # noqa: E402
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -612,3 +615,154 @@ def test_ordinary_optimizers_are_not_looked_through(monkeypatch):
         p.grad = torch.ones(3)
         opt.step()
     assert isinstance(opt._plan, TensorPlan)
+
+
+# --- Memory that other processes have
+
+
+@pytest.mark.parametrize("kind", [torch.nn.Parameter, type("Own", (torch.nn.Parameter,), {})])
+def test_parameters_in_shared_memory_are_stepped_compiled_if_they_have_no_gaps(kind):
+    whole, part = random(6).share_memory_(), random(4, 6).share_memory_()
+    p, q = kind(whole), kind(part[:, :3])
+    assert q.is_shared()
+    opt = ft.SGD([p, q], lr=0.1)
+    p.grad, q.grad = torch.ones(6), torch.ones(4, 3)
+    wanted = [(x - 0.1 * x.grad).detach() for x in (p, q)]
+    with pytest.warns(UserWarning, match="parameter 1 has gaps between its elements and is in shared memory"):
+        opt.step()
+    assert_alike([p, q], wanted)
+    assert [one.place for one in opt._mixed.left] == [1]
+
+
+@pytest.mark.parametrize("name", ["Adam", "NAdam"])
+def test_a_count_that_another_process_advances_meanwhile_is_advanced_not_replaced(name):
+    """A thread stands in for the process. It writes when the step has written its first element, and not the last."""
+    p = torch.zeros(8_000_000).requires_grad_()
+    opt = getattr(ft, name)([p], lr=0.1, n_threads=1)
+    p.grad = torch.ones(len(p))
+    opt.step()
+    numbers = {key: opt.state[p][key].numpy() for key in ("step", "mu_product") if key in opt.state[p]}
+    seen, ends = p.detach().numpy(), (0, -1)
+    for _ in range(20):
+        before = [seen[k] for k in ends]
+        taken = {key: float(x) for key, x in numbers.items()}
+        in_time = []
+
+        def other() -> None:
+            deadline = time.monotonic() + 20
+            while seen[0] == before[0] and time.monotonic() < deadline:  # noqa: B023
+                pass
+            for key, number in numbers.items():
+                number[...] = number + 1000 if key == "step" else number / 2
+            in_time.append(seen[-1] == before[1])  # noqa: B023
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        opt.step()
+        thread.join()
+        if in_time == [True]:
+            break
+    else:
+        raise AssertionError("the thread never came in time")
+    assert numbers["step"] == taken["step"] + 1001
+    if name == "NAdam":
+        momentum = 0.9 * (1 - 0.5 * 0.96 ** (0.004 * (taken["step"] + 1)))
+        assert numbers["mu_product"] == pytest.approx(taken["mu_product"] / 2 * momentum, rel=1e-6)
+
+
+# --- fallback="error"
+
+
+def expanded(p: torch.Tensor, opt: Any) -> None:
+    p.data = torch.ones(1, 3).expand(4, 3)
+
+
+def sparse_gradient(p: torch.Tensor, opt: Any) -> None:
+    p.grad = torch.ones(4, 3).to_sparse()
+
+
+def another_shape(p: torch.Tensor, opt: Any) -> None:
+    p.data = torch.ones(5, 7)
+
+
+def state_of_another_shape(p: torch.Tensor, opt: Any) -> None:
+    opt.step()
+    opt.state[p]["exp_avg"] = torch.ones(5, 7)
+
+
+def on_meta(p: torch.Tensor, opt: Any) -> None:
+    elsewhere = torch.ones(4, 3, device="meta", requires_grad=True)
+    elsewhere.grad = torch.ones(4, 3, device="meta")
+    opt.param_groups[0].update(params=[elsewhere], fused=True)
+
+
+def imaginary_gradient(p: torch.Tensor, opt: Any) -> None:
+    p.grad.data = torch.ones(4, 3, dtype=torch.complex64)
+
+
+def whole_gradient(p: torch.Tensor, opt: Any) -> None:
+    p.grad.data = torch.ones(4, 3, dtype=torch.int32)
+
+
+def state_of_another_dtype(p: torch.Tensor, opt: Any) -> None:
+    opt.step()
+    opt.state[p]["exp_avg"] = opt.state[p]["exp_avg"].to(torch.complex64)
+
+
+def no_count(p: torch.Tensor, opt: Any) -> None:
+    opt.step()
+    opt.state[p]["step"] = None
+
+
+def count_below_zero(p: torch.Tensor, opt: Any) -> None:
+    opt.step()
+    opt.state[p]["step"].fill_(-3)
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (expanded, errors.LayoutError), (sparse_gradient, errors.LayoutError), (another_shape, errors.ShapeError),
+        (state_of_another_shape, errors.StateDictError),
+        (on_meta, errors.ParameterError), (imaginary_gradient, errors.DTypeError), (whole_gradient, errors.DTypeError),
+        (state_of_another_dtype, errors.StateDictError), (no_count, errors.StateDictError),
+        (count_below_zero, errors.StateDictError),
+    ],
+)  # fmt: skip
+def test_what_pytorch_raises_as_a_runtime_error_is_one(make, error):
+    for module, options in ((torch.optim, {}), (ft, {"fallback": "error"})):
+        p = torch.ones(4, 3, requires_grad=True)
+        p.grad = torch.ones(4, 3)
+        opt = module.Adam([p], **options)
+        make(p, opt)
+        with pytest.raises(RuntimeError) as caught:
+            opt.step()
+    assert isinstance(caught.value, error)
+
+
+def test_a_gradient_on_another_device_is_a_runtime_error():
+    """Autograd lets none be assigned; tensors that compute by themselves may still turn out so."""
+    with pytest.raises(RuntimeError) as caught:
+        Host.fit(torch.ones(3, device="meta"), torch.ones(3), "the gradient")
+    assert isinstance(caught.value, errors.GradientError)
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name not in ("SGD", "Adagrad")])
+def test_sparse_gradients_are_a_runtime_error_where_they_are_in_pytorch(name):
+    for module, options in ((torch.optim, {}), (ft, {}), (ft, {"fallback": "error"})):
+        p = torch.ones(4, 3, requires_grad=True)
+        p.grad = torch.ones(4, 3).to_sparse()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with pytest.raises(RuntimeError, match="sparse"):
+                getattr(module, name)([p], **options).step()
+
+
+def test_a_parameter_with_gaps_in_shared_memory_is_an_error():
+    p = random(4, 6).share_memory_()[:, :3].detach().requires_grad_()
+    opt = ft.Adam([p], fallback="error")
+    p.grad = torch.ones(4, 3)
+    before = p.detach().clone()
+    with pytest.raises(errors.LayoutError, match="in shared memory"):
+        opt.step()
+    assert torch.equal(p, before)

@@ -11,6 +11,7 @@ import sys
 import threading
 
 import pytest
+from support import optimizer_of
 
 torch = pytest.importorskip("torch")
 
@@ -34,14 +35,6 @@ def put_back():
 def names():
     """Which names are fastopt's now."""
     return {name: cls for name, cls in OURS.items() if getattr(torch.optim, name) is cls}
-
-
-def optimizer_of(cls, **options):
-    p = torch.nn.Parameter(torch.ones(3))
-    p.grad = torch.ones(3)
-    opt = cls([p], **options)
-    opt.step()
-    return opt
 
 
 def compiled(opt):

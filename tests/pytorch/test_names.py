@@ -14,20 +14,13 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from support import optimizer_of
 
 torch = pytest.importorskip("torch")
 
 import fastopt.torch as ft  # noqa: E402
 
 TWINS = [name for name in ft.__all__ if name in torch.optim.__all__]
-
-
-def optimizer_of(cls, **options):
-    p = torch.nn.Parameter(torch.ones(3))
-    p.grad = torch.ones(3)
-    opt = cls([p], **options)
-    opt.step()
-    return opt
 
 
 def run(program):
@@ -145,6 +138,19 @@ def test_pickles_name_fastopt_torch(name, protocol):
     assert pickle.loads(pickle.dumps(cls, protocol)) is cls
 
 
+def shown_to_checkers(name):
+    """The arguments of the constructor that only type checkers see: name, whether by name only, default."""
+    classes = {node.name: node for node in ast.parse(Path(ft.__file__).read_text("utf-8")).body
+               if isinstance(node, ast.ClassDef)}  # fmt: skip
+    (block,) = (node for node in classes[name].body if isinstance(node, ast.If))
+    taken = block.body[0].args
+    defaults = [inspect.Parameter.empty] * (len(taken.args) - len(taken.defaults)) + taken.defaults
+    both = [(arg, False, value) for arg, value in zip(taken.args, defaults, strict=True)][1:]
+    both += [(arg, True, value) for arg, value in zip(taken.kwonlyargs, taken.kw_defaults, strict=True)]
+    return [(arg.arg, by_name, ast.literal_eval(value) if isinstance(value, ast.AST) else value)
+            for arg, by_name, value in both]  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ft.__all__)
 def test_signatures_are_real(name):
     cls = getattr(ft, name)
@@ -153,6 +159,7 @@ def test_signatures_are_real(name):
     assert not any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values())
     if name in TWINS:
         assert [*parameters.values()][:-3] == [*inspect.signature(getattr(torch.optim, name)).parameters.values()]
+    assert shown_to_checkers(name) == [(p.name, p.kind is p.KEYWORD_ONLY, p.default) for p in parameters.values()]
     # jsonargparse reads the constructor itself; what a callable is given comes first.
     assert [*inspect.signature(cls.__init__).parameters][:2] == ["self", "params"]
 
