@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import inf, sqrt
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -37,7 +37,32 @@ Array = Any
 State = list[Any]
 Scalars = Sequence[Any]
 X = Mapping[str, float]
-Program = list[tuple[str, list[Any]]]
+_Stages = list[tuple[str, list[Any]]]
+_ScalarsOf = Callable[[X, int, float], tuple[list[float], float]]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+RULES: dict[str, Callable[..., Any]] = {}
+"""Every rule by name."""
+SCALARS: dict[str, _ScalarsOf] = {}
+"""By the name of a rule: what gives its scalars."""
+STAGES: dict[str, Callable[..., Array]] = {}
+"""Every stage by name."""
+
+
+def rule(scalars: _ScalarsOf) -> Callable[[_Function], _Function]:
+    """Enter a function as a rule under its name, with the function that gives its scalars."""
+
+    def enter(function: _Function) -> _Function:
+        RULES[function.__name__], SCALARS[function.__name__] = function, scalars
+        return function
+
+    return enter
+
+
+def stage(function: _Function) -> _Function:
+    """Enter a function as a stage under its name."""
+    STAGES[function.__name__] = function
+    return function
 
 
 def ratio(a: Array, b: Array) -> Array:
@@ -57,6 +82,7 @@ def sgd_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
     return [x["lr"]], carry
 
 
+@rule(scalars=sgd_scalars)
 def sgd(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
     decay, lr = h
     return p * decay - lr * g, []
@@ -68,6 +94,7 @@ def sgd_momentum_scalars(x: X, t: int, carry: float) -> tuple[list[float], float
     return [x["lr"], x["momentum"], 1.0 - x["dampening"], x["momentum"]], 1.0
 
 
+@rule(scalars=sgd_momentum_scalars)
 def sgd_momentum(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
     (b,) = state
     decay, lr, mu, c, _ = h
@@ -75,6 +102,7 @@ def sgd_momentum(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, S
     return p * decay - lr * b, [b]
 
 
+@rule(scalars=sgd_momentum_scalars)
 def sgd_nesterov(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
     (b,) = state
     decay, lr, mu, c, ahead = h
@@ -86,6 +114,7 @@ def velocity_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
     return [x["lr"], x["momentum"]], 1.0
 
 
+@rule(scalars=velocity_scalars)
 def velocity(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
     (v,) = state
     decay, lr, mu = h
@@ -93,6 +122,7 @@ def velocity(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State
     return p * decay + v, [v]
 
 
+@rule(scalars=velocity_scalars)
 def velocity_nesterov(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
     (v,) = state
     decay, lr, mu = h
@@ -109,6 +139,7 @@ def adagrad_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
     return ([clr, x["eps"], 0.0] if x["eps_inside"] else [clr, 0.0, x["eps"]]), carry
 
 
+@rule(scalars=adagrad_scalars)
 def adagrad(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
     (v,) = state
     decay, lr, e_in, e_out = h
@@ -120,6 +151,7 @@ def adadelta_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
     return [x["lr"], x["rho"], 1.0 - x["rho"], x["eps"]], carry
 
 
+@rule(scalars=adadelta_scalars)
 def adadelta(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
     v, u = state
     decay, lr, rho, c, eps = h
@@ -158,12 +190,14 @@ def deviation(v: Array, w: Array, g: Array, h: Scalars) -> tuple[Array, Array, A
     return v, w, np.sqrt(variance + e_in) + e_out
 
 
+@rule(scalars=rmsprop_scalars)
 def rmsprop(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
     v, root = rms(state[0], g, h)
     decay, l_in, l_out = h[0], h[6], h[8]
     return p * decay - l_out * ratio(l_in * g, root), [v]
 
 
+@rule(scalars=rmsprop_scalars)
 def rmsprop_momentum(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
     v, root = rms(state[0], g, h)
     decay, l_in, mu, l_out = h[0], h[6], h[7], h[8]
@@ -171,6 +205,7 @@ def rmsprop_momentum(p: Array, g: Array, state: State, h: Scalars) -> tuple[Arra
     return p * decay - l_out * m, [v, m]
 
 
+@rule(scalars=rmsprop_scalars)
 def rmsprop_nesterov(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
     v, root = rms(state[0], g, h)
     decay, l_in, mu, l_out = h[0], h[6], h[7], h[8]
@@ -179,12 +214,14 @@ def rmsprop_nesterov(p: Array, g: Array, state: State, h: Scalars) -> tuple[Arra
     return p * decay - l_out * (mu * m + u), [v, m]
 
 
+@rule(scalars=rmsprop_scalars)
 def rmsprop_centered(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
     v, w, root = deviation(state[0], state[1], g, h)
     decay, l_in, l_out = h[0], h[6], h[8]
     return p * decay - l_out * ratio(l_in * g, root), [v, w]
 
 
+@rule(scalars=rmsprop_scalars)
 def rmsprop_centered_momentum(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
     v, w, root = deviation(state[0], state[1], g, h)
     decay, l_in, mu, l_out = h[0], h[6], h[7], h[8]
@@ -192,6 +229,7 @@ def rmsprop_centered_momentum(p: Array, g: Array, state: State, h: Scalars) -> t
     return p * decay - l_out * m, [v, w, m]
 
 
+@rule(scalars=rmsprop_scalars)
 def rmsprop_centered_nesterov(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
     v, w, root = deviation(state[0], state[1], g, h)
     decay, l_in, mu, l_out = h[0], h[6], h[7], h[8]
@@ -244,6 +282,7 @@ def averages(state: State, g: Array, h: Scalars) -> tuple[Array, Array]:
     return b1 * m + c1 * g, b2 * v + c2 * g * g
 
 
+@rule(scalars=adam_scalars)
 def adam(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
     m, v = averages(state, g, h)
     decay, lr, a, e_in, c, e_out = h[0], *h[5:]
@@ -257,6 +296,7 @@ def amsgrad_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
     return [*moments(x), x["lr"] * factor / bc1, *terms, k], carry
 
 
+@rule(scalars=amsgrad_scalars)
 def amsgrad(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
     m, v = averages(state, g, h)
     decay, lr, a, e_in, c, e_out, k = h[0], *h[5:]
@@ -270,6 +310,7 @@ def adamax_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
     return [x["beta1"], 1.0 - x["beta1"], x["beta2"], x["lr"] / bc1, e_in, e_out], carry
 
 
+@rule(scalars=adamax_scalars)
 def adamax(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
     m, u = state
     decay, b1, c1, b2, lr, e_in, e_out = h
@@ -301,6 +342,7 @@ def nadam_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
     return [*average, cg, cm, *terms], product
 
 
+@rule(scalars=nadam_scalars)
 def nadam(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
     m, v = averages(state, g, h)
     decay, cg, cm, a, e_in, c, e_out = h[0], *h[5:]
@@ -321,6 +363,7 @@ def radam_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
     return [*moments(x), step, *terms, 0.0], carry
 
 
+@rule(scalars=radam_scalars)
 def radam(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
     m, v = averages(state, g, h)
     decay, lr, a, e_in, c, e_out, adaptive = h[0], *h[5:]
@@ -333,6 +376,7 @@ def lion_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
     return [*moments(x), x["lr"]], carry
 
 
+@rule(scalars=lion_scalars)
 def lion(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
     (m,) = state
     decay, b1, c1, b2, c2, lr = h
@@ -345,39 +389,44 @@ def lion(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
 # A stage is given what it writes, as it was; the gradient, as the stages before it left it; the parameter; its scalars.
 
 
+@stage
 def unscale(x: Array, g: Array, p: Array, h: Scalars) -> Array:
     return g / h[0]
 
 
+@stage
 def l2(x: Array, g: Array, p: Array, h: Scalars) -> Array:
     return h[0] * g + h[1] * p
 
 
+@stage
 def negate(x: Array, g: Array, p: Array, h: Scalars) -> Array:
     return -g
 
 
+@stage
 def shrink(x: Array, g: Array, p: Array, h: Scalars) -> Array:
     return x * h[0]
 
 
+@stage
 def flush(x: Array, g: Array, p: Array, h: Scalars) -> Array:
     return np.where(np.abs(x) < h[0], np.zeros_like(x), x)
 
 
-def program(spec: Spec, x: X, grad_scale: float | None) -> tuple[Program, Program]:
+def program(spec: Spec, x: X, grad_scale: float | None) -> tuple[_Stages, _Stages]:
     """The stages before and after the rule: names and scalars. State is flushed after them, at every 64th step."""
     from fastopt.optimizer import DECOUPLED_LAST, L2
 
     wd = x.get("weight_decay", 0.0)
-    before: Program = []
+    before: _Stages = []
     if grad_scale not in (None, 1):
         before.append(("unscale", [grad_scale]))
     if wd != 0 and spec.decay == L2:
         before.append(("l2", [-1.0 if spec.maximize else 1.0, wd]))
     elif spec.maximize:
         before.append(("negate", []))
-    after: Program = []
+    after: _Stages = []
     if wd != 0 and spec.decay == DECOUPLED_LAST:
         after.append(("shrink", [1.0 - x["lr"] * wd]))
     return before, after
@@ -437,19 +486,19 @@ class Twin:
                 x = {**self._hyper(group), **spec.forms}
                 wd, lr = x.get("weight_decay", 0.0), x["lr"]
                 decay = {DECOUPLED: 1.0 - lr * wd, DECOUPLED_WITHOUT_LR: 1.0 - wd}.get(spec.decay, 1.0)
-                rule: Callable[..., Any] = RULES[spec.rule]
+                update = RULES[spec.rule]
                 before, after = program(spec, x, grad_scale)
                 fades = max(x.get("eps", 1.0), x.get("eps_root", 0.0)) >= LEAST_EPS
                 for i in range(i, i + len(group["params"])):  # noqa: B020
                     if grads[i] is None:
                         continue
                     p, g, state, dtype = self.params[i], np.asarray(grads[i]), self.state[i], self.params[i].dtype
-                    for stage, h in before:
-                        g = STAGES[stage](g, g, p, rounded(h, dtype))
+                    for name, h in before:
+                        g = STAGES[name](g, g, p, rounded(h, dtype))
                     scalars, self.carries[i] = SCALARS[spec.rule](x, self.counts[i] + 1, self.carries[i])
-                    new, slots = rule(p, g, [state[name] for name in spec.slots], rounded([decay, *scalars], dtype))
-                    for stage, h in after:
-                        new = STAGES[stage](new, g, new, rounded(h, dtype))
+                    new, slots = update(p, g, [state[name] for name in spec.slots], rounded([decay, *scalars], dtype))
+                    for name, h in after:
+                        new = STAGES[name](new, g, new, rounded(h, dtype))
                     p[...] = new
                     self.counts[i] += 1
                     for name, array in zip(spec.slots, slots, strict=True):
@@ -463,26 +512,3 @@ class Twin:
 def twin(optimizer: Optimizer) -> Twin:
     """A `Twin` of an optimizer as it stands: both take the same path from here, given the same gradients."""
     return Twin(optimizer)
-
-
-RULES: dict[str, Callable[..., Any]] = {
-    rule.__name__: rule
-    for rule in (
-        sgd, sgd_momentum, sgd_nesterov, velocity, velocity_nesterov, adagrad, adadelta, rmsprop, rmsprop_momentum,
-        rmsprop_nesterov, rmsprop_centered, rmsprop_centered_momentum, rmsprop_centered_nesterov, adam, amsgrad,
-        adamax, nadam, radam, lion,
-    )
-}  # fmt: skip
-STAGES: dict[str, Callable[..., Array]] = {stage.__name__: stage for stage in (unscale, l2, negate, shrink, flush)}
-SCALARS: dict[str, Callable[..., tuple[list[float], float]]] = {
-    "sgd_nesterov": sgd_momentum_scalars,
-    "velocity_nesterov": velocity_scalars,
-    **{name: rmsprop_scalars for name in RULES if name.startswith("rmsprop")},
-    **{
-        function.__name__.removesuffix("_scalars"): function
-        for function in (
-            sgd_scalars, sgd_momentum_scalars, velocity_scalars, adagrad_scalars, adadelta_scalars, adam_scalars,
-            amsgrad_scalars, adamax_scalars, nadam_scalars, radam_scalars, lion_scalars,
-        )
-    },
-}  # fmt: skip
