@@ -225,8 +225,10 @@ def known_convention(cls: type[Optimizer], convention: str | None) -> str:
     if convention is None:
         return next(iter(cls.conventions))
     if not isinstance(convention, str) or convention not in cls.conventions:
+        close = meant(convention, cls.conventions, 0.6) if isinstance(convention, str) else None
         raise ConventionError(
-            f"{cls.__name__} does not exist in convention={convention!r}; it does in: {', '.join(cls.conventions)}"
+            f"{cls.__name__} has no convention {convention!r}; "
+            f"{f'did you mean {close!r}? It' if close else 'it'} has: {', '.join(cls.conventions)}"
         )
     return convention
 

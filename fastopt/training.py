@@ -136,13 +136,13 @@ class MinimizeState:
     """The optimizer, whose hyperparameters a callback may change."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MinimizeResult:
-    """What `minimize` returns."""
+    """What `minimize` returns: the parameters, and how it went."""
 
-    params: Any = field(repr=False)
+    params: Any
     """The parameters: the caller's own arrays, in the caller's container, updated in place."""
-    losses: npt.NDArray[np.float64] = field(repr=False)
+    losses: npt.NDArray[np.float64]
     """The loss of every evaluation, each before its update; one more than `steps` if "nonfinite"."""
     grad_norm: float
     """Euclidean norm of the last gradient, in float64; NaN if `fun` was never called."""
@@ -152,8 +152,17 @@ class MinimizeResult:
     """Complete passes through the data; 0 without data."""
     reason: Reason
     """Why it stopped: ``"tol"``, ``"max_steps"``, ``"callback"`` or ``"nonfinite"``."""
-    optimizer: Any = field(repr=False)
+    optimizer: Any
     """The optimizer that was used, ready to go on."""
+
+    @property
+    def loss(self) -> float:
+        """The last of `losses`; NaN if there is none."""
+        return float(self.losses[-1]) if len(self.losses) else float("nan")
+
+    def __repr__(self) -> str:
+        names = ("loss", "grad_norm", "steps", "epochs", "reason")
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     @property
     def converged(self) -> bool:

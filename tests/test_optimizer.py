@@ -445,7 +445,7 @@ def test_convention_that_does_not_exist_lists_those_that_do(cls, convention):
     with pytest.raises(ConventionError) as caught:
         cls(values(), lr=0.1, convention=convention)
     assert all(name in str(caught.value) for name in existing)
-    assert not any(name in str(caught.value).split("in:")[1] for name in set(CONVENTIONS) - set(existing))
+    assert not any(name in str(caught.value).split("has:")[1] for name in set(CONVENTIONS) - set(existing))
 
 
 def test_default_convention():

@@ -69,7 +69,7 @@ def table(race: Race) -> Table:
     surface = race.scene.surface
     heads = ["optimizer", "settings", "steps", "ends at", "f there", "way"]
     if surface.minima:
-        heads.insert(5, "settled after")
+        heads.insert(5, "within 0.1 after")
     rows = []
     for path in race.paths.values():
         way = f"{length(path):.3g}" if path.finite else "diverged"
