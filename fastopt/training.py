@@ -7,6 +7,7 @@ put into it.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 import operator
@@ -264,6 +265,7 @@ def minimize(
     for name, function in (("fun", fun), ("callback", callback)):
         if not callable(function) and (name == "fun" or function is not None):
             raise HyperparameterError(f"{name} must be callable, not {function!r:.40}")
+    _takes_two(fun)
     limit = math.inf if max_steps is None else _integer("max_steps", max_steps, 0)
     tol = _tolerance(tol)
     if limit == math.inf and tol == 0 and callback is None:
@@ -311,6 +313,21 @@ def minimize(
 
 
 # --- arguments
+
+
+def _takes_two(fun: Callable[..., Any]) -> None:
+    """Raise unless `fun` can be called with parameters and a batch, as far as it says what it takes."""
+    try:
+        signature = inspect.signature(fun)
+    except (TypeError, ValueError):  # it does not say
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        raise HyperparameterError(
+            f"fun={fun!r:.60} must take two arguments, the parameters and the batch (None without data), and return "
+            "the loss and the gradients"
+        ) from None
 
 
 def _integer(name: str, value: Any, least: int) -> int:

@@ -448,6 +448,13 @@ def test_convention_that_does_not_exist_lists_those_that_do(cls, convention):
     assert not any(name in str(caught.value).split("has:")[1] for name in set(CONVENTIONS) - set(existing))
 
 
+def test_a_convention_that_is_nearly_one_is_recognised():
+    for given in ("Keras", "kears", "TORCH"):
+        text = f"no convention {given!r}; did you mean '(keras|torch)'\\? It has: torch"
+        with pytest.raises(ConventionError, match=text):
+            fastopt.Adam(values(), convention=given)
+
+
 def test_default_convention():
     default = {name: cls(values()).convention for name, cls in OPTIMIZERS.items()}
     assert default == {

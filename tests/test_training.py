@@ -722,3 +722,32 @@ def test_progress_without_tqdm_names_the_extra(monkeypatch):
     minimize(bowl, np.ones(2), sgd(), max_steps=1)  # not needed unless asked for
     with pytest.raises(errors.MissingExtraError, match=r"fastopt\[demo\]"):
         minimize(bowl, np.ones(2), sgd(), max_steps=1, progress=True)
+
+
+@pytest.mark.parametrize("fun", [lambda w: (0.0, w), lambda: 0, lambda w, batch, more: 0, abs])
+def test_a_function_of_other_arguments_is_refused_by_what_it_has_to_take(fun):
+    w = np.ones(3)
+    with pytest.raises(fastopt.HyperparameterError, match="two arguments, the parameters and the batch"):
+        fastopt.minimize(fun, w, fastopt.SGD(w, lr=0.1))
+    assert (w == 1).all()
+
+
+def test_functions_that_do_not_say_what_they_take_and_those_with_more_defaults_are_called():
+    class Silent:
+        __signature__ = "none"
+
+        def __call__(self, w, batch):
+            return 0.0, w.copy()
+
+    for fun in (Silent(), lambda w, batch=None, scale=1.0: (0.0, scale * w), lambda *args: (0.0, args[0].copy())):
+        w = np.ones(3)
+        assert fastopt.minimize(fun, w, fastopt.SGD(w, lr=0.5), max_steps=1).steps == 1 and (w == 0.5).all()
+
+
+def test_the_result_shows_its_last_loss():
+    w = np.array([3.0, -2.0])
+    result = fastopt.minimize(lambda w, _: (w @ w / 2, w.copy()), w, fastopt.SGD(w, lr=0.5), max_steps=2)
+    assert result.loss == result.losses[-1] == 13 / 8
+    assert repr(result).startswith("MinimizeResult(loss=1.625, grad_norm=1.80277") and "steps=2" in repr(result)
+    empty = fastopt.minimize(lambda w, _: (0, w), w, fastopt.SGD(w, lr=0.5), max_steps=0)
+    assert np.isnan(empty.loss) and "loss=nan" in repr(empty)
