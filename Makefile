@@ -13,7 +13,7 @@ STRICT := -std=c11 -Wall -Wextra -Werror -fsyntax-only
 PIP := -m pip --disable-pip-version-check -qq
 HEADERS = $(shell .venv/test/bin/python -c "import numpy, sysconfig; \
     print('-isystem', sysconfig.get_path('include'), '-isystem', numpy.get_include())")
-CONTENTS = { cksum $(SOURCES); echo "$$FASTOPT_OPENMP $$FASTOPT_BUILD_LEVELS $$CFLAGS"; } | cksum
+CONTENTS = { cksum $(SOURCES); echo "$$FASTOPT_OPENMP $$FASTOPT_BUILD_LEVELS $$CC $$CFLAGS $$LDFLAGS"; } | cksum
 SOURCES := setup.py pyproject.toml MANIFEST.in LICENSE README.md \
     $(shell find fastopt src_c -type f -not -name '*.so' -not -path '*/__pycache__/*')
 

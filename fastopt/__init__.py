@@ -118,6 +118,9 @@ if TYPE_CHECKING:  # else `__getattr__`, at the end, imports them
     from fastopt import schedules as schedules
     from fastopt._config import show_config as show_config
     from fastopt.checkpoint import load as load
+    from fastopt.preprocessing import Scaler as Scaler
+    from fastopt.preprocessing import minmax_scale as minmax_scale
+    from fastopt.preprocessing import standardize as standardize
     from fastopt.training import MinimizeResult as MinimizeResult
     from fastopt.training import MinimizeState as MinimizeState
     from fastopt.training import minibatches as minibatches

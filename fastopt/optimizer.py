@@ -8,7 +8,6 @@ Design:
 
 from __future__ import annotations
 
-from abc import ABCMeta
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -227,7 +226,7 @@ def known_convention(cls: type[Optimizer], convention: str | None) -> str:
     if not isinstance(convention, str) or convention not in cls.conventions:
         close = meant(convention, cls.conventions, 0.6) if isinstance(convention, str) else None
         raise ConventionError(
-            f"{cls.__name__} has no convention {convention!r}; "
+            f"{cls.__name__} has no convention={convention!r}; "
             f"{f'did you mean {close!r}? It' if close else 'it'} has: {', '.join(cls.conventions)}"
         )
     return convention
@@ -405,12 +404,18 @@ class _ConstructorSignature:
     def __get__(self, optimizer: Any, cls: type[Optimizer]) -> Any:
         import inspect
 
-        signature = inspect.signature(cls.__init__)
+        if optimizer is not None:  # of an object it would be that of a call
+            raise AttributeError("__signature__")
+        own = list(inspect.signature(cls.__init__).parameters.values())
+        own = own[own[0].kind is not own[0].VAR_POSITIONAL :] if own else own  # without self
         every = inspect.signature(Optimizer.__init__).parameters
         shown: list[inspect.Parameter] = []
-        for parameter in list(signature.parameters.values())[1:]:
-            common = parameter.kind is parameter.VAR_KEYWORD and "CommonOptions" in str(parameter.annotation)
-            shown += [every[name] for name in CommonOptions.__annotations__] if common else [parameter]
+        for parameter in own:
+            if parameter.kind is parameter.VAR_KEYWORD and "CommonOptions" in str(parameter.annotation):
+                named = {parameter.name for parameter in own}
+                shown += [every[name] for name in CommonOptions.__annotations__ if name not in named]
+            else:
+                shown.append(parameter)
         shown = [parameter.replace(annotation=_Unquoted.of(parameter.annotation)) for parameter in shown]
         return inspect.Signature(shown)
 
@@ -425,17 +430,7 @@ class _Unquoted(str):
         return cls(annotation) if isinstance(annotation, str) else annotation
 
 
-class _OptimizerType(ABCMeta):
-    """The type of the classes: `dir`, and with it completion and `help`, leaves out what is for authors of optimizers.
-
-    Derives from `ABCMeta`, so that a class may have `ABC` as a base, too.
-    """
-
-    def __dir__(cls) -> list[str]:
-        return [name for name in super().__dir__() if name not in _FOR_AUTHORS and not _is_trap(name)]
-
-
-class Optimizer(metaclass=_OptimizerType):
+class Optimizer:
     """Base of all optimizers: steps arrays in place.
 
     Parameters
@@ -922,7 +917,7 @@ _DECLARED = (
     "hyperparameters", "conventions", "ours", "eps_placements", "slots", "optional_slots", "carry", "carried", "fading",
     "accumulator", "counts_in_state", "state_from_start", "family",
 )  # fmt: skip
-# What `dir` of a class leaves out; of an optimizer, all that is declared.
+# What `dir` of an optimizer leaves out beside.
 _FOR_AUTHORS = (
     "ours", "eps_placements", "carry", "carried", "fading", "accumulator", "counts_in_state", "state_from_start",
     "family", "rule", "group_keys", "slots_under", "carried_under", "carry_from", "carry_at", "state_begun",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .engine import as_values, shown
+from .engine import as_values, is_number, shown
 from .errors import DTypeError, HyperparameterError, NonFiniteError, ShapeError
 
 __all__ = ["Scaler", "minmax_scale", "standardize"]
@@ -127,7 +127,10 @@ class Scaler:
         known = ~np.isnan(values)
         n = known.sum(axis=0)
         if (n <= ddof).any():
-            raise HyperparameterError(f"ddof={ddof} needs at least {ddof + 1} values of each feature; x has {n.min()}")
+            at = ", ".join([":", *map(str, np.argwhere(n <= ddof)[0].tolist())])
+            raise HyperparameterError(
+                f"ddof={ddof} needs at least {ddof + 1} values of each feature; x[{at}] has {n.min()}"
+            )
         # A power of two brings the largest value of a feature to between 1/2 and 1, exactly: no square leaves float64.
         _, power = np.frexp(np.maximum(np.abs(low), np.abs(high)))
         unit = np.ldexp(np.where(known, values, 0.0), -power)
@@ -160,7 +163,9 @@ class Scaler:
         scaled = (values - self.offset) / self.scale
         low, high = self.feature_range
         if (low, high) != (0.0, 1.0):
-            scaled = low * (1 - scaled) + high * scaled  # exact at both ends
+            with np.errstate(invalid="ignore"):
+                mapped = low * (1 - scaled) + high * scaled  # exact at both ends
+            scaled = np.where(np.isinf(scaled), scaled, mapped)
         return np.asarray(scaled).astype(dtype, copy=False)
 
     def inverse_transform(self, x: Any) -> npt.NDArray[Any]:
@@ -295,8 +300,9 @@ def standardize(x: Any, *, ddof: int = 0) -> npt.NDArray[Any]:
 
     Notes
     -----
-    ``ddof=0`` is what ``sklearn.preprocessing.scale`` computes, up to rounding; ``ddof=1`` is smaller by the factor
-    ``sqrt((n - 1) / n)``.
+    ``ddof=0`` is what scikit-learn's ``StandardScaler`` computes, up to rounding; ``ddof=1`` is smaller by the factor
+    ``sqrt((n - 1) / n)``. The mean is rounded to float64, so values far from 0 keep few digits: a million values around
+    1e9 get a mean of 2e-5, not 0. Subtract a round number first where that matters.
 
     References
     ----------
@@ -358,18 +364,21 @@ def _kept(name: str, value: Any) -> npt.NDArray[np.float64]:
     """Return a statistic as a read-only array of its own."""
     array = _array(name, np.asarray(value) if isinstance(value, (int, float)) else value)[0].copy()
     if not np.isfinite(array).all():
-        raise HyperparameterError(f"{name} must be finite everywhere")
+        raise HyperparameterError(f"{name} must be finite everywhere, not {shown(value)}")
     array.setflags(write=False)
     return array
 
 
 def _range(value: Any) -> tuple[float, float]:
     try:
-        low, high = (float(number) for number in value)
-    except (TypeError, ValueError, OverflowError):
+        low, high = (float(number) if is_number(number) else np.nan for number in value)
+    except (TypeError, ValueError):
         low = high = np.nan
     if not (-np.inf < low < high < np.inf and high - low < np.inf):
-        raise HyperparameterError(f"feature_range must be two finite numbers, the lower one first, not {shown(value)}")
+        raise HyperparameterError(
+            "feature_range must be two finite numbers, the lower one first, whose difference is finite, too, not "
+            + shown(value)
+        )
     return low, high
 
 

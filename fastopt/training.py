@@ -13,7 +13,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +26,8 @@ from .optimizer import Optimizer
 
 __all__ = ["MinimizeResult", "MinimizeState", "minibatches", "minimize"]
 
-if TYPE_CHECKING:
-    Rng = np.random.Generator | np.random.RandomState | int | None
-    Shuffle = Literal["epoch", "once"] | bool
-
+Rng = np.random.Generator | np.random.RandomState | int | None
+Shuffle = Literal["epoch", "once"] | bool
 Reason = Literal["tol", "max_steps", "callback", "nonfinite"]
 
 _NORM_BLOCK = 1 << 16  # elements squared at a time: the float64 copy of a gradient never grows large
@@ -112,7 +110,8 @@ def minibatches(
         for epoch in itertools.count() if limit is None else range(limit):
             order = first if epoch == 0 or once else draw()
             for start in starts:
-                yield order[start : start + batch_size]
+                batch = order[start : start + batch_size]
+                yield batch.copy() if once else batch  # all epochs share the order: nobody is to write to it
 
     return batches()
 
@@ -354,7 +353,12 @@ def _tolerance(value: Any) -> float:
 def _generator(rng: Rng) -> np.random.Generator | np.random.RandomState:
     if isinstance(rng, (np.random.Generator, np.random.RandomState)):
         return rng
-    return np.random.default_rng(None if rng is None else _integer("rng", rng, 0))
+    try:
+        return np.random.default_rng(None if rng is None else _integer("rng", rng, 0))
+    except HyperparameterError:
+        raise HyperparameterError(
+            f"rng must be a numpy.random.Generator or RandomState, an integer of at least 0, or None, not {rng!r:.60}"
+        ) from None
 
 
 def _leaves(params: Any) -> list[Any]:
@@ -447,7 +451,7 @@ def _sampling(n: int, shuffle: Any, replacement: Any, rng: Any) -> tuple[bool, C
     """Check how samples are to be taken; return whether all epochs share one order, and what draws an order."""
     known = isinstance(shuffle, (bool, np.bool_)) or (isinstance(shuffle, str) and shuffle in ("epoch", "once"))
     if not known:
-        raise HyperparameterError(f'shuffle must be "epoch", "once" or False, not {shown(shuffle)}')
+        raise HyperparameterError(f'shuffle must be "epoch" (or True), "once" or False, not {shown(shuffle)}')
     if not isinstance(replacement, (bool, np.bool_)):
         raise HyperparameterError(f"replacement must be True or False, not {shown(replacement)}")
     ordered = not isinstance(shuffle, str) and not shuffle

@@ -450,7 +450,7 @@ def test_convention_that_does_not_exist_lists_those_that_do(cls, convention):
 
 def test_a_convention_that_is_nearly_one_is_recognised():
     for given in ("Keras", "kears", "TORCH"):
-        text = f"no convention {given!r}; did you mean '(keras|torch)'\\? It has: torch"
+        text = f"no convention={given!r}; did you mean '(keras|torch)'\\? It has: torch"
         with pytest.raises(ConventionError, match=text):
             fastopt.Adam(values(), convention=given)
 

@@ -174,3 +174,18 @@ def test_the_numbers_are_those_of_scikit_learn():
     np.testing.assert_allclose(standardize(x), preprocessing.scale(x), rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(minmax_scale(x, (-1, 2)), preprocessing.minmax_scale(x, (-1, 2)), rtol=1e-9, atol=1e-12)
     assert fastopt.standardize is standardize
+
+
+def test_infinities_stay_what_they_are_in_any_range():
+    for feature_range in ((0, 1), (-1, 1), (2, 3), (0, 3), (-4, -2)):
+        scaled = fastopt.Scaler.minmax([0.0, 1.0], feature_range).transform([np.inf, -np.inf, np.nan, 0.0, 1.0])
+        np.testing.assert_array_equal(scaled, [np.inf, -np.inf, np.nan, *feature_range])
+
+
+NO_RANGES = ["01", (0, "1"), (True, 2), (0, np.nan), (1, 0), (-1e308, 1e308), 3, (0, 1, 2)]
+
+
+@pytest.mark.parametrize("feature_range", NO_RANGES)
+def test_ranges_that_are_none(feature_range):
+    with pytest.raises(fastopt.HyperparameterError, match="two finite numbers"):
+        fastopt.minmax_scale([0.0, 1.0], feature_range)

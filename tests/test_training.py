@@ -6,6 +6,7 @@ import functools
 import math
 import re
 import sys
+import typing
 import warnings
 from collections import namedtuple
 
@@ -146,7 +147,7 @@ def test_endless_epochs_and_those_without_a_batch():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"shuffle": "always"}, 'shuffle must be "epoch", "once" or False, not \'always\''),
+        ({"shuffle": "always"}, 'shuffle must be "epoch" (or True), "once" or False, not \'always\''),
         ({"shuffle": 1}, "shuffle must be"),
         ({"shuffle": None}, "shuffle must be"),
         ({"replacement": 1}, "replacement must be True or False, not 1"),
@@ -751,3 +752,18 @@ def test_the_result_shows_its_last_loss():
     assert repr(result).startswith("MinimizeResult(loss=1.625, grad_norm=1.80277") and "steps=2" in repr(result)
     empty = fastopt.minimize(lambda w, _: (0, w), w, fastopt.SGD(w, lr=0.5), max_steps=0)
     assert np.isnan(empty.loss) and "loss=nan" in repr(empty)
+
+
+@pytest.mark.parametrize("shuffle", ["once", False])
+def test_whoever_writes_to_a_batch_changes_no_later_one(shuffle):
+    batches = minibatches(4, 2, 0, shuffle=shuffle, epochs=3)
+    first = [next(batches), next(batches)]
+    wanted = [batch.tolist() for batch in first]
+    for batch in first:
+        batch[:] = 0
+    assert [batch.tolist() for batch in batches] == wanted * 2
+
+
+def test_hints_of_the_functions_can_be_had():
+    for function in (fastopt.minimize, fastopt.minibatches):
+        assert "shuffle" in typing.get_type_hints(function)

@@ -160,8 +160,6 @@ def public(names) -> list[str]:
 def test_completion_shows_what_users_need(cls):
     own = ["lookahead"] if cls is fastopt.NAG else []
     assert public(dir(cls(np.ones(3)))) == sorted([*OF_USERS, *own])
-    declared = ["conventions", "hyperparameters", "optional_slots", "slots"]
-    assert public(dir(cls)) == sorted([*set(OF_USERS) - {"defaults"}, *declared, *own])
 
 
 def test_completion_shows_what_a_user_has_added():
@@ -172,6 +170,42 @@ def test_completion_shows_what_a_user_has_added():
     opt = Mine(np.ones(3))
     opt.note = "of a user"
     assert {"decayed", "note"} <= {*dir(opt)} and "decayed" in dir(Mine)
+
+
+def test_a_class_may_have_bases_with_a_metaclass_of_their_own():
+    class Steps(typing.Protocol):
+        def step(self, grads): ...
+
+    class Meta(type):
+        pass
+
+    class Mine(fastopt.Adam, Steps):
+        pass
+
+    class Other(fastopt.Adam, metaclass=Meta):
+        pass
+
+    for cls in (Mine, Other):
+        assert isinstance(cls(np.ones(3)), fastopt.Optimizer)
+
+
+def test_signatures_of_derived_classes():
+    class Own(fastopt.Adam):
+        def __init__(self, params, n_threads=4, **common: Unpack[CommonOptions]):  # noqa: F821
+            super().__init__(params, n_threads=n_threads, **common)
+
+    class Wrapped(fastopt.Adam):
+        def __init__(*args, **options):
+            fastopt.Adam.__init__(*args, **options)
+
+    class Called(fastopt.Adam):
+        def __call__(self, closure):
+            return closure()
+
+    own = inspect.signature(Own).parameters
+    assert list(own)[:2] == ["params", "n_threads"] and own["n_threads"].default == 4 and "nonfinite" in own
+    assert str(inspect.signature(Wrapped)) == "(*args, **options)"
+    assert str(inspect.signature(Called(np.ones(3)))) == "(closure)"
 
 
 def test_completion_on_the_package_shows_its_names_and_no_imports():
