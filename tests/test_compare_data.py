@@ -555,12 +555,36 @@ def test_seconds_are_those_of_training_without_measuring(flower_race, monkeypatc
 def test_tuning_finds_a_better_rate_and_keeps_the_name(flower_race):
     runner = Runner("SGD", {"lr": 1e-3}, "plain")
     told = []
-    (best,) = learning.tuned(
-        flower_race.dataset, [runner], epochs=3, batch_size=8, seed=9, on_step=lambda name, steps: told.append(steps)
+    (best,), (fastest,) = learning.tuned(
+        flower_race.dataset,
+        [runner],
+        epochs=3,
+        batch_size=8,
+        seed=9,
+        to_loss=0.1,
+        on_step=lambda name, steps: told.append(steps),
     )
-    assert best == replace(runner, options={"lr": 0.01})
+    assert best == fastest == replace(runner, options={"lr": 0.01})
     sizes = {"epochs": 3, "batch_size": 8, "seeds": (9,)}
     assert sum(told) == len(learning.FACTORS) * learning.total_steps(flower_race.dataset, [runner], **sizes)
+
+
+def test_the_rate_is_chosen_by_what_is_claimed(flower_race, monkeypatch):
+    def made(to_test, steps, lowest):
+        losses = np.array([1.0, 0.5, lowest])
+        some = flower_race.runs[0]
+        return replace(some, losses=losses, steps=np.array([0, 5, steps]), test_losses=np.array([1, 1, to_test]))
+
+    outcomes = iter([made(0.1, 90, 0.3), made(0.2, 40, 0.3), made(0.3, 40, 0.2), made(0.4, 20, 0.45), made(0.5, 9, 2)])
+
+    def one_run(dataset, parts, runner, *_):
+        return replace(next(outcomes), runner=runner)
+
+    monkeypatch.setattr(learning, "_learn", one_run)
+    runner = Runner("SGD", {"lr": 1.0})
+    (best,), (fastest,) = learning.tuned(flower_race.dataset, [runner], seed=9, to_loss=0.35)
+    assert best.options["lr"] == learning.FACTORS[0]
+    assert fastest.options["lr"] == learning.FACTORS[2]  # equally soon there as the one before, and lower in the end
 
 
 # --- who came first: on curves whose answer is known
@@ -743,6 +767,9 @@ def test_the_findings_are_the_same_with_and_without_tune(tmp_path, monkeypatch):
         told[tune] = found.findings, [run["options"] for run in report["runs"]]
     assert told[False][0] == told[True][0] and len(told[True][0]) == 3
     assert told[False][1] != told[True][1]  # the curves are not
+    *speed, quality = (finding.measured for finding in told[True][0])
+    assert all("each at its fastest rate of 5: " in said for said in speed)
+    assert "each at the rate of 5 with the lowest test loss: test accuracy" in quality
 
 
 # --- tables, files and pictures

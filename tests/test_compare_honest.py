@@ -20,10 +20,12 @@ from fastopt._compare import learning, pictures, stage
 from fastopt._compare.findings import (
     RATES,
     all_before,
+    at_rest,
     before,
     best_rate,
     came_down,
     crossings,
+    ended,
     in_order,
     left_saddle,
     length,
@@ -446,3 +448,44 @@ def test_a_terminal_sees_a_bar_that_comes_to_its_end_and_a_pipe_sees_none(tmp_pa
     assert "reading:   0%" in seen and "dip: 100%" in seen and "Warning" not in seen
     piped = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert piped.stderr == "" and "%|" not in piped.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "claims"),
+    [
+        ("dip", {"steps": 3}, ["Too small", "Too large", "A large", "Momentum leaves", "NAG"]),
+        ("dip", {"steps": 40}, ["Momentum leaves"]),
+        ("rastrigin", {"steps": 10}, ["Momentum can"]),
+        ("overshoot", {"steps": 5}, ["NAG overshoots", "NAG oscillates", "A momentum that is let down"]),
+        ("overshoot", {"lr": 0.01}, ["A momentum that is let down"]),  # five times less: neither stopped nor not
+    ],
+    ids=str,
+)
+def test_who_is_still_on_the_way_proves_nothing(name, changes, claims):
+    found = verdicts(race(name, **changes))
+    for start in claims:
+        assert {holds for claim, holds in found.items() if claim.startswith(start)} == {None}
+
+
+def test_who_creeps_or_swings_is_not_at_rest():
+    def path(x):
+        points = np.array(x)[:, None]
+        return Path(Runner("SGD"), points, points[:, 0], points[1:], points[1:], np.zeros(len(x)), finite=True)
+
+    steps = np.arange(100.0)
+    assert at_rest(path(np.exp(-steps / 5)))
+    assert not at_rest(path(steps))  # creeps
+    assert not at_rest(path(np.cos(steps)))
+    assert not at_rest(path(np.exp(-steps[:15])))  # too few steps
+    assert ended(path(np.exp(-steps / 5)), steps > 50) is True
+    assert ended(path(np.cos(steps)), steps > 50) is None
+    assert ended(path(np.cos(steps)), steps > 50, rest=False) is True
+    assert ended(path(np.cos(steps)), steps > 90, rest=False) is None
+
+
+@pytest.mark.parametrize("name", ["ravine", "himmelblau"])
+def test_lion_comes_down_with_the_rate_that_it_gets(name):
+    raced = race(name, optimizers=["Lion"])
+    assert came_down(raced, raced.paths["Lion"])
+    if name == "himmelblau":
+        assert settled(raced.paths["Lion"], raced.scene.surface.minima)

@@ -218,27 +218,35 @@ CLAIMS = (
     ("NAG converges faster than Momentum", "notes 004, NAG", "NAG", "Momentum"),
     ("RMSprop is more effective than Adagrad", "notes 004, RMSprop", "RMSprop", "Adagrad"),
 )
+GENERALIZING = ("Adam", "SGD")
+"""Those of whom something is claimed on the test samples."""
 ADAPTIVE, PLAIN = ("Adagrad", "Adadelta", "RMSprop", "Adam"), ("SGD", "Momentum", "NAG")
 
 Measured = tuple[bool | None, str]
 
 
-def findings(curves: Curves, tuned: Curves | None = None) -> list[Finding]:
+def findings(curves: Curves, tuned: Curves | None = None, tuned_by_test: Curves | None = None) -> list[Finding]:
     """Return what the lecture notes claim of training, as far as the optimizers took part that it is about.
 
     A claim is about optimizers, but a race is between learning rates, too. `tuned` is the same race with each optimizer
-    at the best rate of a few. A claim holds, or does not, where both races say so; else it cannot be told.
+    at the fastest rate of a few, and `tuned_by_test` one with Adam and SGD at those with the lowest test loss: what is
+    claimed of speed rests on the first, what is claimed of the test samples on the second. A claim holds, or does not,
+    where both races say so; else it cannot be told.
     """
-    races = [race for race in (curves, tuned) if race is not None]
-    taking_part = [
-        {runner.name for runner in race.runners if any(run.learned for run in race.of(runner.name))} for race in races
-    ]
-    present = set.intersection(*taking_part)
+    speed = [race for race in (curves, tuned) if race is not None]
+    quality = [race for race in (curves, tuned_by_test) if race is not None]
+    present, tested = (set.intersection(*map(_learners, races)) for races in (speed, quality))
 
-    def judged(claim: str, source: str, measure: Callable[[Curves], Measured]) -> Finding:
+    def judged(
+        claim: str,
+        source: str,
+        measure: Callable[[Curves], Measured],
+        races: Sequence[Curves] = speed,
+        rate: str = f"its fastest rate of {len(FACTORS)}",
+    ) -> Finding:
         verdicts, texts = zip(*map(measure, races), strict=True)
         holds = verdicts[0] if len(set(verdicts)) == 1 else None
-        measured = f"; each at its best rate of {len(FACTORS)}: ".join(texts)
+        measured = f"; each at {rate}: ".join(texts)
         decides = "; the learning rate decides" if set(verdicts) == {True, False} else ""
         return Finding(claim, source, holds, measured + decides)
 
@@ -252,10 +260,15 @@ def findings(curves: Curves, tuned: Curves | None = None) -> list[Finding]:
         claim = "It is better to use an adaptive learning rate (Adagrad, Adadelta, RMSprop, Adam)"
         measure = partial(_fastest_of_each_kind, kinds=(adaptive, others))
         found.append(judged(claim, "notes 003, which optimizer to use", measure))
-    if {"Adam", "SGD"} <= present:
+    if set(GENERALIZING) <= tested:
         claim = "Adam generalizes worse than plain SGD, as it may on some problems"
-        found.append(judged(claim, "notes 004, Adam", _generalization))
+        rate = f"the rate of {len(FACTORS)} with the lowest test loss"
+        found.append(judged(claim, "notes 004, Adam", _generalization, quality, rate))
     return found
+
+
+def _learners(curves: Curves) -> set[str]:
+    return {runner.name for runner in curves.runners if any(run.learned for run in curves.of(runner.name))}
 
 
 def anything_claimed(names: Iterable[str]) -> bool:
@@ -284,7 +297,7 @@ def _generalization(curves: Curves) -> Measured:
     what, factor, form, unit = (
         ("test accuracy", 100, "{:.1f}".format, " %") if curves.dataset.classes else ("test R²", 1, "{:.2f}".format, "")
     )
-    scores = {name: [factor * run.scores[-1] for run in curves.of(name)] for name in ("Adam", "SGD")}
+    scores = {name: [factor * run.scores[-1] for run in curves.of(name)] for name in GENERALIZING}
     measured = f"{what} at the end: " + ", ".join(f"{name} {spread(v, form, unit)}" for name, v in scores.items())
     return _clearly_positive(np.subtract(scores["SGD"], scores["Adam"])), measured
 

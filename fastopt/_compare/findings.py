@@ -13,9 +13,10 @@ import numpy.typing as npt
 from .race import Finding, Path, Race, Runner, run
 
 __all__ = [
-    "Claim", "all_before", "all_before_at_best", "all_of", "before", "best_rate", "came_down", "changes_of_sign",
-    "crossings", "distance", "each", "for_good", "in_order", "judge", "late", "left_saddle", "length", "less", "listed",
-    "moved", "over_seeds", "overshoot", "rises", "said", "settled", "spread", "turns",
+    "Claim", "ENOUGH", "all_before", "all_before_at_best", "all_of", "at_rest", "before", "best_rate", "came_down",
+    "changes_of_sign", "crossings", "distance", "each", "ended", "enough", "for_good", "in_order", "judge", "late",
+    "left_saddle", "length", "less", "listed", "moved", "moving", "over_seeds", "overshoot", "rises", "said",
+    "settled", "spread", "turns",
 ]  # fmt: skip
 
 Steps = int | None
@@ -29,6 +30,10 @@ STILL = 0.01
 """Who stays within this share of the distance to the minimum did nothing that can be judged."""
 DOWN = 0.1
 """The share of the starting height at which a path counts as having come down."""
+ENOUGH = 20
+"""Fewer steps tell neither how wide somebody swings nor where they end."""
+REST = 0.05
+"""Who is at rest moves, in the last quarter of the steps, by less than this share of how far it got from its start."""
 RATES = tuple(m * 10.0**e for e in range(-4, 3) for m in (1, 2, 5))
 """The learning rates of which each optimizer gets its best, where a claim is about optimizers and not about rates."""
 
@@ -121,6 +126,42 @@ def came_down(race: Race, path: Path) -> bool:
     away = distance(path, surface.minima)
     low = path.losses[last].mean() - surface.floor <= DOWN * (path.losses[0] - surface.floor)
     return bool(low and away[last].mean() <= away[0] / 2)
+
+
+# --- who had time enough
+
+
+def enough(race: Race, steps: int = ENOUGH) -> str:
+    """Return an empty text if a race is long enough to judge swings and ends, else that it is not."""
+    return "" if race.scene.steps >= steps else f"{race.scene.steps} steps are too few to tell; it takes {steps}"
+
+
+def _last_quarter(path: Path) -> slice:
+    return slice(-max(len(path.points) // 4, ENOUGH // 2), None)
+
+
+def at_rest(path: Path) -> bool:
+    """Return whether a path has come to rest; who creeps on, swings on or had too few steps has not."""
+    if not path.finite or len(path.points) <= ENOUGH:
+        return False
+    return float(np.ptp(path.points[_last_quarter(path)], axis=0).max()) <= REST * _away(path)
+
+
+def ended(path: Path, there: npt.NDArray[np.bool_], rest: bool = True) -> Verdict:
+    """Return whether a path ended where `there`, a row for each point, is true; None if it is not at rest.
+
+    Without `rest`, whether it spent the whole last quarter of its steps there, or none of it; else None.
+    """
+    if len(path.points) <= ENOUGH or rest and not at_rest(path):
+        return None
+    last = there[_last_quarter(path)]
+    return bool(last[-1]) if last.all() or not last.any() else None
+
+
+def moving(race: Race, *names: str) -> str:
+    """Return which of these runners have not come to rest, to be added to what was measured."""
+    on = [name for name in names if not at_rest(race.paths[name])]
+    return f"; {listed(on)} {'has' if len(on) == 1 else 'have'} not come to rest" if on else ""
 
 
 # --- measures of one path

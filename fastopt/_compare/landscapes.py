@@ -13,11 +13,13 @@ from .findings import (
     all_before,
     all_before_at_best,
     all_of,
+    at_rest,
     before,
     came_down,
     crossings,
     distance,
     each,
+    enough,
     for_good,
     in_order,
     judge,
@@ -25,6 +27,7 @@ from .findings import (
     left_saddle,
     length,
     listed,
+    moving,
     over_seeds,
     rises,
     said,
@@ -52,6 +55,8 @@ def _crossings(race: Race) -> dict[str, int]:
 
 
 def _zig_zag(race: Race) -> tuple[Verdict, str]:
+    if few := enough(race):
+        return None, few
     sgd = race.paths["SGD"]
     steps = len(sgd.points) - 1
     over = {**_crossings(race), "SGD": crossings(sgd)}
@@ -153,6 +158,7 @@ RAVINE = Scene(
         ),
     ),
     headline=_ravine_headline,
+    others={"Lion": {"lr": 0.2}},
     panels=True,
     animated=True,
 )
@@ -523,7 +529,7 @@ HIMMELBLAU = Scene(
         RMSprop={"lr": 0.05},
         Adam={"lr": 0.2},
     ),
-    others={"RAdam": {"lr": 0.05}},
+    others={"RAdam": {"lr": 0.05}, "Lion": {"lr": 0.05}},
     findings=judge(
         Claim("The starting point decides where descent ends", "notes 000, review", ("SGD",), _other_starts),
     ),
@@ -551,8 +557,11 @@ def _escapes_lower(race: Race) -> tuple[Verdict, str]:
     sgd, momentum = race.paths["SGD"].losses[-1], race.paths["Momentum"].losses[-1]
     mu = race.paths["Momentum"].runner.options.get("momentum")
     stuck = _stuck(race.paths["SGD"])
-    holds = None if not stuck else bool(momentum < sgd - 0.5)  # SGD has to be in one, to be left behind there
-    return holds, f"f at the end: SGD {sgd:.3g}, Momentum ({mu}) {momentum:.3g}"
+    rests = stuck and at_rest(race.paths["Momentum"])  # SGD has to be in one, to be left behind there
+    on = moving(race, "Momentum")
+    return bool(momentum < sgd - 0.5) if rests else None, (
+        f"f at the end: SGD {sgd:.3g}, Momentum ({mu}) {momentum:.3g}{on}"
+    )
 
 
 def _rastrigin_headline(race: Race) -> str:

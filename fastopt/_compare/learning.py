@@ -259,20 +259,38 @@ def tuned(
     epochs: int = 15,
     batch_size: int = 32,
     seed: int,
+    to_loss: float,
     on_step: Callable[[str, int], Any] | None = None,
-) -> tuple[Runner, ...]:
-    """Return the runners, each with the rate among its own times `FACTORS` with which the test loss gets lowest.
+) -> tuple[tuple[Runner, ...], tuple[Runner, ...]]:
+    """Return the runners twice, each with the best rate among its own times `FACTORS`.
+
+    First by the test loss, the lowest of which counts; then by the steps to the training loss `to_loss`, and among
+    equals by the lowest training loss: what is best for the one is often too small, or too large, for the other.
 
     `seed` should be one that is not raced with. It takes ``len(FACTORS)`` times as many steps as a race with one seed.
     """
-    best = []
+    by_test: list[Runner] = []
+    by_steps: list[Runner] = []
     for runner in runners:
         rates = [float(f"{factor * runner.options['lr']:.3g}") for factor in FACTORS]
         tried = [replace(runner, options={**runner.options, "lr": rate}, label=f"{rate:g}") for rate in rates]
         curves = race(dataset, tried, epochs=epochs, batch_size=batch_size, seeds=(seed,), on_step=on_step)
-        good = min(curves.runs, key=lambda run: float(run.test_losses.min()) if run.learned else math.inf)
-        best.append(replace(good.runner, label=runner.label))
-    return tuple(best)
+        for best, badness in ((by_test, _test_loss), (by_steps, partial(_slowness, to_loss=to_loss))):
+            good = min(curves.runs, key=badness)
+            best.append(replace(good.runner, label=runner.label))
+    return tuple(by_test), tuple(by_steps)
+
+
+def _test_loss(run: Run) -> float:
+    return float(run.test_losses.min()) if run.learned else math.inf
+
+
+def _slowness(run: Run, to_loss: float) -> tuple[float, float]:
+    """Return the steps to a training loss, infinite if it is not reached, and the lowest training loss."""
+    if not run.learned:
+        return math.inf, math.inf
+    row = run.reached(to_loss)
+    return math.inf if row is None else float(run.steps[row]), float(run.losses.min())
 
 
 def _batch_size(n_train: int, runner: Runner, batch_size: int) -> int:

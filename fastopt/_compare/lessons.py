@@ -11,17 +11,22 @@ import numpy.typing as npt
 
 from ..schedules import Linear
 from .findings import (
+    ENOUGH,
     Claim,
     Verdict,
     all_of,
+    at_rest,
     came_down,
     crossings,
     each,
+    ended,
+    enough,
     in_order,
     judge,
     length,
     less,
     listed,
+    moving,
     over_seeds,
     overshoot,
     rises,
@@ -45,29 +50,47 @@ def _end(path: Path) -> float:
     return float(path.points[-1, 0])
 
 
-def _swing(path: Path) -> float:
-    """Return how wide it still swings in its last ten steps."""
-    return float(np.ptp(path.points[-10:, 0]))
+def _swing(path: Path, last: int = 10) -> float:
+    """Return how wide it swings in ten steps, the last ones up to the one that is given from the end."""
+    return float(np.ptp(path.points[-last:][:10, 0]))
+
+
+def _left(path: Path) -> npt.NDArray[np.bool_]:
+    """Return at which points it is on the left of the ridge, not thrown far away."""
+    x = path.points[:, 0]
+    return (x < TOP) & (x >= SURFACES["dip"].window[0][0])
 
 
 def _escaped(path: Path) -> bool:
-    """Return whether it started on the right of the ridge and is on the left, not thrown far away."""
-    return float(path.points[0, 0]) > TOP > _end(path) >= SURFACES["dip"].window[0][0]
+    """Return whether it started on the right of the ridge and is on the left."""
+    return float(path.points[0, 0]) > TOP and bool(_left(path)[-1])
 
 
 def _too_small(race: Race) -> tuple[Verdict, str]:
     small, suited = race.paths[SMALL], race.paths[SUITED]
     gap = abs(_end(small) - _end(suited))
-    return gap > 0.05 and abs(small.gradients[-1, 0]) > 10 * abs(suited.gradients[-1, 0]), (
+    if not at_rest(suited):
+        return None, f"after {race.scene.steps} steps they are {gap:.3g} apart" + moving(race, SMALL, SUITED)
+    creeps = gap > 0.05 and abs(small.gradients[-1, 0]) > 10 * abs(suited.gradients[-1, 0])
+    return True if creeps else False if at_rest(small) else None, (
         f"after {race.scene.steps} steps it is still {gap:.3g} away from where rate 0.1 has come to rest"
     )
 
 
 def _too_large(race: Race) -> tuple[Verdict, str]:
-    return _swing(race.paths[LARGE]) > 0.1 > _swing(race.paths[SUITED]), (
-        f"width of the swing in the last ten steps: {_swing(race.paths[LARGE]):.2g} with rate 0.9, "
-        f"{_swing(race.paths[SUITED]):.2g} with rate 0.1"
+    large, suited = race.paths[LARGE], race.paths[SUITED]
+    widths = (
+        f"width of the swing in the last ten steps: {_swing(large):.2g} with rate 0.9, {_swing(suited):.2g} with "
+        "rate 0.1"
     )
+    if few := enough(race):
+        return None, f"{widths}; {few}"
+    if not at_rest(suited):
+        return None, widths + moving(race, SUITED)
+    if at_rest(large):
+        return False, widths
+    shrinks = less(_swing(large), _swing(large, 20))
+    return True if _swing(large) > 0.1 and not shrinks else None, widths
 
 
 def _beyond_the_ridge(race: Race) -> bool:
@@ -79,7 +102,12 @@ def _large_escapes(race: Race) -> tuple[Verdict, str]:
     if not _beyond_the_ridge(race):
         return None, "from this start there is no local minimum to leave"
     ends = {name: f"x = {_end(race.paths[name]):.3g}" for name in (SMALL, SUITED, LARGE)}
-    holds = _escaped(race.paths[LARGE]) and not _escaped(race.paths[SMALL])
+    large, small = race.paths[LARGE], race.paths[SMALL]
+    out = ended(large, _left(large), rest=False)
+    if not out and not at_rest(large):  # on the right it has to be at rest: else it may get out yet
+        out = None
+    creeps_out = ended(small, _left(small), rest=False)  # it may be slow, but is to be on one side
+    holds = all_of(out, None if creeps_out is None else not creeps_out)
     return holds, f"at the end (ridge at {TOP:.2f}): {each(ends)}"
 
 
@@ -87,9 +115,10 @@ def _momentum_escapes(race: Race) -> tuple[Verdict, str]:
     if not _beyond_the_ridge(race):
         return None, "from this start there is no local minimum to leave"
     sgd, momentum = race.paths[SUITED], race.paths[ROLLING]
-    return _escaped(momentum) and not _escaped(sgd), (
+    holds = ended(momentum, _left(momentum)) if ended(sgd, _left(sgd)) is False else None
+    return holds, (
         f"at the same learning rate SGD ends at x = {_end(sgd):.3g}, f = {sgd.losses[-1]:.2g}; "
-        f"Momentum at x = {_end(momentum):.3g}, f = {momentum.losses[-1]:.2g}"
+        f"Momentum at x = {_end(momentum):.3g}, f = {momentum.losses[-1]:.2g}{moving(race, SUITED, ROLLING)}"
     )
 
 
@@ -97,9 +126,10 @@ def _nag_escapes(race: Race) -> tuple[Verdict, str]:
     if not _beyond_the_ridge(race):
         return None, "from this start there is no local minimum to leave"
     nag, momentum = race.paths[LOOKING], race.paths[ROLLING]
-    return _escaped(nag), (
-        f"NAG ends at x = {_end(nag):.3g}, Momentum at x = {_end(momentum):.3g}: the gradient from ahead brakes it "
-        "on the way up the ridge as well"
+    holds = ended(nag, _left(nag))
+    why = ": the gradient from ahead brakes it on the way up the ridge as well" if holds is False else ""
+    return holds, (
+        f"NAG ends at x = {_end(nag):.3g}, Momentum at x = {_end(momentum):.3g}{why}{moving(race, LOOKING, ROLLING)}"
     )
 
 
@@ -148,6 +178,8 @@ DIP = Scene(
 
 
 def _less_overshoot(race: Race) -> tuple[Verdict, str]:
+    if few := enough(race):
+        return None, few
     far = {name: overshoot(race.paths[name]) for name in ("Momentum", "NAG")}
     if far["Momentum"] == 0:
         return None, f"in {race.scene.steps} steps Momentum does not cross the floor of the valley"
@@ -157,6 +189,8 @@ def _less_overshoot(race: Race) -> tuple[Verdict, str]:
 
 
 def _less_swing(race: Race) -> tuple[Verdict, str]:
+    if few := enough(race):
+        return None, few
     half = race.scene.steps // 2
     left = {name: float(np.abs(race.paths[name].points[half:, 1]).max()) for name in ("Momentum", "NAG")}
     ways = {name: f"{length(race.paths[name]):.1f}" for name in ("Momentum", "NAG")}
@@ -170,6 +204,8 @@ def _less_swing(race: Race) -> tuple[Verdict, str]:
 
 def _over_all_rates(race: Race) -> tuple[Verdict, str]:
     """Whether NAG overshoots less at every learning rate and momentum of a grid, not only at those of the picture."""
+    if few := enough(race):
+        return None, few
     ratios = []
     for lr in (0.02, 0.05, 0.1, 0.2):
         for momentum in (0.8, 0.9, 0.95):
@@ -185,18 +221,23 @@ def _over_all_rates(race: Race) -> tuple[Verdict, str]:
 def _let_down(race: Race) -> tuple[Verdict, str]:
     """Measure what a momentum that falls to a half does to the swing, and to the way forward."""
     steps = race.scene.steps
+    if few := enough(race, 2 * ENOUGH):  # half of them at the lower momentum
+        return None, few
     options = race.paths["Momentum"].runner.options
     falling = run(
         race.scene, Runner("Momentum", {**options, "momentum": Linear(options["momentum"], 0.5, max(steps // 2, 1))})
     )
-    swing, ahead = {}, {}
+    swing, ahead, widest = {}, {}, {}
     for name, path in (("held", race.paths["Momentum"]), ("let down", falling)):
-        swing[name] = f"{np.abs(path.points[-20:, 1]).max():.1g}"
+        widest[name] = float(np.abs(path.points[-ENOUGH:, 1]).max())
+        swing[name] = f"{widest[name]:.1g}"
         ahead[name] = f"{path.points[-1, 0]:.2f}"
     if not crossings(race.paths["Momentum"]):
         return None, f"in {steps} steps Momentum does not oscillate"
-    holds = np.abs(falling.points[-20:, 1]).max() < 0.1 * np.abs(race.paths["Momentum"].points[-20:, 1]).max()
-    return bool(holds), f"widest swing in the last 20 steps: {each(swing)}; but x at the end: {each(ahead)}"
+    stops = widest["let down"] < 0.1 * widest["held"]
+    smaller = less(widest["let down"], widest["held"])  # but it is there
+    holds = True if stops else None if smaller or not widest["held"] else False
+    return holds, f"widest swing in the last {ENOUGH} steps: {each(swing)}; but x at the end: {each(ahead)}"
 
 
 def _overshoot_headline(race: Race) -> str:

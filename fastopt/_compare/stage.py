@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -149,16 +150,20 @@ def of_data(
 ) -> Part:
     """Return the part that lets optimizers learn a data set.
 
-    They race twice: with the rates that they come with, and each with the best one of a few, found with a seed that is
-    not raced with. Both decide on the findings, which are therefore the same with `tune` and without; curves, table and
-    pictures are those of the second race with `tune`, else of the first. Where nothing is claimed of those who run,
-    only the race that is shown takes place. `settings` are the others of `learning.race`.
+    They race with the rates that they come with, and each with the fastest one of a few, found with a seed that is not
+    raced with. Both decide on the findings, which are therefore the same with `tune` and without. With `tune`, curves,
+    table and pictures are those of a race with the rates that have the lowest test loss, else those of the first; what
+    is claimed of the test samples rests on such a race, too. Where nothing is claimed of those who run, only the race
+    that is shown takes place. `settings` are the others of `learning.race`.
     """
     from . import curves
 
     spare = max(seeds) + 1
     twice = curves.anything_claimed(runner.name for runner in runners)
-    steps = (2 if twice else 1) * learning.total_steps(dataset, runners, seeds=seeds, **settings)
+    generalizing = [runner for runner in runners if runner.name in curves.GENERALIZING]
+    to_test = runners if tune else generalizing if len(generalizing) == len(curves.GENERALIZING) else []
+    racing = [*(runners if twice or not tune else ()), *(runners if twice else ()), *to_test]
+    steps = learning.total_steps(dataset, racing, seeds=seeds, **settings)
     if tune or twice:
         steps += len(learning.FACTORS) * learning.total_steps(dataset, runners, seeds=(spare,), **settings)
 
@@ -166,16 +171,22 @@ def of_data(
         def on_step(name: str, made: int) -> None:
             tick(LEARNING_STEP * made)
 
-        def race(entrants: Sequence[Runner]) -> learning.Curves:
-            return learning.race(dataset, entrants, seeds=seeds, to_loss=to_loss, on_step=on_step, **settings)
+        def race(entrants: Sequence[Runner], goal: float | None = to_loss) -> learning.Curves:
+            return learning.race(dataset, entrants, seeds=seeds, to_loss=goal, on_step=on_step, **settings)
 
         plain = race(runners) if twice or not tune else None
-        tuned = None
+        fast = by_test = None
         if twice or tune:
-            tuned = race(learning.tuned(dataset, runners, seed=spare, on_step=on_step, **settings))
-        shown = tuned if tune else plain
+            goal = math.nan if plain is None else plain.to_loss  # without a claim nobody asks for the fastest
+            best, fastest = learning.tuned(dataset, runners, seed=spare, to_loss=goal, on_step=on_step, **settings)
+            if twice:
+                fast = race(fastest, None if math.isnan(goal) else goal)
+            if to_test:
+                names = {runner.name for runner in to_test}
+                by_test = race([runner for runner in best if runner.name in names])
+        shown = by_test if tune else plain
         assert shown is not None
-        found = curves.findings(plain, tuned) if plain is not None else []
+        found = curves.findings(plain, fast, by_test) if plain is not None else []
         section = curves.section(shown, folder, formats, found)
         tick(DRAWING)
         return section, {**shown.as_json(), "findings": [asdict(finding) for finding in section.findings]}

@@ -113,7 +113,7 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         default=None,
         help="draw the race in which each has the best learning rate of five, by the test loss with one seed more; "
-        "findings rest on both races either way",
+        "findings are the same either way",
     )
     parser.set_defaults(run=run, command="compare")
 
