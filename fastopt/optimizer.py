@@ -593,8 +593,9 @@ class Optimizer:
         object.__setattr__(self, name, value)
 
     def __dir__(self) -> list[str]:
-        hidden = {*_FOR_AUTHORS, *_DECLARED}
-        return [name for name in super().__dir__() if name not in hidden and not _is_trap(name)]
+        hidden = {*_DECLARED, *_FOR_AUTHORS}
+        hidden |= {name for name, value in vars(Optimizer).items() if isinstance(value, _NoAttribute)}
+        return [name for name in super().__dir__() if name not in hidden]
 
     # --- Parameter groups
 
@@ -865,11 +866,6 @@ class Optimizer:
         return "\n".join([*lines, ")"])
 
 
-def _is_trap(name: str) -> bool:
-    """Whether an attribute is there only to say that there is none."""
-    return isinstance(vars(Optimizer).get(name), _NoAttribute)
-
-
 def _library_class(cls: type[Optimizer]) -> type[Optimizer]:
     """The class of this library that a class is, or derives from."""
     return next(base for base in cls.__mro__ if base.__module__.startswith("fastopt."))
@@ -917,11 +913,8 @@ _DECLARED = (
     "hyperparameters", "conventions", "ours", "eps_placements", "slots", "optional_slots", "carry", "carried", "fading",
     "accumulator", "counts_in_state", "state_from_start", "family",
 )  # fmt: skip
-# What `dir` of an optimizer leaves out beside.
-_FOR_AUTHORS = (
-    "ours", "eps_placements", "carry", "carried", "fading", "accumulator", "counts_in_state", "state_from_start",
-    "family", "rule", "group_keys", "slots_under", "carried_under", "carry_from", "carry_at", "state_begun",
-)  # fmt: skip
+# What `dir` of an optimizer leaves out beside: methods for classes that derive from it.
+_FOR_AUTHORS = ("rule", "group_keys", "slots_under", "carried_under", "carry_from", "carry_at", "state_begun")
 _PUBLIC = tuple(name for name in vars(Optimizer) if not name.startswith("_"))
 for _name in OPTIONS:
     setattr(Optimizer, _name, _NoAttribute(_name))

@@ -5,7 +5,6 @@ Every function computes in float64 and rounds once, to the type of the result. N
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from .engine import as_values, is_number, shown
 from .errors import DTypeError, HyperparameterError, NonFiniteError, ShapeError
+from .training import _integer
 
 __all__ = ["Scaler", "minmax_scale", "standardize"]
 
@@ -122,7 +122,7 @@ class Scaler:
             As for `standardize`.
         """
         values, _ = _samples(x)
-        ddof = _ddof(ddof)
+        ddof = _integer("ddof", ddof, 0)
         low, high = _extremes(values)
         known = ~np.isnan(values)
         n = known.sum(axis=0)
@@ -380,13 +380,3 @@ def _range(value: Any) -> tuple[float, float]:
             + shown(value)
         )
     return low, high
-
-
-def _ddof(value: Any) -> int:
-    try:
-        number = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or number < 0:
-        raise HyperparameterError(f"ddof must be an integer of at least 0, not {shown(value)}")
-    return number

@@ -16,9 +16,8 @@ What is stepped
     shape; a parameter with gaps between its elements (``big[:, :2]``) is stepped by way of a copy.
 
     Other parameters are stepped by PyTorch's own code, on the same state: half precision, complex numbers, sparse
-    gradients, other devices, tensors that share memory, ``differentiable=True``. All checks of
-    the compiled step come first, then PyTorch's part runs, then the compiled part. If PyTorch raises, the compiled part
-    was not written.
+    gradients, other devices, tensors that share memory, ``differentiable=True``. All checks of the compiled step come
+    first, then PyTorch's part runs, then the compiled part. If PyTorch raises, the compiled part was not written.
 
 Three arguments more, all by name
     n_threads : int >= 1, optional

@@ -336,7 +336,7 @@ def _integer(name: str, value: Any, least: int) -> int:
     except TypeError:
         number = None
     if number is None or number < least:
-        raise HyperparameterError(f"{name} must be an integer of at least {least}, not {value!r}")
+        raise HyperparameterError(f"{name} must be an integer of at least {least}, not {shown(value)}")
     return number
 
 

@@ -91,9 +91,14 @@ README = Path(__file__).parents[1] / "README.md"
 FENCE = re.compile(r"^```(\S*).*?\n(.*?)^```", re.M | re.S)
 
 
+def python_blocks(page: str) -> list[str]:
+    """The Python code of a page, block by block."""
+    return [body for kind, body in FENCE.findall(page) if kind == "python"]
+
+
 def readme_blocks(torch: bool) -> dict[str, str]:
     """The Python blocks of README, by their first lines: those that import PyTorch, or the others."""
-    blocks = [body for kind, body in FENCE.findall(README.read_text("utf-8")) if kind == "python"]
+    blocks = python_blocks(README.read_text("utf-8"))
     return {body.split("\n")[0] + f" #{k}": body for k, body in enumerate(blocks) if torch == ("torch" in body)}
 
 

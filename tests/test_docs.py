@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import FENCE, README, build, readme_blocks, runs_when_pasted
+from support import FENCE, README, build, python_blocks, readme_blocks, runs_when_pasted
 
 import fastopt
 from fastopt import schedules
@@ -169,7 +169,7 @@ def test_the_functions_of_the_torch_module_are_in_the_reference():
 
 
 def code(path: Path) -> list[str]:
-    return [body for kind, body in FENCE.findall(path.read_text("utf-8")) if kind == "python"]
+    return python_blocks(path.read_text("utf-8"))
 
 
 RUN = [path for path in PAGES if path.stem not in facts.NOT_RUN and code(path)]

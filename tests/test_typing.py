@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import README, python_blocks
 
 import fastopt
 from fastopt import engine, functional
@@ -25,7 +26,7 @@ from fastopt.typing import CommonOptions, Nonfinite
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = Path(__file__).parent / "typing"
-README, STUBS = ROOT / "README.md", ROOT / "tools" / "write_stubs.py"
+STUBS = ROOT / "tools" / "write_stubs.py"
 TOOLS = ("mypy", "pyright")
 every_optimizer = pytest.mark.parametrize("cls", fastopt.OPTIMIZERS.values(), ids=lambda cls: cls.__name__)
 
@@ -244,7 +245,7 @@ def test_what_has_to_be_accepted_runs():
 
 def snippets(page: str) -> str:
     """The Python code of a page as one module; names that it leaves to the reader are declared as Any."""
-    blocks = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    blocks = python_blocks(page)
     code = "\n".join(doctest.script_from_examples(block) if ">>>" in block else block for block in blocks)
     nodes = list(ast.walk(ast.parse(code)))
     used = {node.id: type(node.ctx) for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}

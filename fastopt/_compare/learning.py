@@ -126,10 +126,10 @@ class Curves:
         """Return where a quantity ended, for each seed with which the runner learned."""
         return [float(getattr(run, quantity)[-1]) for run in self.of(name) if run.learned]
 
-    def before(self, first: str, then: str, quantity: str = "steps") -> bool:
-        """Return whether the other took longer to the loss with every seed, by a tenth at least."""
+    def before(self, first: str, then: str, quantity: str = "steps", least: float = 1.1) -> bool:
+        """Return whether the other took longer to the loss with every seed, `least` times as long at least."""
         pairs = zip(self.arrivals(first, quantity), self.arrivals(then, quantity), strict=True)
-        return all(a < b and 1.1 * a <= b for a, b in pairs)
+        return all(a < b and least * a <= b for a, b in pairs)
 
     def lead(self, first: str, then: str) -> bool | None:
         """Return whether the one is before the other; False if it is the other way round, None if neither is so.
@@ -137,11 +137,9 @@ class Curves:
         With a single seed nobody knows how much of a lead is chance: it has to be twofold.
         """
         least = 1.1 if len(self.seeds) > 1 else 2.0
-        for one, other, verdict in ((first, then, True), (then, first, False)):
-            pairs = zip(self.arrivals(one), self.arrivals(other), strict=True)
-            if all(a < b and least * a <= b for a, b in pairs):
-                return verdict
-        return None
+        if self.before(first, then, least=least):
+            return True
+        return False if self.before(then, first, least=least) else None
 
     @property
     def learned(self) -> list[str]:

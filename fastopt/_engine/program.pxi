@@ -63,8 +63,7 @@ cdef int compile(Program *program, const Hyper *hyper, double grad_scale, const 
     cdef double wd = hyper.weight_decay
     cdef Stage *stage
     cdef int k
-    program.n_before = program.n_after = program.n_fading = 0
-    program.bare = True
+    rule_alone(program, program.rule, program.short_rule)
     if grad_scale != 1:
         add(program, &program.n_before, UNSCALE, GRAD, grad_scale)
     if wd != 0 and hyper.decay == DECAY_L2:
