@@ -20,6 +20,8 @@ except ModuleNotFoundError as error:
 
 from fastopt.adagrad import Adadelta, Adagrad
 from fastopt.adam import Adam, Adamax, AdamW, NAdam, RAdam
+from fastopt.declare import OPTIMIZERS as _OPTIMIZERS
+from fastopt.declare import Convention, Slot
 from fastopt.errors import (
     CheckpointError,
     ConcurrentStepError,
@@ -50,12 +52,13 @@ from fastopt.errors import (
 from fastopt.lion import Lion
 from fastopt.optimizer import Optimizer
 from fastopt.rmsprop import RMSprop
+
+# isort: off  (the order is that of `OPTIMIZERS`)
 from fastopt.sgd import NAG, SGD, Momentum
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {
-    cls.__name__: cls
-    for cls in (SGD, Momentum, NAG, Adagrad, Adadelta, RMSprop, Adam, AdamW, Adamax, NAdam, RAdam, Lion)
-}
+# isort: on
+
+OPTIMIZERS: dict[str, type[Optimizer]] = _OPTIMIZERS
 """Every optimizer by name: what tests, benchmarks and documentation walk."""
 
 __all__ = [
@@ -69,6 +72,7 @@ __all__ = [
     "Adamax",
     "CheckpointError",
     "ConcurrentStepError",
+    "Convention",
     "ConventionError",
     "DTypeError",
     "DeclarationError",
@@ -93,6 +97,7 @@ __all__ = [
     "ReadOnlyError",
     "Scaler",
     "ShapeError",
+    "Slot",
     "StateDictError",
     "TensorDTypeError",
     "TensorKindError",

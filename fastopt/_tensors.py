@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch.optim.optimizer import _get_scalar_dtype
 
-from fastopt.engine import LAST_FLOAT_COUNT, SHIM
+from fastopt.declare import Slot
+from fastopt.engine import LAST_FLOAT_COUNT, SHIM, shape_like
 from fastopt.errors import (
     FastoptError,
     GradientError,
@@ -215,12 +216,29 @@ def may_share(a: torch.Tensor, b: torch.Tensor) -> bool:
         return True
 
 
-def new_state(param: torch.Tensor, own: torch.Tensor, place: int, value: float) -> torch.Tensor:
-    """A state tensor like its parameter.
+def state_dtype(slot: Slot, own: torch.Tensor) -> torch.dtype:
+    """The type of a state slot of a parameter."""
+    return own.dtype if slot.storage is None else getattr(torch, slot.storage)
+
+
+def lies_as(state: torch.Tensor, own: torch.Tensor, slot: Slot) -> bool:
+    """Whether the engine can walk a state tensor beside its parameter; one of another shape has to be contiguous."""
+    if slot.like != "parameter":
+        return state.is_contiguous()
+    return state.stride() == own.stride() and is_dense(state)
+
+
+def new_state(param: torch.Tensor, own: torch.Tensor, place: int, slot: Slot) -> torch.Tensor:
+    """A state tensor with its first values.
 
     Slots of large tensors lie a quarter page apart, from the parameter and from each other: large pieces of memory all
     begin at the same offset in their pages, and there a load waits for stores to the others.
     """
+    value = 0.0 if isinstance(slot.first, str) else slot.first
+    if slot.like != "parameter":
+        return torch.full(shape_like(slot.like, own.shape), value, dtype=state_dtype(slot, own), device="cpu")
+    if slot.first == "copy":
+        return new_state(param, own, place, slot._replace(first=0.0)).copy_(param.detach())
     if param is not own or own.nbytes < LARGE:
         return torch.full_like(param, value, memory_format=torch.preserve_format, requires_grad=False)
     dtype = np.dtype(np.float32 if own.dtype == torch.float32 else np.float64)
@@ -249,15 +267,20 @@ def number_tensor(value: Any, label: str) -> torch.Tensor:
     raise TensorStateError(f"{label} is {value!r:.80}; a number is needed")
 
 
-def state_tensor(value: Any, param: torch.Tensor, own: torch.Tensor, label: str) -> torch.Tensor:
+def state_tensor(value: Any, param: torch.Tensor, own: torch.Tensor, slot: Slot, label: str) -> torch.Tensor:
     """The local tensor of a state slot, or the error that says why it is none."""
-    if not isinstance(value, torch.Tensor) or is_dtensor(value) != is_dtensor(param):
+    like = slot.like == "parameter"  # else it is a plain tensor, also beside a DTensor
+    if not isinstance(value, torch.Tensor) or is_dtensor(value) != (is_dtensor(param) and like):
         raise TensorStateError(f"{label} is a {type(value).__name__}; a {type(param).__name__} is needed")
     local = local_of(value)
-    if value.shape != param.shape or local.shape != own.shape:
+    if like and (value.shape != param.shape or local.shape != own.shape):
         raise TensorStateError(f"{label} has shape {tuple(local.shape)}; the parameter has {tuple(own.shape)}")
-    if local.dtype != own.dtype:
-        raise TensorStateError(f"{label} has dtype {local.dtype}; the parameter has {own.dtype}")
+    if not like and local.shape != shape_like(slot.like, own.shape):
+        shape = shape_like(slot.like, own.shape)
+        raise TensorStateError(f"{label} has shape {tuple(local.shape)}; {shape} is needed")
+    if local.dtype != state_dtype(slot, own):
+        needed = f"the parameter has {own.dtype}" if like else f"{state_dtype(slot, own)} is needed"
+        raise TensorStateError(f"{label} has dtype {local.dtype}; {needed}")
     try:
         return steppable(value, label)
     except FastoptError as error:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from fastopt.optimizer import DECOUPLED, L2, Convention, Optimizer
+from fastopt.declare import DECOUPLED, L2, SQUARE, STEP, Convention, Slot, public
+from fastopt.optimizer import Optimizer
 from fastopt.typing import CommonOptions, Hyperparameter, Number, Params, Unpack
 
 
+@public
 class Adagrad(Optimizer):
     """Adagrad: each element's learning rate falls with the sum of its squared gradients.
 
@@ -60,10 +62,8 @@ class Adagrad(Optimizer):
     """
 
     hyperparameters = ("lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps", "eps_placement")
-    slots = ("sum",)
+    slots = (STEP, Slot("sum", first="initial_accumulator_value", from_start=True))
     eps_placements = ("outside", "inside")
-    accumulator = "sum"
-    state_from_start = True
     conventions = {
         "torch": Convention(
             {"lr": 0.01, "lr_decay": 0.0, "weight_decay": 0.0, "initial_accumulator_value": 0.0, "eps": 1e-10},
@@ -93,10 +93,11 @@ class Adagrad(Optimizer):
         super().__init__(params, options, convention=convention, **common)
 
     @staticmethod
-    def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
-        return "adagrad", Adagrad.slots
+    def rule(group: Mapping[str, Any], convention: str) -> str:
+        return "adagrad"
 
 
+@public
 class Adadelta(Optimizer):
     """Adadelta: the step is scaled by the ratio of the averages of past updates and of gradients.
 
@@ -145,7 +146,7 @@ class Adadelta(Optimizer):
     """
 
     hyperparameters = ("lr", "rho", "eps", "weight_decay")
-    slots = ("square_avg", "acc_delta")
+    slots = (STEP, Slot("square_avg", low=SQUARE), Slot("acc_delta", low=SQUARE))
     conventions = {
         "torch": Convention({"lr": 1.0, "rho": 0.9, "eps": 1e-6, "weight_decay": 0.0}, {False: L2}),
         "keras": Convention({"lr": 1e-3, "rho": 0.95, "eps": 1e-7, "weight_decay": 0.0}, {True: DECOUPLED}),
@@ -162,5 +163,5 @@ class Adadelta(Optimizer):
         super().__init__(params, options, convention=convention, **common)
 
     @staticmethod
-    def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
-        return "adadelta", Adadelta.slots
+    def rule(group: Mapping[str, Any], convention: str) -> str:
+        return "adadelta"

@@ -7,14 +7,27 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastopt.optimizer import DECOUPLED, DECOUPLED_LAST, DECOUPLED_WITHOUT_LR, L2, Convention, Optimizer
+from fastopt.declare import (
+    DECOUPLED,
+    DECOUPLED_LAST,
+    DECOUPLED_WITHOUT_LR,
+    L2,
+    MOMENT,
+    SQUARE,
+    STEP,
+    Convention,
+    Slot,
+    public,
+)
+from fastopt.optimizer import Optimizer
 from fastopt.typing import Betas, CommonOptions, EpsPlacement, Hyperparameter, Number, Params, Unpack
 
 BETAS = {"betas": (0.9, 0.999)}
 ADAM = {"lr": 1e-3, **BETAS, "eps": 1e-8}
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = (STEP, Slot("exp_avg", low=MOMENT), Slot("exp_avg_sq", low=SQUARE))
 
 
+@public
 class Adam(Optimizer):
     """Adam: averages of the gradient and of its square, both corrected for their start at zero.
 
@@ -84,9 +97,8 @@ class Adam(Optimizer):
     hyperparameters = (
         "lr", "betas", "eps", "weight_decay", "amsgrad", "eps_placement", "bias_correction", "eps_root",
     )  # fmt: skip
-    slots = MOMENTS
+    slots = (*MOMENTS, Slot("max_exp_avg_sq", optional=True))
     family = ("Adam", "AdamW")
-    optional_slots = ("max_exp_avg_sq",)
     conventions = {
         "torch": Convention(
             {**ADAM, "weight_decay": 0.0, "amsgrad": False}, {False: L2, True: DECOUPLED}, {"max_corrected": 0}
@@ -123,10 +135,11 @@ class Adam(Optimizer):
         super().__init__(params, options, convention=convention, **common)
 
     @staticmethod
-    def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
-        return ("amsgrad", (*MOMENTS, "max_exp_avg_sq")) if group["amsgrad"] else ("adam", MOMENTS)
+    def rule(group: Mapping[str, Any], convention: str) -> str | tuple[str, tuple[str, ...]]:
+        return ("amsgrad", ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")) if group["amsgrad"] else "adam"
 
 
+@public
 class AdamW(Adam):
     """Adam with decoupled weight decay: the parameter itself shrinks, the averages do not see it.
 
@@ -194,6 +207,7 @@ class AdamW(Adam):
         )  # fmt: skip
 
 
+@public
 class Adamax(Optimizer):
     """Adamax: Adam with the infinity norm in place of the second moment.
 
@@ -244,7 +258,7 @@ class Adamax(Optimizer):
     """
 
     hyperparameters = ("lr", "betas", "eps", "weight_decay", "bias_correction")
-    slots = ("exp_avg", "exp_inf")
+    slots = (STEP, Slot("exp_avg", low=MOMENT), Slot("exp_inf", low=SQUARE))
     conventions = {
         "torch": Convention({**ADAM, "lr": 2e-3, "weight_decay": 0.0}, {False: L2}, {"eps_inside": 1}),
         "keras": Convention(
@@ -266,10 +280,11 @@ class Adamax(Optimizer):
         super().__init__(params, options, convention=convention, **common)
 
     @staticmethod
-    def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
-        return "adamax", Adamax.slots
+    def rule(group: Mapping[str, Any], convention: str) -> str:
+        return "adamax"
 
 
+@public
 class NAdam(Optimizer):
     """NAdam: Adam with Nesterov's momentum, and a momentum that warms up.
 
@@ -326,13 +341,11 @@ class NAdam(Optimizer):
     """
 
     hyperparameters = ("lr", "betas", "eps", "weight_decay", "momentum_decay", "eps_placement", "eps_root")
-    slots = MOMENTS
-    carry = 1.0
-    carried = "mu_product"
+    slots = (*MOMENTS, Slot("mu_product", like="number", first=1.0, limits=(0.0, 1.0)))
     conventions = {
         "torch": Convention(
             {**ADAM, "lr": 2e-3, "weight_decay": 0.0, "momentum_decay": 0.004},
-            {False: L2, True: DECOUPLED}, {"product": 1},
+            {False: L2, True: DECOUPLED}, {"product": 1}, storage={"mu_product": "float32"},
         ),
         "keras": Convention(
             {**ADAM, "eps": 1e-7, "weight_decay": 0.0}, {True: DECOUPLED}, {"product": 0},
@@ -361,24 +374,11 @@ class NAdam(Optimizer):
         super().__init__(params, options, convention=convention, **common)
 
     @staticmethod
-    def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
-        return "nadam", MOMENTS
-
-    def _extra_state(self, carry: float) -> dict[str, Any]:
-        name = self.carried_under(self.convention)
-        return {name: np.array(carry, np.float32 if self.convention == "torch" else np.float64)} if name else {}
-
-    @classmethod
-    def carry_from(cls, entry: Mapping[str, Any], convention: str) -> float:
-        name = cls.carried_under(convention)
-        if not name:
-            return cls.carry
-        product = float(entry[name])
-        if not 0 <= product <= 1:
-            raise ValueError(f"{name}={product!r} must be in [0, 1]")
-        return product
+    def rule(group: Mapping[str, Any], convention: str) -> str:
+        return "nadam"
 
 
+@public
 class RAdam(Optimizer):
     """RAdam: Adam that steps like momentum until its second moment can be trusted.
 
@@ -461,5 +461,5 @@ class RAdam(Optimizer):
         super().__init__(params, options, convention=convention, **common)
 
     @staticmethod
-    def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
-        return "radam", MOMENTS
+    def rule(group: Mapping[str, Any], convention: str) -> str:
+        return "radam"

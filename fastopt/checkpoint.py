@@ -27,10 +27,10 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from io import BufferedReader
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -42,9 +42,6 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-if TYPE_CHECKING:
-    from fastopt.optimizer import Optimizer
-
 __all__ = ["load", "save"]
 
 VERSION = 1
@@ -54,18 +51,18 @@ LARGEST_HEADER = 100_000_000  # that the library reads
 Path = str | bytes | os.PathLike[Any]
 
 
-def save(optimizer: Optimizer, path: Path) -> None:
-    """See `Optimizer.save`."""
-    import_safetensors()
+def save(state_dict: Mapping[str, Any], slots: Iterable[str], path: Path) -> None:
+    """Write a state dict of `Optimizer.state_dict` into a file: see `Optimizer.save`.
+
+    `slots` names the entries of a parameter's state that are arrays.
+    """
+    require_safetensors()
     name = os.fsdecode(path)
     if not os.path.basename(name):
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), name)
-    optimizer._plan.run(_save, optimizer, os.path.realpath(name))  # what a link leads to is replaced
-
-
-def _save(optimizer: Optimizer, target: str) -> None:
-    packer = Packer(optimizer.slots_under(optimizer.convention))
-    document = packer.document(optimizer.state_dict())
+    target = os.path.realpath(name)  # what a link leads to is replaced
+    packer = Packer(slots)
+    document = packer.document(state_dict)
     try:
         with replacing(target) as temporary:
             write(temporary, packer.arrays, document, target)
@@ -98,7 +95,7 @@ def load(path: Path) -> dict[str, Any]:
         return read(file, name)
 
 
-def import_safetensors() -> ModuleType:
+def require_safetensors() -> ModuleType:
     """The library, or the error that says what brings it."""
     try:
         import safetensors
@@ -115,7 +112,7 @@ def import_safetensors() -> ModuleType:
 
 def write(path: str, arrays: Mapping[str, np.ndarray], document: str, called: str) -> None:
     """Write a checkpoint into `path`, with the digest of its header, as far as the disk. Messages call it `called`."""
-    safetensors = import_safetensors()
+    safetensors = require_safetensors()
     try:
         safetensors.numpy.save_file(arrays, path, {"fastopt": document, "fastopt.digest": BLANK.decode()})
     except safetensors.SafetensorError as error:
@@ -258,8 +255,8 @@ def sha256(array: np.ndarray) -> str:
 class Packer:
     """Turns a state dict into JSON and the arrays that it speaks of."""
 
-    def __init__(self, slots: tuple[str, ...]) -> None:
-        self.slots = slots
+    def __init__(self, slots: Iterable[str]) -> None:
+        self.slots = frozenset(slots)
         self.arrays: dict[str, np.ndarray] = {}
         self.schedules: list[list[Any]] = []
         self.known: dict[int, int] = {}  # the id of a schedule -> its place in the list

@@ -716,7 +716,7 @@ cdef class Plan:
             for i in range(group.first, group.first + group.n_params):
                 self.params[i].t, self.params[i].carry = counts[i], group.carry
                 if records[i] is not None:
-                    self.overwrite(i, group, records[i][0], records[i][1])
+                    self.overwrite(i, group, records[i][0][0] if records[i][0] else 0.0, records[i][1])
 
     cdef overwrite(self, Py_ssize_t i, Group group, double carry, dict arrays):
         """Take over the carried number and the state of one parameter."""
@@ -881,10 +881,10 @@ cdef class Plan:
 
     def count(self, Py_ssize_t i):
         """Steps that parameter i has taken, and the number it carries from step to step."""
-        return self.params[i].t, self.params[i].carry
+        return self.params[i].t, (self.params[i].carry, 0.0)
 
-    def set_count(self, Py_ssize_t i, int64_t t, double carry):
-        self.params[i].t, self.params[i].carry = t, carry
+    def set_count(self, Py_ssize_t i, int64_t t, tuple numbers):
+        self.params[i].t, self.params[i].carry = t, numbers[0] if numbers else 0.0
 
     def set_steps(self, int64_t steps, int64_t skipped):
         self.steps, self.skipped = steps, skipped

@@ -42,9 +42,21 @@ from typing import Any, Literal, SupportsIndex  # noqa: F401
 import numpy as np
 
 from fastopt import OPTIMIZERS
+from fastopt.declare import (
+    Slot,
+    arrays_of,
+    derive,
+    known_convention,
+    numbers_at,
+    numbers_of,
+    refuse_unknown,
+    require_all,
+    with_defaults,
+)
 from fastopt.engine import Plan, listed, shown
 from fastopt.errors import HyperparameterError, OverlapError, ParameterError, ReadOnlyError, UnknownOptionError
-from fastopt.optimizer import Optimizer, derive, known_convention, refuse_unknown, require_all, with_defaults
+from fastopt.optimizer import Optimizer
+from fastopt.state import as_number
 from fastopt.typing import Arrays, Betas, EpsPlacement, Hyperparameter, Nonfinite, Number  # noqa: F401
 
 ENGINE_OPTIONS = ("n_threads", "nonfinite", "copy_grads")
@@ -60,8 +72,12 @@ def _take(cls: type[Optimizer], p: Any, g: Any, state: Mapping[str, Any], step: 
         raise HyperparameterError(f"step={step!r} must be an int >= 1, below 2**63: the number of this step")
     params, columns = _columns(p, {"g": g, **state})
     grads = columns.pop("g")
-    carried = columns.pop(cls.carried, None) if cls.carried else None
-    carry = [cls.carry_at(count)] * len(params) if carried is None else [_number(cls, a) for a in carried]
+    numbers = [numbers_at(cls, count)] * len(params)
+    given = [columns.pop(slot.name, [None] * len(params)) for slot in _given_numbers(cls)]
+    for k, slot in enumerate(_given_numbers(cls)):
+        at = numbers_of(cls).index(slot)
+        read = [_number(slot, array) for array in given[k]]
+        numbers = [(*mine[:at], number, *mine[at + 1 :]) for mine, number in zip(numbers, read, strict=True)]
 
     convention = known_convention(cls, options.pop("convention", None))
     settings = {key: options.pop(key) for key in ENGINE_OPTIONS if key in options}
@@ -72,16 +88,10 @@ def _take(cls: type[Optimizer], p: Any, g: Any, state: Mapping[str, Any], step: 
     plan.set_steps(count - 1, 0)
     states = [{name: column[i] for name, column in columns.items()} for i in range(len(params))]
     plan.add_group(full, params, [None] * len(params), states)
-    for i, array in enumerate(carried or []):
-        if plan.touches(array):
-            raise OverlapError(f"{cls.carried} of parameter {i} overlaps a parameter or a state")
-    places = sorted((array.ctypes.data, i, array.nbytes) for i, array in enumerate(carried or []))
-    for (a, i, size), (b, j, _) in zip(places, places[1:], strict=False):
-        if a + size > b:
-            raise OverlapError(f"{cls.carried} of parameter {max(i, j)} overlaps that of parameter {min(i, j)}")
-    for i, value in enumerate(carry):
-        plan.set_count(i, count - 1, value)
-    plan.step(grads, carried=carried or ())
+    _check_apart(plan, _given_numbers(cls), given)
+    for i, mine in enumerate(numbers):
+        plan.set_count(i, count - 1, mine)
+    plan.step(grads, carried=given[0] if given else ())
     return plan.skipped == 0
 
 
@@ -101,28 +111,49 @@ def _columns(p: Any, rest: Mapping[str, Any]) -> tuple[list[Any], dict[str, list
     return params, columns
 
 
-def _number(cls: type[Optimizer], array: Any) -> float:
-    """The carried number from its array, checked."""
+def _given_numbers(cls: type[Optimizer]) -> list[Slot]:
+    """The numbers that the caller keeps for each parameter."""
+    return [slot for slot in numbers_of(cls) if slot.like == "number"]
+
+
+def _number(slot: Slot, array: Any) -> float:
+    """A number that a parameter carries, from its array, checked."""
     if not isinstance(array, np.ndarray) or array.size != 1 or array.dtype.kind != "f":
-        raise ParameterError(
-            f"{cls.carried} must be an array of one float (a list of them, like p), not {shown(array)}"
-        )
+        raise ParameterError(f"{slot.name} must be an array of one float (a list of them, like p), not {shown(array)}")
     if not array.flags.writeable:
-        raise ReadOnlyError(f"{cls.carried} is read-only; a step writes to it")
+        raise ReadOnlyError(f"{slot.name} is read-only; a step writes to it")
     try:
-        return cls.carry_from({str(cls.carried): array.item()}, known_convention(cls, None))
+        return as_number(array, slot.name, slot, "state")
     except ValueError as error:
         raise ParameterError(str(error)) from None
+
+
+def _check_apart(plan: Plan, slots: list[Slot], given: list[list[np.ndarray]]) -> None:
+    """Raise if the memory of a number meets a parameter, a state, or another number."""
+    every = [(f"{slot.name} of parameter {i}", array) for slot, arrays in zip(slots, given, strict=True)
+             for i, array in enumerate(arrays)]  # fmt: skip
+    for label, array in every:
+        if plan.touches(array):
+            raise OverlapError(f"{label} overlaps a parameter or a state")
+    places = sorted((array.ctypes.data, k) for k, (_, array) in enumerate(every))
+    for (a, i), (b, j) in zip(places, places[1:], strict=False):
+        if a + every[i][1].nbytes > b:
+            raise OverlapError(f"{every[max(i, j)][0]} overlaps {every[min(i, j)][0].replace(slots[0].name, 'that')}")
+
+
+def _required(cls: type[Optimizer]) -> tuple[str, ...]:
+    """The state that the function of a class has to be given."""
+    return tuple(slot.name for slot in (*arrays_of(cls, optional=False), *_given_numbers(cls)))
 
 
 def _signature(cls: type[Optimizer]) -> Signature:
     """What the function of an optimizer class takes: arrays by position, and the options of the class by name."""
     options = {**signature(Optimizer.__init__).parameters, **signature(cls).parameters}
     arrays = {
-        "p": Parameter.empty, "g": Parameter.empty, **dict.fromkeys(cls.slots, Parameter.empty),
-        **({cls.carried: Parameter.empty} if cls.carried else {}), **dict.fromkeys(cls.optional_slots, None),
+        "p": Parameter.empty, "g": Parameter.empty, **dict.fromkeys(_required(cls), Parameter.empty),
+        **{slot.name: None for slot in arrays_of(cls, optional=True)},
     }  # fmt: skip
-    kinds = {"g": "Arrays | None", **dict.fromkeys(cls.optional_slots, "Arrays | None")}
+    kinds = {"g": "Arrays | None", **{slot.name: "Arrays | None" for slot in arrays_of(cls, optional=True)}}
     by_name = [key for key in (*cls.group_keys(), "convention", *ENGINE_OPTIONS) if key != "initial_accumulator_value"]
     return Signature(
         [
@@ -139,9 +170,10 @@ def _signature(cls: type[Optimizer]) -> Signature:
 
 def _make(cls: type[Optimizer]) -> Callable[..., bool]:
     """The function of an optimizer class, with a signature that says what it takes."""
-    required = (*cls.slots, *([cls.carried] if cls.carried else []))
+    required = _required(cls)
     shown = _signature(cls)
-    slots = (*required, *cls.optional_slots)
+    slots = (*required, *(slot.name for slot in arrays_of(cls, optional=True)))
+    filled = [slot.name for slot in arrays_of(cls) if slot.first == "initial_accumulator_value"]
     positional, needed = ("p", "g", *slots), {"p", "g", *required, "step"}
     name = cls.__name__.lower() + "_"
 
@@ -153,7 +185,7 @@ def _make(cls: type[Optimizer]) -> Callable[..., bool]:
         if not needed <= given.keys():
             shown.bind(*args, **kwargs)
         if "initial_accumulator_value" in given:
-            raise UnknownOptionError(f"initial_accumulator_value is not for {name}: fill {cls.accumulator!r} yourself")
+            raise UnknownOptionError(f"initial_accumulator_value is not for {name}: fill {filled[0]!r} yourself")
         p, g, step = given.pop("p"), given.pop("g"), given.pop("step")
         return _take(cls, p, g, {slot: given.pop(slot, None) for slot in slots}, step, given)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from fastopt.optimizer import DECOUPLED, Convention, Optimizer
+from fastopt.declare import DECOUPLED, STEP, Convention, Slot, public
+from fastopt.optimizer import Optimizer
 from fastopt.typing import Betas, CommonOptions, Hyperparameter, Params, Unpack
 
 
+@public
 class Lion(Optimizer):
     """Lion: every element moves by lr, in the direction of the sign of an interpolated momentum.
 
@@ -50,8 +52,7 @@ class Lion(Optimizer):
     """
 
     hyperparameters = ("lr", "betas", "weight_decay")
-    slots = ("exp_avg",)
-    fading = {}  # however small a moment is, its sign moves the parameter by lr
+    slots = (STEP, Slot("exp_avg"))  # not flushed: however small a moment is, its sign moves the parameter by lr
     conventions = {
         "paper": Convention({"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0}, {True: DECOUPLED}),
         "keras": Convention({"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0.0}, {True: DECOUPLED}),
@@ -67,5 +68,5 @@ class Lion(Optimizer):
         super().__init__(params, options, convention=convention, **common)
 
     @staticmethod
-    def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
-        return "lion", Lion.slots
+    def rule(group: Mapping[str, Any], convention: str) -> str:
+        return "lion"

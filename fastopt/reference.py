@@ -31,14 +31,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 if TYPE_CHECKING:
-    from fastopt.optimizer import Optimizer, Spec
+    from fastopt.declare import Spec
+    from fastopt.optimizer import Optimizer
 
 Array = Any
 State = list[Any]
 Scalars = Sequence[Any]
 X = Mapping[str, float]
 _Stages = list[tuple[str, list[Any]]]
-_ScalarsOf = Callable[[X, int, float], tuple[list[float], float]]
+Numbers = tuple[float, ...]
+_ScalarsOf = Callable[[X, int, Numbers], tuple[list[float], Numbers]]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 RULES: dict[str, Callable[..., Any]] = {}
@@ -78,8 +80,8 @@ def largest(a: Array, b: Array) -> Array:
 # --- SGD
 
 
-def sgd_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
-    return [x["lr"]], carry
+def sgd_scalars(x: X, t: int, numbers: Numbers) -> tuple[list[float], Numbers]:
+    return [x["lr"]], numbers
 
 
 @rule(scalars=sgd_scalars)
@@ -88,10 +90,11 @@ def sgd(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
     return p * decay - lr * g, []
 
 
-def sgd_momentum_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
-    if carry == 0:  # a new buffer starts as the gradient
-        return [x["lr"], 0.0, 1.0, x["momentum"]], 1.0
-    return [x["lr"], x["momentum"], 1.0 - x["dampening"], x["momentum"]], 1.0
+def sgd_momentum_scalars(x: X, t: int, numbers: Numbers) -> tuple[list[float], Numbers]:
+    begun = (1.0, *numbers[1:])
+    if numbers[0] == 0:  # a new buffer starts as the gradient
+        return [x["lr"], 0.0, 1.0, x["momentum"]], begun
+    return [x["lr"], x["momentum"], 1.0 - x["dampening"], x["momentum"]], begun
 
 
 @rule(scalars=sgd_momentum_scalars)
@@ -110,8 +113,8 @@ def sgd_nesterov(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, S
     return p * decay - lr * (ahead * b + g), [b]
 
 
-def velocity_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
-    return [x["lr"], x["momentum"]], 1.0
+def velocity_scalars(x: X, t: int, numbers: Numbers) -> tuple[list[float], Numbers]:
+    return [x["lr"], x["momentum"]], (1.0, *numbers[1:])
 
 
 @rule(scalars=velocity_scalars)
@@ -134,9 +137,9 @@ def velocity_nesterov(p: Array, g: Array, state: State, h: Scalars) -> tuple[Arr
 # --- Adagrad, Adadelta
 
 
-def adagrad_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
+def adagrad_scalars(x: X, t: int, numbers: Numbers) -> tuple[list[float], Numbers]:
     clr = x["lr"] / (1.0 + (t - 1.0) * x["lr_decay"])
-    return ([clr, x["eps"], 0.0] if x["eps_inside"] else [clr, 0.0, x["eps"]]), carry
+    return ([clr, x["eps"], 0.0] if x["eps_inside"] else [clr, 0.0, x["eps"]]), numbers
 
 
 @rule(scalars=adagrad_scalars)
@@ -147,8 +150,8 @@ def adagrad(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]
     return p * decay - ratio(lr * g, np.sqrt(v + e_in) + e_out), [v]
 
 
-def adadelta_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
-    return [x["lr"], x["rho"], 1.0 - x["rho"], x["eps"]], carry
+def adadelta_scalars(x: X, t: int, numbers: Numbers) -> tuple[list[float], Numbers]:
+    return [x["lr"], x["rho"], 1.0 - x["rho"], x["eps"]], numbers
 
 
 @rule(scalars=adadelta_scalars)
@@ -164,12 +167,12 @@ def adadelta(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State
 # --- RMSprop
 
 
-def rmsprop_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
+def rmsprop_scalars(x: X, t: int, numbers: Numbers) -> tuple[list[float], Numbers]:
     alpha, lr, eps = x["alpha"], x["lr"], x["eps"]
     a = 1.0 / (1.0 - alpha**t) if x["bias_correction"] else 1.0
     e_in, e_out = (eps, 0.0) if x["eps_inside"] else (0.0, eps)
     l_in, l_out = (lr, 1.0) if x["lr_inside"] else (1.0, lr)
-    return [alpha, 1.0 - alpha, a, e_in, e_out, l_in, x["momentum"], l_out], carry
+    return [alpha, 1.0 - alpha, a, e_in, e_out, l_in, x["momentum"], l_out], numbers
 
 
 def rms(v: Array, g: Array, h: Scalars) -> tuple[Array, Array]:
@@ -269,10 +272,10 @@ def corrections(x: X, t: float) -> tuple[float, float]:
     return 1.0 - x["beta1"] ** t, 1.0 - x["beta2"] ** t
 
 
-def adam_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
+def adam_scalars(x: X, t: int, numbers: Numbers) -> tuple[list[float], Numbers]:
     bc1, bc2 = corrections(x, t)
     factor, terms = denominator(x, bc2)
-    return [*moments(x), x["lr"] * factor / bc1, *terms], carry
+    return [*moments(x), x["lr"] * factor / bc1, *terms], numbers
 
 
 def averages(state: State, g: Array, h: Scalars) -> tuple[Array, Array]:
@@ -289,11 +292,11 @@ def adam(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
     return p * decay - ratio(lr * m, np.sqrt(v * a + e_in) * c + e_out), [m, v]
 
 
-def amsgrad_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
+def amsgrad_scalars(x: X, t: int, numbers: Numbers) -> tuple[list[float], Numbers]:
     bc1, bc2 = corrections(x, t)
     factor, terms = denominator(x, 1.0 if x["max_corrected"] else bc2)
     k = 1.0 / bc2 if x["max_corrected"] else 1.0
-    return [*moments(x), x["lr"] * factor / bc1, *terms, k], carry
+    return [*moments(x), x["lr"] * factor / bc1, *terms, k], numbers
 
 
 @rule(scalars=amsgrad_scalars)
@@ -304,10 +307,10 @@ def amsgrad(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]
     return p * decay - ratio(lr * m, np.sqrt(w * a + e_in) * c + e_out), [m, v, w]
 
 
-def adamax_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
+def adamax_scalars(x: X, t: int, numbers: Numbers) -> tuple[list[float], Numbers]:
     bc1, _ = corrections(x, t)
     e_in, e_out = (x["eps"], 0.0) if x["eps_inside"] else (0.0, x["eps"])
-    return [x["beta1"], 1.0 - x["beta1"], x["beta2"], x["lr"] / bc1, e_in, e_out], carry
+    return [x["beta1"], 1.0 - x["beta1"], x["beta2"], x["lr"] / bc1, e_in, e_out], numbers
 
 
 @rule(scalars=adamax_scalars)
@@ -319,7 +322,7 @@ def adamax(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
     return p * decay - ratio(lr * m, u + e_out), [m, u]
 
 
-def nadam_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
+def nadam_scalars(x: X, t: int, numbers: Numbers) -> tuple[list[float], Numbers]:
     b1 = x["beta1"]
     bc1, bc2 = corrections(x, t)
     if x["product"] == 3:  # the paper has beta2 * v under the root, and averages with mu
@@ -327,19 +330,19 @@ def nadam_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
     factor, terms = denominator(x, bc2)
     lr = x["lr"] * factor
     if x["product"] == 2:  # optax: no schedule of momenta
-        return [*moments(x), lr * (1.0 - b1) / bc1, lr * b1 / (1.0 - b1 ** (t + 1)), *terms], carry
+        return [*moments(x), lr * (1.0 - b1) / bc1, lr * b1 / (1.0 - b1 ** (t + 1)), *terms], numbers
     mu = b1 * (1.0 - 0.5 * 0.96 ** (t * x["momentum_decay"]))
     mu_next = b1 * (1.0 - 0.5 * 0.96 ** ((t + 1) * x["momentum_decay"]))
     if x["product"] == 1:  # PyTorch keeps the product, and multiplies, in float32
-        product = float(np.float32(carry) * np.float32(mu))
+        product = float(np.float32(numbers[0]) * np.float32(mu))
     else:
-        product = carry * mu
+        product = numbers[0] * mu
     cg = lr * (1.0 - mu) / (1.0 - product)
     cm = lr * mu_next / (1.0 - product * mu_next)
     average = moments(x)
     if x["product"] == 3:
         average[:2] = mu, 1.0 - mu
-    return [*average, cg, cm, *terms], product
+    return [*average, cg, cm, *terms], (product, *numbers[1:])
 
 
 @rule(scalars=nadam_scalars)
@@ -349,7 +352,7 @@ def nadam(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
     return p * decay - ratio(cg * g + cm * m, np.sqrt(v * a + e_in) * c + e_out), [m, v]
 
 
-def radam_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
+def radam_scalars(x: X, t: int, numbers: Numbers) -> tuple[list[float], Numbers]:
     k = t + x["t_shift"]  # thinc corrects with the count of the next step
     bc1, bc2 = corrections(x, k)
     rho_inf = 2.0 / (1.0 - x["beta2"]) - 1.0
@@ -358,9 +361,9 @@ def radam_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
     if rho > x["rho_min"] or (x["rho_inclusive"] and rho == x["rho_min"]):
         factor, terms = denominator(x, bc2)
         rect = sqrt((rho - 4.0) * (rho - 2.0) * rho_inf / ((rho_inf - 4.0) * (rho_inf - 2.0) * rho))
-        return [*moments(x), step * factor * rect, *terms, 1.0], carry
+        return [*moments(x), step * factor * rect, *terms, 1.0], numbers
     _, terms = denominator(x, 1.0)
-    return [*moments(x), step, *terms, 0.0], carry
+    return [*moments(x), step, *terms, 0.0], numbers
 
 
 @rule(scalars=radam_scalars)
@@ -372,8 +375,8 @@ def radam(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
     return p * decay - ratio(lr * m, np.sqrt(v * a + e_in) * c + e_out), [m, v]
 
 
-def lion_scalars(x: X, t: int, carry: float) -> tuple[list[float], float]:
-    return [*moments(x), x["lr"]], carry
+def lion_scalars(x: X, t: int, numbers: Numbers) -> tuple[list[float], Numbers]:
+    return [*moments(x), x["lr"]], numbers
 
 
 @rule(scalars=lion_scalars)
@@ -416,7 +419,7 @@ def flush(x: Array, g: Array, p: Array, h: Scalars) -> Array:
 
 def program(spec: Spec, x: X, grad_scale: float | None) -> tuple[_Stages, _Stages]:
     """The stages before and after the rule: names and scalars. State is flushed after them, at every 64th step."""
-    from fastopt.optimizer import DECOUPLED_LAST, L2
+    from fastopt.declare import DECOUPLED_LAST, L2
 
     wd = x.get("weight_decay", 0.0)
     before: _Stages = []
@@ -456,7 +459,7 @@ class Twin:
         plan = optimizer._plan
         self.params: list[np.ndarray] = [np.array(p, order="K") for p in plan.arrays]
         counts = [plan.count(i) for i in range(len(plan.arrays))]
-        self.counts, self.carries = [t for t, _ in counts], [carry for _, carry in counts]
+        self.counts, self.numbers = [t for t, _ in counts], [numbers for _, numbers in counts]
         self.state: list[dict[str, np.ndarray]] = [
             {name: np.array(array, order="K") for name, array in state.items()} for state in plan.states
         ]
@@ -475,8 +478,8 @@ class Twin:
 
     def step(self, grads: Sequence[Any], grad_scale: float | None = None) -> None:
         """One step, as `Optimizer.step`, for a list of gradients (None skips one)."""
+        from fastopt.declare import DECOUPLED, DECOUPLED_WITHOUT_LR, derive
         from fastopt.engine import LEAST_EPS
-        from fastopt.optimizer import DECOUPLED, DECOUPLED_WITHOUT_LR, derive
 
         optimizer = self._optimizer
         i = 0
@@ -495,16 +498,16 @@ class Twin:
                     p, g, state, dtype = self.params[i], np.asarray(grads[i]), self.state[i], self.params[i].dtype
                     for name, h in before:
                         g = STAGES[name](g, g, p, rounded(h, dtype))
-                    scalars, self.carries[i] = SCALARS[spec.rule](x, self.counts[i] + 1, self.carries[i])
-                    new, slots = update(p, g, [state[name] for name in spec.slots], rounded([decay, *scalars], dtype))
+                    scalars, self.numbers[i] = SCALARS[spec.rule](x, self.counts[i] + 1, self.numbers[i])
+                    new, slots = update(p, g, [state[name] for name in spec.names], rounded([decay, *scalars], dtype))
                     for name, h in after:
                         new = STAGES[name](new, g, new, rounded(h, dtype))
                     p[...] = new
                     self.counts[i] += 1
-                    for name, array in zip(spec.slots, slots, strict=True):
-                        if self.counts[i] % 64 == 0 and fades and name in spec.low:
-                            array = flush(array, g, new, [dtype.type(spec.low[name][dtype == np.float64])])
-                        state[name][...] = array
+                    for slot, array in zip(spec.slots, slots, strict=True):
+                        if self.counts[i] % 64 == 0 and fades and slot.low is not None:
+                            array = flush(array, g, new, [dtype.type(slot.low[dtype == np.float64])])
+                        state[slot.name][...] = array
                 i += bool(group["params"])
         self.steps += 1
 

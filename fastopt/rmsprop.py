@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from fastopt.optimizer import DECOUPLED, L2, Convention, Optimizer, is_zero
+from fastopt.declare import DECOUPLED, L2, MEAN, MOMENT, SQUARE, STEP, Convention, Slot, is_zero, public
+from fastopt.optimizer import Optimizer
 from fastopt.typing import CommonOptions, Hyperparameter, Number, Params, Unpack
 
 
+@public
 class RMSprop(Optimizer):
     """RMSprop: the gradient divided by the root of the running average of its square.
 
@@ -76,11 +78,12 @@ class RMSprop(Optimizer):
         "lr", "alpha", "eps", "weight_decay", "momentum", "centered", "nesterov", "eps_placement", "bias_correction",
         "initial_accumulator_value",
     )  # fmt: skip
-    slots = ("square_avg",)
-    optional_slots = ("grad_avg", "momentum_buffer")
+    slots = (
+        STEP, Slot("square_avg", first="initial_accumulator_value", low=SQUARE),
+        Slot("grad_avg", low=MEAN, optional=True), Slot("momentum_buffer", low=MOMENT, optional=True),
+    )  # fmt: skip
     ours = {"eps_placement": "outside"}
     eps_placements = ("outside", "inside")
-    accumulator = "square_avg"
     conventions = {
         "torch": Convention(
             {"lr": 0.01, "alpha": 0.99, "eps": 1e-8, "weight_decay": 0.0, "momentum": 0.0, "centered": False},

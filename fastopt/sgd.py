@@ -7,11 +7,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fastopt.declare import DECOUPLED, DECOUPLED_LAST, L2, MOMENT, Convention, Slot, is_zero, public
 from fastopt.errors import HyperparameterError
-from fastopt.optimizer import DECOUPLED, DECOUPLED_LAST, L2, Convention, Optimizer, is_zero
+from fastopt.optimizer import Optimizer
 from fastopt.typing import CommonOptions, Hyperparameter, Number, Params, Unpack
 
 
+@public
 class SGD(Optimizer):
     """Stochastic gradient descent, optionally with momentum or Nesterov momentum.
 
@@ -76,8 +78,7 @@ class SGD(Optimizer):
     """
 
     hyperparameters = ("lr", "momentum", "dampening", "weight_decay", "nesterov")
-    optional_slots = ("momentum_buffer",)
-    counts_in_state = False
+    slots = (Slot("momentum_buffer", low=MOMENT, optional=True), Slot("begun", like="begun"))
     family = ("SGD", "Momentum", "NAG")
     conventions = {
         "torch": Convention(
@@ -119,27 +120,8 @@ class SGD(Optimizer):
             return "velocity_nesterov" if nesterov else "velocity", ("momentum_buffer",)
         return "sgd_nesterov" if nesterov else "sgd_momentum", ("momentum_buffer",)
 
-    @classmethod
-    def carry_from(cls, entry: Mapping[str, Any], convention: str) -> float:
-        name = "momentum_buffer"
-        return float(entry.get(cls.conventions[convention].names.get(name, name)) is not None)
 
-    def _packed(self, group: Mapping[str, Any]) -> dict[str, Any]:
-        packed = super()._packed(group)
-        if "velocity" in self.slots_under(self.convention) and not is_zero(group["momentum"]):
-            # PyTorch's SGD would not see the velocity, and begin a new buffer without a word: so it stops at this.
-            packed.pop("dampening", None)
-        return packed
-
-    @classmethod
-    def state_begun(cls, carry: float) -> bool:
-        return carry != 0
-
-    @classmethod
-    def carry_at(cls, step: int) -> float:
-        return float(step > 1)
-
-
+@public
 class Momentum(Optimizer):
     """Classical momentum: the learning rate is inside the velocity.
 
@@ -184,8 +166,7 @@ class Momentum(Optimizer):
     """
 
     hyperparameters = ("lr", "momentum", "weight_decay")
-    slots = ("velocity",)
-    counts_in_state = False
+    slots = (Slot("velocity", low=MOMENT),)
     family = SGD.family
     conventions = {
         "paper": Convention({"lr": 0.01, "momentum": 0.9, "weight_decay": 0.0}, {False: L2, True: DECOUPLED}),
@@ -200,10 +181,11 @@ class Momentum(Optimizer):
         super().__init__(params, options, convention=convention, **common)
 
     @staticmethod
-    def rule(group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
-        return "velocity", Momentum.slots
+    def rule(group: Mapping[str, Any], convention: str) -> str:
+        return "velocity"
 
 
+@public
 class NAG(Momentum):
     """Nesterov's accelerated gradient with a true lookahead: the gradient is evaluated where momentum leads.
 

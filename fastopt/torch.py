@@ -68,7 +68,6 @@ from torch.optim import optimizer as torch_optimizer
 
 import fastopt
 from fastopt import _fallback, _torch_install
-from fastopt._state import MEANINGS, check_layout, check_origin, described, expect, merged_options, translated
 from fastopt._tensors import (
     PLAIN,
     Host,
@@ -76,9 +75,11 @@ from fastopt._tensors import (
     check_inference,
     count_tensor,
     is_dense,
+    lies_as,
     local_of,
     new_state,
     number_tensor,
+    state_dtype,
     state_tensor,
     steppable,
 )
@@ -86,6 +87,16 @@ from fastopt._torch_install import STOCK, TwinType
 from fastopt._torch_install import install as install
 from fastopt._torch_install import installed as installed
 from fastopt._torch_install import uninstall as uninstall
+from fastopt.declare import (
+    FLAGS,
+    Spec,
+    arrays_of,
+    counts_in_state,
+    derive,
+    is_zero,
+    saved_numbers,
+    with_defaults,
+)
 from fastopt.engine import LAST_FLOAT_COUNT, NO_SCHEDULES, TensorPlan, Turn
 from fastopt.errors import (
     FastoptError,
@@ -95,7 +106,7 @@ from fastopt.errors import (
     TensorLayoutError,
     UnknownOptionError,
 )
-from fastopt.optimizer import FLAGS, Spec, derive, is_zero, with_defaults
+from fastopt.state import MEANINGS, check_layout, check_origin, described, expect, merged_options, translated
 
 if TYPE_CHECKING:  # what `__getattr__`, at the end, forwards
     from torch.optim import ASGD as ASGD
@@ -304,7 +315,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             options["nesterov"] = False  # as PyTorch does where a momentum was edited to 0
         spec = derive(core, convention, options)
         forms = dict(spec.forms)
-        if forms.get("product") == 1 and self._has_double_carry(group):
+        if forms.get("product") == 1 and self._has_double_product(group):
             forms["product"] = 0.0
         return spec._replace(
             forms=forms,
@@ -315,11 +326,11 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             check_keys=None,  # PyTorch looks at none that it does not know
         )
 
-    def _has_double_carry(self, group: Mapping[str, Any]) -> bool:
+    def _has_double_product(self, group: Mapping[str, Any]) -> bool:
         """Whether PyTorch keeps NAdam's product of momenta in float64: by default dtype, or since it was loaded so."""
         entries = (self.state[p] for p in group["params"] if p in self.state)
-        carried = (entry.get(self.core.carried) for entry in entries if isinstance(entry, Mapping))
-        dtypes = {value.dtype for value in carried if isinstance(value, torch.Tensor)}
+        products = (entry.get("mu_product") for entry in entries if isinstance(entry, Mapping))
+        dtypes = {value.dtype for value in products if isinstance(value, torch.Tensor)}
         return torch.float64 in (dtypes or {torch_optimizer._get_scalar_dtype()})
 
     def _empty_plan(self, host: Host | None = None) -> TensorPlan:
@@ -388,43 +399,42 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         inner = self.state[param] if param in self.state else {}
         if not isinstance(inner, dict):
             raise StateDictError(f"state of {label} is a {type(inner).__name__}; a dict is needed")
-        if inner and self.core.counts_in_state:
+        if inner and counts_in_state(self.core):
             self._check_complete(inner, label)
         entries: dict[str, Any] = {}
         slots = {}
-        for place, name in enumerate(spec.slots):
-            given = inner.get(name)
+        for place, slot in enumerate(spec.slots):
+            name, given = slot.name, inner.get(slot.name)
             if given is None:
-                entries[name] = given = new_state(param, own, place, spec.initial.get(name, 0.0))
+                entries[name] = given = new_state(param, own, place, slot)
             elif self._settings["fallback"] != "error" and type(given) in PLAIN and given.is_floating_point():
-                if given.dtype != own.dtype:  # PyTorch's step left it, before the parameter was cast
-                    entries[name] = given = given.to(own.dtype)
-            local = state_tensor(given, param, own, f"state {name!r} of {label}")
-            if local.stride() != own.stride() or not is_dense(local):
-                entries[name] = new_state(param, own, place, 0.0)
-                local = state_tensor(entries[name], param, own, label).copy_(local)
+                if given.dtype != state_dtype(slot, own):  # PyTorch's step left it, before the parameter was cast
+                    entries[name] = given = given.to(state_dtype(slot, own))
+            local = state_tensor(given, param, own, slot, f"state {name!r} of {label}")
+            if not lies_as(local, own, slot):
+                entries[name] = new_state(param, own, place, slot._replace(first=0.0))
+                local = state_tensor(entries[name], param, own, slot, label).copy_(local)
             slots[name] = local
-        for slot, written in slots.items():
-            check_inference(host, written, f"state {slot!r} of {label}")
-        begun = all(inner.get(name) is not None for name in spec.slots)
-        if not self.core.counts_in_state:
-            return param, inner, entries, own, slots, None, None, int(begun and bool(slots))
+        for name, written in slots.items():
+            check_inference(host, written, f"state {name!r} of {label}")
+        begun = all(inner.get(name) is not None for name in slots)
+        if not counts_in_state(self.core):
+            return param, inner, entries, own, slots, None, (), int(begun and bool(slots))
         count: Any = number_tensor(inner.get("step", 0.0), f"state 'step' of {label}")
         kept = count is inner.get("step")
         if not kept or (count.dtype == torch.float32 and count >= LAST_FLOAT_COUNT):
             entries["step"] = count = count_tensor(count.item())
-        carry = None
-        if self.core.carried:
-            given = inner.get(self.core.carried, self.core.carry)
-            carry = number_tensor(given, f"state {self.core.carried!r} of {label}")
-            if carry is not given:
-                entries[self.core.carried] = carry
         check_inference(host, count, f"state 'step' of {label}")
-        if carry is not None:
-            check_inference(host, carry, f"state {self.core.carried!r} of {label}")
+        numbers: list[torch.Tensor] = []
+        for name in self._number_names():
+            given = inner.get(name, spec.numbers[len(numbers)])
+            numbers.append(number_tensor(given, f"state {name!r} of {label}"))
+            if numbers[-1] is not given:
+                entries[name] = numbers[-1]
+            check_inference(host, numbers[-1], f"state {name!r} of {label}")
         # As PyTorch orders them.
         entries = {key: entries[key] for key in sorted(entries, key=lambda key: (key in slots, key == "grad_avg"))}
-        return param, inner, entries, own, slots, count, carry, 0
+        return param, inner, entries, own, slots, count, tuple(numbers), 0
 
     # --- State
 
@@ -452,7 +462,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         core, convention = self.core, next(iter(self.core.conventions))
         entries = expect(given["state"], Mapping, "the state dict's 'state'")
         groups = expect(given["param_groups"], list, "the state dict's 'param_groups'")
-        foreign = MEANINGS.keys() - {*core.slots_under(convention), core.carried_under(convention)}
+        foreign = MEANINGS.keys() - {*core.slots_under(convention), *self._number_names()}
         if not own:  # and a name that is another's here may be a class's own where PyTorch's is there, too
             wanted, held = {*core.slots_under(convention)}, [e for e in entries.values() if isinstance(e, Mapping)]
             if not any(foreign.intersection(entry) and not wanted <= {*entry} for entry in held):
@@ -513,18 +523,22 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             if param in state and state[param]:
                 yield group, param, state[param], f"parameter {k}"
 
+    def _number_names(self) -> tuple[str, ...]:
+        """The numbers that the state of a parameter has, beside its step count."""
+        return tuple(saved_numbers(self.core, next(iter(self.core.conventions))))
+
     def _check_complete(self, entry: Mapping[str, Any], label: str) -> None:
-        for name in ("step", self.core.carried, *self.core.slots):
-            if name and name not in entry:
+        for name in ("step", *self._number_names(), *(slot.name for slot in arrays_of(self.core, optional=False))):
+            if name not in entry:
                 raise StateDictError(f"state of {label} lacks {described(name)}")
 
     def _check_numbers(self, state: Mapping[torch.Tensor, Any], groups: list[dict[str, Any]]) -> None:
         """Raise unless counts and the like are there and are such; make tensors of plain numbers."""
-        if not self.core.counts_in_state:
+        if not counts_in_state(self.core):
             return
         for _, _, entry, label in self._entries(state, groups):
             self._check_complete(entry, label)
-            for name in filter(None, ("step", self.core.carried)):
+            for name in ("step", *self._number_names()):
                 number = number_tensor(entry[name], f"state {name!r} of {label}")
                 if name == "step" and not (number >= 0 and float(number).is_integer()):
                     raise StateDictError(f"state 'step' of {label} is {entry[name]!r}; a count is needed")
@@ -541,14 +555,14 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             lenient = self._settings["fallback"] != "error"
             if lenient and _fallback.reason_of(group, param, label) is not None:
                 continue
-            for name in slots[id(group)]:
-                kept = entry.get(name)
+            for slot in slots[id(group)]:
+                name, kept = slot.name, entry.get(slot.name)
                 if lenient and isinstance(kept, torch.Tensor) and (
                     kept.layout != torch.strided or (kept.dtype != param.dtype and kept.is_floating_point())
                 ):  # fmt: skip  # of a step of PyTorch's, before the parameter or its gradient became another
                     continue
                 if entry.get(name) is not None:
-                    state_tensor(entry[name], param, local_of(param), f"state {name!r} of {label}")
+                    state_tensor(entry[name], param, local_of(param), slot, f"state {name!r} of {label}")
 
 
 def name_of(group: Mapping[str, Any], k: int, place: int) -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from fastopt import OPTIMIZERS, FastoptError, Optimizer
+from fastopt.declare import arrays_of, numbers_of
 
 ALL = [(cls, convention) for cls in OPTIMIZERS.values() for convention in cls.conventions]
 """Every class under every convention that it exists in."""
@@ -52,6 +53,16 @@ def frozen(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value), [frozen(item) for item in value]
     return type(value), repr(value)
+
+
+def names_of(cls: type[Optimizer], optional: bool | None = False) -> tuple[str, ...]:
+    """The names of state arrays: those that are always there, those that some options bring, or (None) all."""
+    return tuple(slot.name for slot in arrays_of(cls, optional))
+
+
+def numbers_given(cls: type[Optimizer]) -> tuple[str, ...]:
+    """The numbers that ``fastopt.functional`` is given beside the state arrays."""
+    return tuple(slot.name for slot in numbers_of(cls) if slot.like == "number")
 
 
 def frozen_optimizer(opt: Optimizer) -> Any:

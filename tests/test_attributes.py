@@ -17,14 +17,16 @@ from fastopt import (
     SGD,
     Adam,
     ConcurrentStepError,
+    Convention,
     DeclarationError,
     HyperparameterError,
     NonFiniteError,
     Optimizer,
+    Slot,
     UnknownAttributeError,
     UnknownOptionError,
 )
-from fastopt.optimizer import SETTINGS, Convention
+from fastopt.declare import SETTINGS
 
 T = TypeVar("T")
 
@@ -202,7 +204,7 @@ def test_words_for_clipping_say_where_clipping_is(cls, word):
 
 def test_declarations_of_the_class_are_not_set_on_an_object():
     opt = Adam(values())
-    for name in ("slots", "conventions", "hyperparameters", "carry"):
+    for name in ("slots", "conventions", "hyperparameters", "family"):
         with pytest.raises(UnknownAttributeError, match=f"{name} is declared by the class Adam"):
             setattr(opt, name, ())
 
@@ -280,6 +282,11 @@ GOOD = {
 }
 
 
+def own(**fields: Any) -> dict[str, Convention]:
+    """One convention with these fields."""
+    return {"own": Convention({"lr": 0.1}, **fields)}
+
+
 def declared(**changes: Any) -> type[Optimizer]:
     return type("Own", (Optimizer,), {k: v for k, v in {**GOOD, **changes}.items() if v is not ...})
 
@@ -295,28 +302,40 @@ def test_a_class_of_ones_own_steps():
     [
         ({"conventions": ...}, r"Own.conventions = \{\} has to be a dict with at least one entry"),
         ({"conventions": {}}, "conventions"), ({"conventions": [Convention({})]}, "conventions"),
-        ({"conventions": {"own": {"lr": 0.1}}}, "fastopt.optimizer.Convention"),
+        ({"conventions": {"own": {"lr": 0.1}}}, "fastopt.Convention"),
         ({"conventions": {"own": Convention({"lr": 0.1, "eps": 1})}}, r"conventions\['own'\].defaults"),
         ({"conventions": {"own": Convention(("lr",))}}, "defaults"),
-        ({"conventions": {"own": Convention({"lr": 0.1}, forms=3)}}, "forms"),
+        ({"conventions": own(forms=3)}, "forms"),
         ({"conventions": {"own": Convention({"lr": 0.1}, decay={"yes": 1})}}, "decay"),
         ({"hyperparameters": ...}, "hyperparameters"), ({"hyperparameters": ("lr", "lr")}, "hyperparameters"),
         ({"hyperparameters": ("lr", 3)}, "hyperparameters"), ({"hyperparameters": "lr"}, "hyperparameters"),
-        ({"accumulator": "sum"}, "accumulator"), ({"carry": "x"}, "carry"), ({"ours": ("eps",)}, "ours"),
-        ({"fading": {"a": 1.0}}, "fading"), ({"conventions": {"own": Convention({"lr": 0.1}, {False: 9})}}, "decay"),
-        ({"conventions": {"own": Convention({"lr": 0.1}, names={"bufer": "b"})}}, "'bufer'.*no state of the class"),
-        ({"hyperparameters": ("eps",)}, "hyperparameters"), ({"slots": ("a", 3)}, "slots"),
-        ({"slots": "exp_avg"}, "slots = 'exp_avg' has to be a tuple of names"),
-        ({"optional_slots": None}, "optional_slots"), ({"eps_placements": ("under",)}, "eps_placements"),
-        ({"conventions": {"own": Convention({"lr": 0.1}, forms={"eps": "x"})}}, "forms.*numbers"),
-        ({"conventions": {"own": Convention({"lr": 0.1}, names={"sum": 3})}}, "names"),
+        ({"ours": ("eps",)}, "ours"), ({"rule": ...}, "rule"), ({"rule": "sgd"}, "rule"),
+        ({"conventions": {"own": Convention({"lr": 0.1}, {False: 9})}}, "decay"),
+        ({"conventions": own(names={"bufer": "b"})}, "'bufer'.*no state of the class"),
+        ({"conventions": own(forms={"eps": "x"})}, "forms.*numbers"),
+        ({"conventions": own(names={"sum": 3})}, "names"),
+        ({"hyperparameters": ("eps",)}, "hyperparameters"), ({"eps_placements": ("under",)}, "eps_placements"),
         ({"hyperparameters": ("lr", "eps_root")}, "'eps_placement', which 'eps_root' needs"),
-        ({"hyperparameters": ("lr", "params")}, "without 'params'"), ({"slots": ("a", "a")}, "different names"),
-        ({"slots": ("step",)}, "none of them 'step'"), ({"carried": 5}, "carried"),
-        ({"slots": ("sum",), "accumulator": "sum"}, "initial_accumulator_value"),
-        ({"counts_in_state": "no"}, "counts_in_state"),
-        ({"slots": ("a", "b"), "conventions": {"own": Convention({"lr": 0.1}, names={"a": "b"})}}, "different names"),
-        ({"rule": ...}, "rule"), ({"rule": "sgd"}, "rule"),
+        ({"hyperparameters": ("lr", "params")}, "without 'params'"),
+        ({"slots": None}, "slots"), ({"slots": "exp_avg"}, "slots = 'exp_avg' has to be a tuple of fastopt.Slot"),
+        ({"slots": (Slot("a"), 3)}, "slots"), ({"slots": (Slot(3),)}, "each with a name"),
+        ({"slots": (Slot("a"), Slot("a"))}, "different names"),
+        ({"slots": (Slot("step"),)}, "'step' if, and only if"),
+        ({"slots": (Slot("t", like="count"),)}, "'step' if, and only if"),
+        ({"slots": (Slot("a", like="rows"),)}, "like= one of 'parameter'"),
+        ({"slots": (Slot("a", storage="float32"),)}, "storage=None"),
+        ({"slots": (Slot("a", like="row", storage="int8"),)}, "storage=None, or 'float32'"),
+        ({"slots": (Slot("a", like="row", first="copy"),)}, "first='copy' only if"),
+        ({"slots": (Slot("a", first="eps"),)}, "first= a number, 'copy'"),
+        ({"slots": (Slot("a", first=None),)}, "first= a number"),
+        ({"slots": (Slot("a", like="number", first="lr"),)}, "first= a number"),
+        ({"slots": (Slot("sum", first="initial_accumulator_value"),)}, "first= a number"),
+        ({"slots": (Slot("a", low=1.0),)}, "low=None, or a pair"),
+        ({"slots": (Slot("a", like="one", low=(1, 1)),)}, "low=None, or a pair"),
+        ({"slots": tuple(Slot(name, like="number") for name in "abc")}, "at most 2"),
+        ({"slots": (Slot("a"),), "conventions": own(names={"a": "step"})}, "none of them 'step'"),
+        ({"slots": (Slot("a"),), "conventions": own(storage={"a": "int"})}, "storage"),
+        ({"slots": (Slot("a"), Slot("b")), "conventions": own(names={"a": "b"})}, "different names"),
     ],
     ids=lambda x: str(x)[:60],
 )  # fmt: skip
@@ -329,7 +348,7 @@ def test_a_class_that_lacks_a_declaration_is_an_error_at_its_creation(changes, m
 @pytest.mark.parametrize(
     ("answer", "slots", "match"),
     [
-        (("sgdd", ()), (), "'sgdd'.*rules.pxi.*sgd"), ("sgd", (), r"rule\(\) returned 'sgd'"),
+        (("sgdd", ()), (), "'sgdd'.*rules.pxi.*sgd"), (7, (), r"rule\(\) returned 7"),
         (("sgd", ("b",)), (), r"rule\(\) returned"), (None, (), r"rule\(\) returned None"),
         (("sgd_momentum", ("momentum_buffer",)), (), "slots that the class declares: none"),
         (("sgd", ("velocity",)), ("velocity",), r"'sgd' has 0 state slot\(s\); rule\(\) names 1: velocity"),
@@ -337,7 +356,7 @@ def test_a_class_that_lacks_a_declaration_is_an_error_at_its_creation(changes, m
     ],
 )  # fmt: skip
 def test_a_rule_that_does_not_fit_is_an_error_where_it_is_asked_for(answer, slots, match):
-    cls = declared(rule=staticmethod(lambda group, convention: answer), slots=slots)
+    cls = declared(rule=staticmethod(lambda group, convention: answer), slots=tuple(map(Slot, slots)))
     with pytest.raises(DeclarationError, match=match):
         cls(np.ones(3))
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 import fastopt
 from fastopt import engine, reference
+from fastopt.declare import DECOUPLED, DECOUPLED_LAST, DECOUPLED_WITHOUT_LR, L2, derive, numbers_at, numbers_of
 from fastopt.errors import ConventionError, HyperparameterError
-from fastopt.optimizer import DECOUPLED, DECOUPLED_LAST, DECOUPLED_WITHOUT_LR, L2, derive
 
 pytestmark = pytest.mark.xdist_group("bits")  # together, since the last test counts what the others compared
 
@@ -119,7 +119,7 @@ def configs() -> list[Config]:
                 spec = derive(cls, convention, opt.param_groups[0])
                 hyper = engine.rules()[spec.rule][0]
                 zero = tuple(k for k, v in options.items() if isinstance(v, float) and v == 0)
-                key = (spec.rule, tuple(spec.forms.get(name) for name in hyper), spec.carry, zero)
+                key = (spec.rule, tuple(spec.forms.get(name) for name in hyper), spec.numbers, zero)
                 usable.append((options, spec.rule))
                 if key not in seen:
                     seen.add(key)
@@ -237,7 +237,7 @@ def start_at(count: int, config: Config, opt: fastopt.Optimizer) -> None:
     """Make every parameter one that has taken so many steps."""
     if count:
         for i in range(len(opt.params)):
-            opt._plan.set_count(i, count, config.cls.carry_at(count + 1))
+            opt._plan.set_count(i, count, numbers_at(config.cls, count + 1))
 
 
 def reference_path(config: Config, flat, kind: str, slots, count: int, more):
@@ -473,14 +473,14 @@ def test_nonfinite_gradients_are_found_wherever_they_are(nasties):
 # --- Scalars
 
 
-def expected_scalars(spec, group, t: int, carry: float) -> list[float]:
+def expected_scalars(spec, group, t: int, numbers: tuple[float, ...]) -> list[float]:
     """The scalars of step t by the reference."""
     x = {key: value for key, value in group.items() if isinstance(value, float)} | dict(spec.forms)
     if "betas" in group:
         x["beta1"], x["beta2"] = group["betas"]
     wd = x.get("weight_decay", 0.0)
     decay = {DECOUPLED: 1.0 - x["lr"] * wd, DECOUPLED_WITHOUT_LR: 1.0 - wd}.get(spec.decay, 1.0)
-    return [decay, *reference.SCALARS[spec.rule](x, t, carry)[0]]
+    return [decay, *reference.SCALARS[spec.rule](x, t, numbers)[0]]
 
 
 @pytest.mark.parametrize("number", range(len(CONFIGS)), ids=[c.label for c in CONFIGS])
@@ -496,9 +496,10 @@ def test_scalars_are_the_reference_s(number):
                 group[key] = tuple(1 - 10.0 ** rng.uniform(-4, -0.2, 2))
             elif isinstance(value, float) and value != 0:
                 group[key] = 10.0 ** rng.uniform(-4, -0.1)
-        carry = rng.random() if spec.carry else float(t > 1)
-        opt._plan.set_count(0, t - 1, carry)
-        assert opt._plan.scalars(0) == expected_scalars(spec, group, t, carry), (t, group)
+        kinds = [slot.like for slot in numbers_of(config.cls)]
+        numbers = tuple(float(t > 1) if kind == "begun" else rng.random() for kind in kinds)
+        opt._plan.set_count(0, t - 1, numbers)
+        assert opt._plan.scalars(0) == expected_scalars(spec, group, t, (*numbers, 0.0, 0.0)), (t, group)
 
 
 @pytest.mark.parametrize("number", range(len(CONFIGS)), ids=[c.label for c in CONFIGS])
@@ -516,8 +517,8 @@ def test_scalars_are_the_reference_s_where_the_power_is_left_out(number):
             other = {"betas": group["betas"][::-1]} if "betas" in group else {}
             for edit in ({}, other):
                 group.update(edit)
-                opt._plan.set_count(0, t - 1, 1.0)
-                assert opt._plan.scalars(0) == expected_scalars(spec, group, t, 1.0), (t, group)
+                opt._plan.set_count(0, t - 1, (1.0, 0.5))
+                assert opt._plan.scalars(0) == expected_scalars(spec, group, t, (1.0, 0.5)), (t, group)
 
 
 def test_a_bias_correction_beyond_forty_time_constants_is_one():
@@ -578,7 +579,7 @@ def test_equal_counts_with_another_past_have_scalars_of_their_own(convention, sa
         opt.step(grads)
         twin.step(grads)
     same_bits("parameters", opt.params, twin.params)
-    assert twin.carries[0] != twin.carries[1] and twin.counts == [3, 3]
+    assert twin.numbers[0] != twin.numbers[1] and twin.counts == [3, 3]
 
 
 # --- Anything at once

@@ -17,6 +17,7 @@ from support import FENCE, README, build, python_blocks, readme_blocks, runs_whe
 
 import fastopt
 from fastopt import schedules
+from fastopt.declare import arrays_of
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -109,7 +110,7 @@ def test_the_state_shown_is_that_of_the_optimizer(cls):
     for convention, offered in cls.conventions.items():
         always = {under(names, convention) for names, _, when in rows if when.startswith("always")} - {None}
         plain = {"momentum": 0.0, "nesterov": False} if "momentum" in offered.defaults else {}
-        plain = {key: plain[key] for key in plain if key in offered.defaults and cls.optional_slots}
+        plain = {key: plain[key] for key in plain if key in offered.defaults and arrays_of(cls, optional=True)}
         assert always == set(build(cls, np.zeros(1), convention, **plain).state[0])
         for names, _, when in rows:
             if when.startswith("always"):

@@ -5,6 +5,7 @@ import pytest
 
 import fastopt
 from fastopt import errors, functional
+from fastopt.declare import numbers_at, saved_numbers
 
 # function, class, options, state slots in the order of the arguments
 CASES = [
@@ -68,7 +69,8 @@ def test_nadam_carries_its_product_in_the_caller_s_array(convention):
         functional.nadam_(p, g, m, v, mu, step=t, lr=0.1, convention=convention)
         assert [x.tobytes() for x in p] == [x.tobytes() for x in params]
     if convention != "optax":
-        assert mu[0] == opt.state_dict()["state"][0][fastopt.NAdam.carried_under(convention)] != 1
+        (name,) = saved_numbers(fastopt.NAdam, convention)
+        assert mu[0] == opt.state_dict()["state"][0][name] != 1
 
 
 @pytest.mark.parametrize("flush", [None, True, False])
@@ -81,7 +83,7 @@ def test_faded_state_is_flushed_at_steps_64_and_128_as_in_the_class(function, cl
         opt = cls(params, lr=0.05, flush_subnormal=flush, **options)
         state = {name: [np.empty_like(x) for x in p] for name in slots}
         for i, x in enumerate(p):
-            opt._plan.set_count(i, t - 1, cls.carry_at(t))
+            opt._plan.set_count(i, t - 1, numbers_at(cls, t))
             for name in slots:
                 low = 2.0**-120 if x.dtype == np.float32 else 2.0**-1016
                 state[name][i][...] = opt.state[i][here(cls, options, name)][...] = low

@@ -21,7 +21,8 @@ from support import README, python_blocks
 
 import fastopt
 from fastopt import engine, functional
-from fastopt.optimizer import FLAGS, Optimizer
+from fastopt.declare import FLAGS
+from fastopt.optimizer import Optimizer
 from fastopt.typing import CommonOptions, Nonfinite
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,9 +104,9 @@ def test_a_class_of_a_user_shows_its_own_constructor():
 def test_a_class_without_a_constructor_takes_its_hyperparameters_by_name():
     class Plain(fastopt.Optimizer):
         hyperparameters = ("lr", "momentum")
-        conventions = {"mine": fastopt.optimizer.Convention({"lr": 0.1, "momentum": 0.0})}
-        optional_slots = ("momentum_buffer",)
-        rule = staticmethod(lambda group, convention: ("sgd", ()))
+        conventions = {"mine": fastopt.Convention({"lr": 0.1, "momentum": 0.0})}
+        slots = (fastopt.Slot("momentum_buffer", optional=True),)
+        rule = staticmethod(lambda group, convention: "sgd")
 
     w = np.ones(3)
     opt = Plain(w, lr=0.5)

@@ -15,18 +15,22 @@ from types import ModuleType
 from typing import Any
 
 import fastopt
-from fastopt._state import CONVERSIONS, MEANINGS
-from fastopt.errors import HyperparameterError
-from fastopt.optimizer import (
+from fastopt.declare import (
     DECOUPLED,
     DECOUPLED_LAST,
     DECOUPLED_WITHOUT_LR,
     FLAGS,
     L2,
     NEUTRAL,
-    Optimizer,
+    arrays_of,
+    chosen_rule,
+    counts_in_state,
+    numbers_of,
     with_defaults,
 )
+from fastopt.errors import HyperparameterError
+from fastopt.optimizer import Optimizer
+from fastopt.state import CONVERSIONS, MEANINGS
 
 MODULES = ("fastopt", "fastopt.errors", "fastopt.functional", "fastopt.reference", "fastopt.schedules",
            "fastopt.typing")  # fmt: skip
@@ -36,6 +40,8 @@ DECAY = {
     DECOUPLED_WITHOUT_LR: "shrinks first, without lr",
     DECOUPLED_LAST: "shrinks last",
 }
+LIKE = {"parameter": "like the parameter", "row": "one element a row", "column": "one element a column",
+        "one": "one element"}  # fmt: skip
 NONE = "–"  # where a library has no such thing
 NOT_RUN = {"scaling": "parts of programs that need several processes", "pytorch": "needs PyTorch",
            "frameworks": "run by tests/frameworks"}
@@ -97,31 +103,30 @@ def brought_by(cls: type[Optimizer], slot: str) -> list[str]:
             if NEUTRAL.get(key) not in (0, False) or key in found:
                 continue
             try:
-                _, slots = cls.rule({**group, key: True if key in FLAGS else 0.5}, convention)
+                _, slots = chosen_rule(cls, {**group, key: True if key in FLAGS else 0.5}, convention)
             except HyperparameterError:  # an option that needs another one
                 continue
-            if slot in slots:
+            if slot in [kept.name for kept in slots]:
                 found.append(key)
     return found
 
 
 def state(cls: type[Optimizer]) -> str:
     """The state of an optimizer: slots, shapes, when they are there."""
-    like = "like the parameter"
-    counted = "always" if cls.counts_in_state else "always; not in `state_dict()`, as in PyTorch"
+    counted = "always" if counts_in_state(cls) else "always; not in `state_dict()`, as in PyTorch"
     rows = [["`step`", "one number", counted]]
-    if cls.carried:
-        rows.append([names(cls, cls.carried), "one number", "always"])
-    rows += [[names(cls, slot), like, "always"] for slot in cls.slots]
-    rows += [[names(cls, slot), like, "with " + ", ".join(f"`{key}`" for key in brought_by(cls, slot))]
-             for slot in cls.optional_slots]  # fmt: skip
+    rows += [[names(cls, slot.name), "one number", "always"] for slot in numbers_of(cls) if slot.like == "number"]
+    for optional in (False, True):
+        for slot in arrays_of(cls, optional):
+            options = ", ".join(f"`{key}`" for key in brought_by(cls, slot.name)) if optional else ""
+            rows.append([names(cls, slot.name), LIKE[slot.like], f"with {options}" if optional else "always"])
     return table(["state", "shape and type", "when"], rows)
 
 
 def kinds(cls: type[Optimizer], name: str) -> dict[str, list[str]]:
     """What a piece of state is called -> the conventions that call it so; empty: those that do without it."""
     found: dict[str, list[str]] = {}
-    options = brought_by(cls, name) if name in cls.optional_slots else []
+    options = brought_by(cls, name) if name in {slot.name for slot in arrays_of(cls, True)} else []
     for convention, offered in cls.conventions.items():
         if not options or any(key in offered.defaults for key in options):
             found.setdefault(offered.names.get(name, name), []).append(convention)
@@ -140,8 +145,8 @@ def meanings() -> str:
     """State that is not the same under all conventions of an optimizer, and what becomes of it in a load."""
     rows = []
     for title, cls in fastopt.OPTIMIZERS.items():
-        for slot in (*cls.slots, *cls.optional_slots, *([cls.carried] if cls.carried else [])):
-            found = kinds(cls, slot)
+        for slot in (slot for slot in cls.slots if slot.is_array or slot.like == "number"):
+            found = kinds(cls, slot.name)
             for source, target in itertools.permutations(found, 2) if len(found) > 1 else ():
                 said = CONVERSIONS.get((source, target), ("refused",))[0]
                 if source:

@@ -18,6 +18,21 @@ def is_number(value):
     return True
 
 
+MAX_NUMBERS = 2                   # that a parameter carries from step to step
+
+
+def shape_like(like, shape):
+    """The shape of a state array: one element for each row (the last axis gone), column (the last but one), or one."""
+    shape = tuple(shape)
+    if like == "parameter":
+        return shape
+    if like == "row":
+        return shape[:-1]
+    if like == "column":
+        return shape[:-2] + shape[-1:]
+    return (1,)
+
+
 SCHEDULABLE = ("lr", "betas", "momentum", "weight_decay")
 FIXED = (int, float, np.integer, np.floating)     # numbers that cannot change by themselves
 
@@ -96,17 +111,20 @@ cdef class Group:
             self.hyper.x[places.pop(name)] = spec.forms[name]
         for key in spec.watched:
             watch.append((key, OPTION, -2, (0, 0, False)))
-        if len(spec.slots) != rule.n_states:
+        stepped = [slot for slot in spec.slots if slot.like == "parameter"]
+        if len(stepped) != rule.n_states or tuple(stepped) != spec.slots[:len(stepped)]:
             raise DeclarationError(f"{spec.owner}: the rule {spec.rule!r} has {rule.n_states} state slot(s); rule() "
-                                   f"names {len(spec.slots)}: {', '.join(spec.slots) or 'none'}")
+                                   f"names {len(stepped)}: {', '.join(spec.names) or 'none'}")
         if len(watch) > MAX_WATCH:
             raise RuntimeError("MAX_WATCH in group.pxi is too small")
         rule_alone(&self.program, rule, &SHORT_TABLE.rules[rule - TABLE.rules])
         self.hyper.rule, self.hyper.decay, self.hyper.maximize = rule, spec.decay, spec.maximize
-        self.carry, self.flushes = spec.carry, bool(spec.low)
-        for i, name in enumerate(spec.slots):
-            self.faded.f[i], self.faded.d[i] = spec.low.get(name, (0.0, 0.0))
-        self.slots, self.initial, self.owner = list(spec.slots), spec.initial, spec.owner
+        self.carry = spec.numbers[0] if spec.numbers else 0.0
+        self.flushes = any([slot.low is not None for slot in stepped])
+        for i, slot in enumerate(stepped):
+            self.faded.f[i], self.faded.d[i] = slot.low or (0.0, 0.0)
+        self.slots, self.owner = list(spec.names), spec.owner
+        self.initial = {slot.name: slot.first for slot in spec.slots if slot.first != "copy"}
         self.check_keys = spec.check_keys
         self.keys = tuple(key for key, _, _, _ in watch)
         self.seen = [self.options[key] for key, _, _, _ in watch]

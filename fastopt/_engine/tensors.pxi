@@ -152,10 +152,11 @@ cdef class TensorPlan(Plan):
         self.members.append((options["params"], list(options["params"])))
 
     cdef tie_one(self, Py_ssize_t i, Group group, record):
-        owner, inner, entries, own, slots, count, carry, steps = record
+        owner, inner, entries, own, slots, count, numbers, steps = record
         cdef Tie *tie = &self.ties[i]
         cdef fo_tensor_t t
         cdef int k
+        carry = numbers[0] if numbers else None
         memset(tie, 0, sizeof(Tie))
         self.look(<PyObject *>own, &t)
         tie.form = <int64_t *>renewed(NULL, 2 * t.ndim * <Py_ssize_t>sizeof(int64_t))

@@ -24,6 +24,7 @@ from test_bits import CONFIGS, DTYPES
 
 import fastopt
 from fastopt import engine
+from fastopt.declare import numbers_at
 
 SIZES = (1031, 515, 77, 3)
 COUNTS = (0, 61)  # steps taken before; the others lead over the 64th, with its flush
@@ -63,7 +64,7 @@ def run(config, dtype, count: int, seed: int, threads: int) -> tuple[str, str, i
     opt = config.make([p.copy() for p in params], n_threads=threads)
     arrays = [list(slots(state).values()) for state in opt.state]
     for i in range(len(params)):
-        opt._plan.set_count(i, count, config.cls.carry_at(count + 1))
+        opt._plan.set_count(i, count, numbers_at(config.cls, count + 1))
         for array, start in zip(arrays[i], states, strict=False):
             array[...] = np.abs(start[i]) if count else array
     everything = [*opt.params, *itertools.chain.from_iterable(arrays)]

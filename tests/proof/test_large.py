@@ -16,9 +16,10 @@ from support import ALL, ALL_IDS, build, frozen_optimizer, same_bits, three
 
 import fastopt
 from fastopt import engine, reference
-from fastopt._state import LARGEST
+from fastopt.declare import counts_in_state
 from fastopt.errors import NonFiniteError, StateDictError
 from fastopt.optimizer import Optimizer
+from fastopt.state import LARGEST
 
 BLOCK = 64  # bytes that are never cut
 LIMIT = 2**63 - 1  # bytes of all arrays together
@@ -228,7 +229,7 @@ def test_counts_beyond_24_31_and_53_bits(cls, convention, bits, monkeypatch, tal
         assert [entry["step"] for entry in opt.state] == [count + 2] * 3 and opt.steps == count + 2
         saved = opt.state_dict()
         for entry in saved["state"].values():
-            if cls.counts_in_state:
+            if counts_in_state(cls):
                 assert entry["step"].dtype == (np.float32 if count + 2 <= 2**24 else np.float64)
                 assert entry["step"] == np.float64(count + 2)
         again = build(cls, [p.copy("K") for p in opt.params], convention, **options)

@@ -18,6 +18,7 @@ from support import ALL, build
 from test_bits import CONFIGS, DTYPES, SIZES, fading
 
 from fastopt import Optimizer, engine
+from fastopt.declare import numbers_at
 from fastopt.schedules import Exponential
 
 KINDS = ("ordinary", "nasty", "fading")
@@ -137,7 +138,7 @@ class Runner:
         for i, (piece, state) in enumerate(zip(way.pieces, opt.state, strict=True)):
             count = problem.counts[piece.array]
             if count:
-                opt._plan.set_count(i, count, problem.cls.carry_at(count + 1))
+                opt._plan.set_count(i, count, numbers_at(problem.cls, count + 1))
             slots = self.nasties.slots(state).values()
             for slot, start in zip(slots, problem.states[piece.array], strict=False):
                 slot[...] = start[piece.begin : piece.end]

@@ -30,6 +30,7 @@ from support import build, frozen, frozen_optimizer, needed, three, values
 
 import fastopt
 from fastopt import FastoptError, Optimizer, engine, functional
+from fastopt.declare import arrays_of, numbers_of
 
 NUMPY_S = (SystemError, pickle.PicklingError)
 """What an array's `__reduce__` raises when it gets no memory, and what pickle makes of an import that failed."""
@@ -139,10 +140,9 @@ def calls(cls: type[Optimizer], convention: str) -> dict[str, Call]:
 def arguments(cls: type[Optimizer], convention: str) -> tuple[str, list[Any], dict[str, Any]]:
     """A call of the class's function: its name, and all that it takes."""
     arrays = [values((50,)), values((50,), seed=1)]
-    arrays += [np.abs(values((50,), seed=2)) for _ in cls.slots]
-    if cls.carried:
-        arrays.append(np.full(1, 0.7))
-    arrays += [np.abs(values((50,), seed=3)) for _ in cls.optional_slots]
+    arrays += [np.abs(values((50,), seed=2)) for _ in arrays_of(cls, optional=False)]
+    arrays += [np.full(1, 0.7) for slot in numbers_of(cls) if slot.like == "number"]
+    arrays += [np.abs(values((50,), seed=3)) for _ in arrays_of(cls, optional=True)]
     return f"{cls.__name__.lower()}_", arrays, {**needed(cls, convention), "step": 7, "convention": convention}
 
 

@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 import fastopt
-from fastopt import functional, reference, schedules
-from fastopt.optimizer import Convention
+from fastopt import Convention, functional, reference, schedules
 from fastopt.typing import CommonOptions, EpsPlacement, Gradients, Hyperparameter, Nonfinite, Params
 
 if TYPE_CHECKING:

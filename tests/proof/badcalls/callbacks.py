@@ -10,7 +10,7 @@ import numpy as np
 from proof.badcalls.hyperparameters import EVERYWHERE, everywhere, shown, way_in, wrong_number, wrong_value
 from proof.badcalls.parameters import group_of, saved_by
 from proof.badcalls.world import FLAGS, NO_INTS, NO_NUMBERS, SCHEDULABLE, Boom, Call, World, kind
-from support import build
+from support import build, names_of
 
 import fastopt
 from fastopt import errors, schedules
@@ -87,7 +87,7 @@ def own_error(w: World) -> Call:
     error = boom(w)
     way = w.pick("a schedule", "a schedule", "a schedule", "a state_factory", "an iterator", "fun", "lookahead")
     arrays = w.fresh(2)
-    if way == "a state_factory" and w.cls.slots and isinstance(error, Exception):
+    if way == "a state_factory" and names_of(w.cls) and isinstance(error, Exception):
         if w.factory and w.pick(False, True):
             w.fault = raising(error)
             group = group_of(w, arrays)

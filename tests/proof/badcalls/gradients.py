@@ -10,7 +10,7 @@ import numpy as np
 from proof.badcalls.arrays import masked, of_other_float, of_other_type, off_layout, shifted_over
 from proof.badcalls.parameters import as_parameter, saved_by
 from proof.badcalls.world import NO_NUMBERS, Call, World, kind
-from support import ALL
+from support import ALL, names_of
 
 import fastopt
 from fastopt.errors import (
@@ -233,7 +233,7 @@ def lookahead_changed(w: World) -> Call:
                 mend=mend, ruins=ruins)  # fmt: skip
 
 
-WITH_STATE = [(cls, convention) for cls, convention in ALL if cls.slots]
+WITH_STATE = [(cls, convention) for cls, convention in ALL if names_of(cls)]
 
 
 @kind("state changed in place", WITH_STATE, factory=True)

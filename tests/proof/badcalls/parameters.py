@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from proof.badcalls.arrays import of_other_float, of_other_type, off_layout, shifted_over
 from proof.badcalls.world import BIG, SHAPES, Call, World, kind
-from support import build, needed, values
+from support import build, names_of, needed, numbers_given, values
 
 from fastopt import AdamW, functional
 from fastopt.errors import (
@@ -49,10 +49,9 @@ def functional_call(w: World, arrays: list[Any]) -> tuple[Callable[..., Any], di
     floats = (np.float32, np.float64)
     like = [a if isinstance(a, np.ndarray) and a.dtype in floats else np.ones(3) for a in arrays]
     state: dict[str, Any] = {
-        name: [np.zeros_like(a, subok=False) for a in like] for name in (*w.cls.slots, *w.cls.optional_slots)
+        name: [np.zeros_like(a, subok=False) for a in like] for name in names_of(w.cls, optional=None)
     }
-    if w.cls.carried:
-        state[w.cls.carried] = [np.ones(1) for _ in like]
+    state |= {name: [np.ones(1) for _ in like] for name in numbers_given(w.cls)}
     call = {"p": arrays, "g": [np.ones_like(a, subok=False) for a in like], **state, "step": w.integer(1, 9)}
     return getattr(functional, f"{w.cls.__name__.lower()}_"), {
         **call, "convention": w.convention, **needed(w.cls, w.convention)}  # fmt: skip

@@ -10,7 +10,7 @@ from proof.badcalls.arrays import masked, of_other_float, of_other_type, off_lay
 from proof.badcalls.gradients import WITH_STATE
 from proof.badcalls.parameters import columns, functional_call, group_of, read_only
 from proof.badcalls.world import NO_INTS, Call, World, kind
-from support import ALL, build
+from support import ALL, build, names_of, numbers_given
 
 from fastopt.errors import (
     DTypeError,
@@ -86,18 +86,18 @@ def state_factory(w: World) -> Call:
                 mend=lambda: setattr(w, "fault", None))  # fmt: skip
 
 
-@kind("functional: state", [pair for pair in ALL if pair[0].slots])
+@kind("functional: state", [pair for pair in ALL if names_of(pair[0])])
 def functional_state(w: World) -> Call:
     arrays = w.fresh(w.integer(1, 3))
     function, call = functional_call(w, arrays)
-    i, name = w.integer(0, len(arrays) - 1), w.pick(*w.cls.slots)
+    i, name = w.integer(0, len(arrays) - 1), w.pick(*names_of(w.cls))
     label = f"state {name!r} of parameter {i}"
     good = columns(call)
     way = w.pick(
         "wrong", "wrong", "wrong", "missing", "None", "too few", "too many", "no list", "a parameter", "a state"
     )
     what, error, says = way, ParameterError, (name,)
-    others = [slot for slot in w.cls.slots if slot != name]
+    others = [slot for slot in names_of(w.cls) if slot != name]
     if way == "wrong" or (way == "a state" and not others):
         what, call[name][i], error = wrong_array(w, arrays[i], "C")
         says = (label,)
@@ -139,7 +139,7 @@ def functional_arguments(w: World) -> Call:
         what, call["g"][i] = off_layout(w, p.shape, p.dtype, "C")
         error, says = LayoutError, (f"gradient of parameter {i}",)
     elif way == "overlap":
-        targets = [p, *(call[name][i] for name in w.cls.slots)]
+        targets = [p, *(call[name][i] for name in names_of(w.cls))]
         call["g"][i], error, says = w.pick(*targets), OverlapError, (f"gradient of parameter {i}",)
     elif way == "too few":
         call["g"] = call["g"][:-1]
@@ -153,12 +153,13 @@ def functional_arguments(w: World) -> Call:
     return Call(f"functional with {what} for {i}", lambda: function(**call), error, says, good)
 
 
-@kind("functional: mu_product", [pair for pair in ALL if pair[0].carried])
+@kind("functional: a number", [pair for pair in ALL if numbers_given(pair[0])])
 def functional_product(w: World) -> Call:
     arrays = w.fresh(w.integer(2, 3))
     function, call = functional_call(w, arrays)
     i = w.integer(1, len(arrays) - 1)
-    products = call["mu_product"]
+    name = w.pick(*numbers_given(w.cls))
+    products = call[name]
     way = w.pick("a value", "a value", "no writing", "other memory", "another", "no list")
     error: Any = ParameterError
     if way == "a value":
@@ -170,11 +171,11 @@ def functional_product(w: World) -> Call:
         error, products[i] = ReadOnlyError, np.ones(1)
         products[i].setflags(write=False)
     elif way == "other memory":
-        error, products[i] = OverlapError, call[w.pick("p", "g", *w.cls.slots)][w.integer(0, i)].reshape(-1)[:1]
+        error, products[i] = OverlapError, call[w.pick("p", "g", *names_of(w.cls))][w.integer(0, i)].reshape(-1)[:1]
         products[i][...] = 1.0
     elif way == "another":
         error, products[i] = OverlapError, products[0]
     else:
-        call["mu_product"] = w.pick(np.ones(1), [*products, np.ones(1)], [], 1.0)
-    return Call(f"functional with {way} for mu_product {i}: {products[i]!r}", lambda: function(**call), error,
-                ("mu_product",), columns(call))  # fmt: skip
+        call[name] = w.pick(np.ones(1), [*products, np.ones(1)], [], 1.0)
+    return Call(f"functional with {way} for {name} {i}: {products[i]!r}", lambda: function(**call), error,
+                (name,), columns(call))  # fmt: skip

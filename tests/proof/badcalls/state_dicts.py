@@ -9,8 +9,9 @@ import numpy as np
 from proof.badcalls.arrays import masked, of_other_type
 from proof.badcalls.parameters import saved_by
 from proof.badcalls.world import Call, World, kind
-from support import ALL
+from support import ALL, names_of
 
+from fastopt.declare import counts_in_state, saved_numbers
 from fastopt.errors import StateDictError
 
 
@@ -91,7 +92,7 @@ def state_dict_origin(w: World) -> Call:
     return loading(w, f"{key} {own[key]!r}", saved, says)
 
 
-STATEFUL = [pair for pair in ALL if pair[0].slots]
+STATEFUL = [pair for pair in ALL if names_of(pair[0])]
 
 
 @kind("a state dict's arrays and steps", STATEFUL, stepped=True)
@@ -101,8 +102,8 @@ def state_dict_state(w: World) -> Call:
     entry, label, cls, shape = saved["state"][i], w.label(i), w.cls, w.params[i].shape
     name = w.pick(*w.slots)
     ways = ["array", "array", "array", "entry"]
-    ways += ["step", "step", "missing"] if cls.counts_in_state else []
-    product = cls.carried_under(w.convention)
+    ways += ["step", "step", "missing"] if counts_in_state(cls) else []
+    product = next(iter(saved_numbers(cls, w.convention)), None)
     ways += ["product"] if product else []
     way = w.pick(*ways)
     if way == "entry":

@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from support import ALL, build, frozen, needed, values
 
 from fastopt import schedules
+from fastopt.declare import arrays_of
 from fastopt.errors import (
     ConcurrentStepError,
     ConventionError,
@@ -226,7 +227,7 @@ class World:
     @property
     def slots(self) -> tuple[str, ...]:
         """The state that is always there, as the convention calls it."""
-        return self.cls.slots_under(self.convention)[: len(self.cls.slots)]
+        return self.cls.slots_under(self.convention)[: len(arrays_of(self.cls, optional=False))]
 
     def arrays_of(self, i: int) -> list[np.ndarray]:
         """A parameter and its state."""

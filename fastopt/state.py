@@ -1,4 +1,4 @@
-"""Loading a state dict: everything is checked, then everything is changed.
+"""State as a plain dict: a snapshot of a plan, and loading one: everything is checked, then everything is changed.
 
 Design: the name of a state slot says what it holds. State in another unit or of another sign than PyTorch's has another
 name (`MEANINGS`), so that no library reads it for what it is not. Where one rounding leads from one to the other, it is
@@ -9,20 +9,29 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from fastopt.engine import as_values, is_number, shown
-from fastopt.errors import FastoptError, StateDictError
-from fastopt.optimizer import (
+from fastopt.declare import (
     DECOUPLED,
     DECOUPLED_LAST,
     DECOUPLED_WITHOUT_LR,
     L2,
     NEUTRAL,
+    OPTIMIZERS,
+    Declaration,
+    Slot,
+    arrays_of,
+    counts_in_state,
+    has_begun,
     is_neutral,
+    name_under,
+    numbers_of,
+    saved_numbers,
 )
+from fastopt.engine import LAST_FLOAT_COUNT, Plan, as_values, is_number, shape_like, shown
+from fastopt.errors import FastoptError, ParameterError, StateDictError
 
 VERSION = 2
 """Of what stands under the key ``fastopt``. Version 1 had one name, momentum_buffer, for state of three meanings."""
@@ -58,68 +67,129 @@ CONVERSIONS: dict[tuple[str, str], tuple[str, Callable[[Any, Any], Any]]] = {
 }
 """(name in the state dict, name wanted) -> how it is said, and the function of the array and lr."""
 
-if TYPE_CHECKING:
-    from fastopt.engine import Plan
-    from fastopt.optimizer import Optimizer
+
+def live(cls: type[Declaration], convention: str, plan: Plan) -> list[dict[str, Any]]:
+    """See `Optimizer.state`."""
+    entries = []
+    for i, arrays in enumerate(plan.states):
+        count, numbers = plan.count(i)
+        entries.append({"step": count, **number_arrays(cls, convention, numbers), **arrays})
+    return entries
 
 
-def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
-    """See `Optimizer.load_state_dict`."""
-    optimizer._plan.run(_load, optimizer, state_dict)
+def snapshot(cls: type[Declaration], convention: str, plan: Plan) -> dict[str, Any]:
+    """See `Optimizer.state_dict`."""
+    if len(plan.options) != len(plan.groups):
+        raise ParameterError("param_groups changed its length; use add_param_group()")
+    counts = [plan.count(i)[0] for i in range(len(plan.arrays))]
+    entries = {i: entry for i in range(len(counts)) if (entry := entry_of(cls, convention, plan, i)) is not None}
+    groups, first = [], 0
+    for options, group in zip(plan.options, plan.groups, strict=True):
+        last = first + len(group.params)
+        packed = packed_options(cls, convention, options)
+        packed["params"] = list(range(first, last))
+        if plan.named:
+            packed["param_names"] = plan.names[first:last]
+        groups.append(packed)
+        first = last
+    own = {
+        "version": VERSION, "optimizer": cls.__name__, "convention": convention,
+        "steps": plan.steps, "skipped_steps": plan.skipped, "counts": counts,
+    }  # fmt: skip
+    return {"state": entries, "param_groups": groups, "fastopt": own}
 
 
-def _load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
-    plan = optimizer._plan
+def packed_options(cls: type[Declaration], convention: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A group's options, as a state dict lists them."""
+    packed = {key: value for key, value in options.items() if key != "params"}
+    if "dampening" in packed and "velocity" in cls.slots_under(convention):
+        # PyTorch's SGD would ignore the velocity, and begin a new buffer without a word: so it fails at this.
+        if not (is_number(packed["momentum"]) and packed["momentum"] == 0):
+            del packed["dampening"]
+    return packed
+
+
+def entry_of(cls: type[Declaration], convention: str, plan: Plan, i: int) -> dict[str, Any] | None:
+    """The state of parameter i, as a state dict has it; None if there is nothing to save."""
+    count, numbers = plan.count(i)
+    if count == 0 and not any(slot.from_start for slot in cls.slots):
+        return None
+    entry: dict[str, Any] = {}
+    if counts_in_state(cls):
+        entry["step"] = np.array(count, np.float32 if count <= LAST_FLOAT_COUNT else np.float64)
+    entry.update(number_arrays(cls, convention, numbers))
+    if has_begun(cls, numbers):
+        entry.update(plan.states[i])
+    return entry or None
+
+
+def number_arrays(cls: type[Declaration], convention: str, numbers: Sequence[float]) -> dict[str, np.ndarray]:
+    """The numbers of a parameter by their names under a convention, as arrays without dimensions."""
+    kinds, slots = cls.conventions[convention].storage, numbers_of(cls)
+    return {
+        name: np.array(numbers[k], kinds.get(slots[k].name, slots[k].storage or "float64"))
+        for name, k in saved_numbers(cls, convention).items()
+    }
+
+
+def load(cls: type[Declaration], convention: str, plan: Plan, state_dict: Mapping[str, Any]) -> None:
+    """See `Optimizer.load_state_dict`; inside ``plan.run``."""
     n = len(plan.arrays)
     own = check_layout(state_dict)
-    check_origin(type(optimizer), own)
-    saved_groups, order, places = check_groups(optimizer, state_dict["param_groups"])
+    check_origin(cls, own)
+    saved_groups, order, places = check_groups(plan, state_dict["param_groups"])
+    entries = check_entries(plan, state_dict["state"], order)
     if "counts" in own and len(expect(own["counts"], (list, tuple), "the counts")) != n:
         raise StateDictError(f"the state dict counts {len(own['counts'])} parameters, not {n}")
-    saved_state = expect(state_dict["state"], Mapping, "the state dict's 'state'")
-    listed = set(order)
-    for key in saved_state:
-        if key not in listed:
-            raise StateDictError(f"the state dict has state for {key!r}, which is in none of its groups")
-
-    entries = {}
-    for i, key in enumerate(order):
-        entry = saved_state.get(key)
-        if entry is not None and expect(entry, Mapping, f"the state of {plan.label(i)}"):
-            entries[i] = entry
     # PyTorch does not count for every optimizer; there, a state says that at least one step was taken.
-    counts = [saved_count(optimizer, plan.label(i), entries.get(i)) for i in range(n)]
+    counts = [saved_count(cls, plan.label(i), entries.get(i)) for i in range(n)]
     if "counts" in own:
         counts = [as_count(own["counts"][places[i]], plan.label(i)) for i in range(n)]
     steps = as_count(own.get("steps", max(counts, default=0)), "the optimizer")
     skipped = as_count(own.get("skipped_steps", 0), "the optimizer")
     options: list[dict[str, Any]] = []
-    held: list[set[str]] = []  # per group, the state slots that the dict has
+    held: list[list[str]] = []  # per group, the state slots that the dict has
+    records: list[Any] = [None] * n
     first = 0
-    for mine, saved, params in zip(optimizer.param_groups, saved_groups, optimizer._originals, strict=True):
-        last = first + len(params)
+    for mine, saved, group in zip(plan.options, saved_groups, plan.groups, strict=True):
+        last = first + len(group.params)
         names = {name for i in range(first, last) for name in entries.get(i, ())}
-        merged = merged_options(type(optimizer), optimizer.convention, mine, saved, own, names)
+        merged = merged_options(cls, convention, mine, saved, own, names)
         slots = plan.check_options(merged, any(a.dtype == np.float32 for a in plan.arrays[first:last]), steps)
         options.append(merged)
-        held.append(set())
         for i in range(first, last):
             if i in entries:
-                label = f"state of {plan.label(i)}"
-                entry = translated(
-                    type(optimizer), optimizer.convention, entries[i], label, saved.get("lr"), mine["lr"],
-                    plan.arrays[i].dtype,
-                )  # fmt: skip
-                entries[i] = check_entry(optimizer, label, plan.arrays[i], slots, entry)
-                held[-1].update(entries[i]["slots"])
+                records[i] = record_of(cls, convention, plan, i, slots, entries[i], saved.get("lr"), mine["lr"])
+        held.append(sorted({name for record in records[first:last] if record is not None for name in record[1]}))
         first = last
-    records = [
-        (entry["carry"], {name: fitting(plan, i, array) for name, array in entry["slots"].items()})
-        if (entry := entries.get(i)) is not None
-        else None
-        for i in range(n)
-    ]
-    plan.resume(options, [sorted(names) for names in held], records, counts, steps, skipped)
+    plan.resume(options, held, records, counts, steps, skipped)
+
+
+def check_entries(plan: Plan, saved: Any, order: Sequence[Any]) -> dict[int, Mapping[str, Any]]:
+    """The entries of a state dict by the place of their parameter in the optimizer."""
+    expect(saved, Mapping, "the state dict's 'state'")
+    listed = set(order)
+    for key in saved:
+        if key not in listed:
+            raise StateDictError(f"the state dict has state for {key!r}, which is in none of its groups")
+    entries = {}
+    for i, key in enumerate(order):
+        entry = saved.get(key)
+        if entry is not None and expect(entry, Mapping, f"the state of {plan.label(i)}"):
+            entries[i] = entry
+    return entries
+
+
+def record_of(
+    cls: type[Declaration], convention: str, plan: Plan, i: int, slots: Sequence[str], entry: Mapping[str, Any],
+    saved_lr: Any, lr: Any,
+) -> tuple[tuple[float, ...], dict[str, np.ndarray]]:  # fmt: skip
+    """What the engine takes over for parameter i: its numbers, and its state arrays by name."""
+    label, param = f"state of {plan.label(i)}", plan.arrays[i]
+    entry = translated(cls, convention, entry, label, saved_lr, lr, param.dtype)
+    arrays = check_entry(cls, convention, label, param, slots, entry)
+    numbers = check_numbers(cls, convention, label, entry)
+    return numbers, {name: fitting(plan, i, array) for name, array in arrays.items()}
 
 
 def fitting(plan: Plan, i: int, array: np.ndarray) -> np.ndarray:
@@ -151,15 +221,13 @@ def check_layout(state_dict: Any) -> Mapping[str, Any]:
     return expect(state_dict.get("fastopt", {}), Mapping, "the state dict's 'fastopt'")
 
 
-def source_of(cls: type[Optimizer], own: Mapping[str, Any]) -> type[Optimizer]:
+def source_of(cls: type[Declaration], own: Mapping[str, Any]) -> type[Declaration]:
     """The class whose state dict it is, as far as it says: `own` is what stands under its key ``fastopt``."""
-    from fastopt import OPTIMIZERS
-
     name = own.get("optimizer", cls.__name__)
     return cls if name == cls.__name__ else OPTIMIZERS.get(name, cls)
 
 
-def check_origin(cls: type[Optimizer], own: Mapping[str, Any]) -> None:
+def check_origin(cls: type[Declaration], own: Mapping[str, Any]) -> None:
     """Raise if a dict was saved by an optimizer whose state is of another kind, or by another version."""
     name = cls.__name__
     if "optimizer" in own and not (isinstance(own["optimizer"], str) and own["optimizer"] in (name, *cls.family)):
@@ -177,7 +245,7 @@ def check_origin(cls: type[Optimizer], own: Mapping[str, Any]) -> None:
 
 
 def merged_options(
-    cls: type[Optimizer],
+    cls: type[Declaration],
     convention: str,
     mine: Mapping[str, Any],
     saved: Mapping[str, Any],
@@ -225,7 +293,7 @@ def merged_options(
 
 
 def merge_decay(
-    cls: type[Optimizer],
+    cls: type[Declaration],
     convention: str,
     mine: Mapping[str, Any],
     given: Mapping[str, Any],
@@ -259,10 +327,8 @@ def merge_decay(
         )
 
 
-def decays_of(cls: type[Optimizer], own: Mapping[str, Any]) -> Mapping[bool, int]:
+def decays_of(cls: type[Declaration], own: Mapping[str, Any]) -> Mapping[bool, int]:
     """The kinds of weight decay where a state dict comes from; without an entry of its own, that is PyTorch."""
-    from fastopt import OPTIMIZERS
-
     convention = own.get("convention", "torch")
     for source in (source_of(cls, own), *(OPTIMIZERS[name] for name in cls.family)):
         if convention in source.conventions:
@@ -273,16 +339,15 @@ def decays_of(cls: type[Optimizer], own: Mapping[str, Any]) -> Mapping[bool, int
 # --- Groups and names
 
 
-def check_groups(optimizer: Optimizer, groups: Any) -> tuple[list[Mapping[str, Any]], list[Any], list[int]]:
+def check_groups(plan: Plan, groups: Any) -> tuple[list[Mapping[str, Any]], list[Any], list[int]]:
     """The groups of a state dict, the keys of its parameters, and their places there: in the optimizer's order.
 
     State goes by name where both sides name their parameters, else by position.
     """
-    plan = optimizer._plan
-    sizes = [len(params) for params in optimizer._originals]
-    if len(optimizer.param_groups) != len(sizes):
+    sizes = [len(group.params) for group in plan.groups]
+    if len(plan.options) != len(sizes):
         raise StateDictError("param_groups changed its length; use add_param_group()")
-    for group in optimizer.param_groups:
+    for group in plan.options:
         expect(group, dict, "a parameter group of the optimizer")
     for group in expect(groups, list, "the state dict's 'param_groups'"):
         expect(expect(group, Mapping, "a parameter group").get("params"), list, "a parameter group's 'params'")
@@ -372,8 +437,9 @@ def quoted(names: Sequence[Any], most: int = 20) -> str:
 
 
 def translated(
-    cls: type[Optimizer], convention: str, entry: Mapping[str, Any], label: str, saved_lr: Any, lr: Any, dtype: np.dtype
-) -> dict[str, Any]:
+    cls: type[Declaration], convention: str, entry: Mapping[str, Any], label: str, saved_lr: Any, lr: Any,
+    dtype: np.dtype,
+) -> dict[str, Any]:  # fmt: skip
     """One parameter's entry, with state of another meaning converted to that of the optimizer's, or the error.
 
     Parameters
@@ -383,8 +449,8 @@ def translated(
     dtype : numpy dtype
         The parameter's type: conversions are computed in it, or in the state's own if that is wider.
     """
-    wanted, carried = cls.slots_under(convention), cls.carried_under(convention)
-    known = {"step", *wanted, *([carried] if carried else [])}
+    wanted, numbers = cls.slots_under(convention), saved_numbers(cls, convention)
+    known = {"step", *wanted, *numbers}
     out = dict(entry)
     if known.issuperset(out):
         return out
@@ -397,7 +463,7 @@ def translated(
         has = f"{label} has {described(name)}"
         target = next((other for other in wanted if (name, other) in CONVERSIONS), None)
         if target is None:
-            keeps = ", ".join(described(x) for x in (*wanted, *([carried] if carried else [])))
+            keeps = ", ".join(described(x) for x in (*wanted, *numbers))
             raise StateDictError(f"{has}, which {owner} cannot continue from; its state: {keeps or 'none'}")
         if entry.get(target) is not None:
             raise StateDictError(f"{has} and {described(target)}; only one of them can be right")
@@ -426,9 +492,7 @@ def translated(
 @functools.cache
 def state_names() -> frozenset[str]:
     """Every name that is state of an optimizer, here or in PyTorch."""
-    from fastopt import OPTIMIZERS
-
-    every = {name for cls in OPTIMIZERS.values() for name in (*cls.slots, *cls.optional_slots)}
+    every = {slot.name for cls in OPTIMIZERS.values() for slot in arrays_of(cls)}
     return frozenset({*every, *MEANINGS, *PYTORCHS})
 
 
@@ -461,35 +525,55 @@ def as_state(value: Any, what: str) -> np.ndarray:
 
 
 def check_entry(
-    optimizer: Optimizer, label: str, param: np.ndarray, slots: list[str], entry: Mapping[str, Any]
-) -> dict[str, Any]:
-    """One parameter's state, checked: slot arrays and carried number."""
+    cls: type[Declaration], convention: str, label: str, param: np.ndarray, slots: Sequence[str],
+    entry: Mapping[str, Any],
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """The state arrays of one parameter, checked."""
     arrays = {}
-    for name in dict.fromkeys((*slots, *optimizer.slots_under(optimizer.convention))):
+    declared = {name_under(cls, convention, slot): slot for slot in arrays_of(cls)}
+    for name in dict.fromkeys((*slots, *declared)):
         if entry.get(name) is None:
-            if name not in slots or not optimizer.counts_in_state:
+            if name not in slots or not counts_in_state(cls):
                 continue
             raise StateDictError(f"{label} lacks {described(name)}")
         what = f"state {name!r} of {label.removeprefix('state of ')}"
-        array = as_state(entry[name], what)
-        if array.shape != param.shape:
-            raise StateDictError(f"{what} has shape {array.shape}; the parameter has {param.shape}")
+        array, shape = as_state(entry[name], what), shape_like(declared[name].like, param.shape)
+        if array.shape != shape:
+            needed = f"the parameter has {shape}" if shape == param.shape else f"{shape} is needed"
+            raise StateDictError(f"{what} has shape {array.shape}; {needed}")
         arrays[name] = array
-    carried = optimizer.carried_under(optimizer.convention)
-    if carried and carried not in entry:
-        raise StateDictError(f"{label} lacks {described(carried)}")
-    try:
-        if carried:
-            entry = {**entry, carried: as_values(entry[carried], f"{carried} of {label}").item()}
-        carry = optimizer.carry_from(entry, optimizer.convention)
-    except Exception as error:  # whatever a foreign type's conversion raises
-        raise StateDictError(f"{label} cannot be read: {error!r}") from error
-    return {"slots": arrays, "carry": carry}
+    return arrays
 
 
-def saved_count(optimizer: Optimizer, label: str, entry: Mapping[str, Any] | None) -> int:
+def check_numbers(
+    cls: type[Declaration], convention: str, label: str, entry: Mapping[str, Any]
+) -> tuple[float, ...]:
+    """The numbers that a parameter carries, as its entry says them."""
+    names = {name_under(cls, convention, slot) for slot in arrays_of(cls)}
+    begun = any(entry.get(name) is not None for name in names)
+    numbers = [float(begun) if slot.like == "begun" else float(slot.first) for slot in numbers_of(cls)]
+    for name, k in saved_numbers(cls, convention).items():
+        if name not in entry:
+            raise StateDictError(f"{label} lacks {described(name)}")
+        try:
+            numbers[k] = as_number(entry[name], name, numbers_of(cls)[k], label)
+        except Exception as error:  # whatever a foreign type's conversion raises
+            raise StateDictError(f"{label} cannot be read: {error!r}") from error
+    return tuple(numbers)
+
+
+def as_number(value: Any, name: str, slot: Slot, label: str) -> float:
+    """A number of the state, within its limits; ValueError and others if it is none."""
+    number = float(as_values(value, f"{name} of {label}").item())
+    low, high = slot.limits
+    if not low <= number <= high:
+        raise ValueError(f"{name}={number!r} must be in [{low:g}, {high:g}]")
+    return number
+
+
+def saved_count(cls: type[Declaration], label: str, entry: Mapping[str, Any] | None) -> int:
     """The steps that a parameter has taken, as its entry says."""
-    if not entry or not optimizer.counts_in_state:
+    if not entry or not counts_in_state(cls):
         return int(bool(entry))
     if "step" not in entry:
         raise StateDictError(f"state of {label} lacks 'step'")

@@ -1,0 +1,550 @@
+"""What an optimizer class declares: hyperparameters, conventions, state; and the `Spec` that the engine makes of it.
+
+Design:
+- A class says which hyperparameters it has, what each convention makes of them (`Convention`), which state it keeps
+  (`Slot`), and which rule of ``kernels/rules.pxi`` a group's options choose. `derive` turns that into a `Spec`.
+- An option that a convention does not list does not exist in that library: it has to keep its neutral value.
+- Nothing here steps or allocates: optimizers for arrays and for tensors, `fastopt.functional`, the reference and the
+  documentation all read the same declarations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from math import inf
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import numpy as np
+
+from fastopt._spelling import about_clipping, meant
+from fastopt.engine import MAX_NUMBERS, SCHEDULABLE, is_number
+from fastopt.errors import ConventionError, DeclarationError, HyperparameterError, UnknownOptionError
+
+# How weight decay is applied; the numbers are the engine's.
+L2, DECOUPLED, DECOUPLED_WITHOUT_LR, DECOUPLED_LAST = range(4)
+EPS_PLACEMENTS = ("outside", "inside", "outside_uncorrected", "inside_uncorrected")
+# Accepted values: from, to, whether "to" itself is excluded. Every value must be finite.
+LIMITS: dict[str, tuple[float, float, bool]] = {
+    "lr": (0.0, inf, False),
+    "betas": (0.0, 1.0, True),
+    "momentum": (0.0, 1.0, False),
+    "dampening": (-inf, inf, False),
+    "weight_decay": (0.0, inf, False),
+    "eps": (0.0, inf, False),
+    "eps_root": (0.0, inf, False),
+    "alpha": (0.0, 1.0, False),
+    "rho": (0.0, 1.0, False),
+    "lr_decay": (0.0, inf, False),
+    "momentum_decay": (0.0, inf, False),
+    "initial_accumulator_value": (0.0, inf, False),
+}
+# What an option is where a convention does not offer it.
+NEUTRAL: dict[str, Any] = {
+    "weight_decay": 0.0, "momentum": 0.0, "dampening": 0.0, "nesterov": False, "centered": False, "amsgrad": False,
+    "lr_decay": 0.0, "momentum_decay": 0.0, "initial_accumulator_value": 0.0, "eps_root": 0.0, "eps": 0.0,
+    "bias_correction": False,
+}  # fmt: skip
+# For `Slot.low`: state below this (in float32, in float64) has decayed to near zero, and is set to zero. A moment at
+# 2**-96 still has room for 64 more steps at beta = 0.9, and for a learning rate, before any product is subnormal. The
+# root of a square at 2**-116, and a mean, are at 2**-58, 4 times that with the bias correction of step 64 (beta2 =
+# 0.999): an eps of 2**-31 feels neither. With a smaller eps nothing is flushed.
+MOMENT, SQUARE, MEAN = (2.0**-96, 2.0**-992), (2.0**-116, 2.0**-1012), (2.0**-58, 2.0**-506)
+FLAGS = ("maximize", "decoupled_weight_decay", "flush_subnormal", "nesterov", "centered", "amsgrad", "bias_correction")
+# Every option that a parameter group of some optimizer has, and the settings of the whole step.
+OPTIONS = (*LIMITS, *FLAGS, "eps_placement")
+SETTINGS = ("n_threads", "nonfinite", "copy_grads", "state_factory")
+
+
+class Slot(NamedTuple):
+    """One piece of state that an optimizer keeps for each parameter."""
+
+    name: str
+    """What PyTorch calls it, if PyTorch has it. `Convention.names` renames it under a convention."""
+    like: str = "parameter"
+    """The shape: that of the parameter; ``"row"``, one element for each index of all axes but the last;
+    ``"column"``, one for each index of all axes but the last but one; ``"one"``, an array of one element.
+
+    Or no array: ``"number"``, which the rule's scalars carry from step to step; ``"count"``, the steps taken;
+    ``"begun"``, a number that is 0 until the first step with state. It is not saved: a state dict leaves out state that
+    has not begun."""
+    storage: str | None = None
+    """The type: "float32", "float64", or None for that of the parameter (of numbers: float64)."""
+    first: float | str = 0.0
+    """The first value: a number, the name of an option that gives it, or ``"copy"``: the parameter before its first
+    step."""
+    low: tuple[float, float] | None = None
+    """Below this, in float32 and in float64, state is set to zero at every 64th step; None: never."""
+    optional: bool = False
+    """Whether only some options bring it."""
+    from_start: bool = False
+    """Whether `Optimizer.state_dict` has it before the first step."""
+    limits: tuple[float, float] = (-inf, inf)
+    """What a number may be when it is loaded."""
+
+    @property
+    def is_array(self) -> bool:
+        """Whether it is an array, and not a number or a count."""
+        return self.like in ARRAYS
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it is a number that the rule's scalars carry from step to step."""
+        return self.like in NUMBERS
+
+
+ARRAYS = ("parameter", "row", "column", "one")
+"""What a state slot can be like that is an array,"""
+NUMBERS = ("number", "begun")
+"""and what it can be that is a number which each parameter carries."""
+STEP = Slot("step", like="count")
+"""The count, in the state of every optimizer for which PyTorch keeps it there."""
+
+
+class Convention(NamedTuple):
+    """What one library, or the paper, makes of an optimizer."""
+
+    defaults: Mapping[str, Any]
+    """The hyperparameters that it offers, with its defaults. None: it has no default, one must be given."""
+    decay: Mapping[bool, int] = {}
+    """decoupled_weight_decay -> how weight decay is applied; the first is the default."""
+    forms: Mapping[str, float] = {}
+    """What else its formula differs in: constants for the rule."""
+    fixed: Mapping[str, Any] = {}
+    """Hyperparameters that its formula has as constants."""
+    names: Mapping[str, str] = {}
+    """State whose unit or sign is not PyTorch's: PyTorch's name -> the name here (see `MEANINGS` in state.py). An empty
+    name: a number that is not saved."""
+    storage: Mapping[str, str] = {}
+    """Numbers of the state -> the type in which it keeps them."""
+
+
+class Spec(NamedTuple):
+    """What the engine needs to know of a parameter group."""
+
+    rule: str
+    slots: tuple[Slot, ...]
+    """State arrays by their names under the convention: those that the rule steps, in its order, then the others."""
+    numbers: tuple[float, ...]
+    """First values of the numbers that each parameter carries from step to step."""
+    limits: Mapping[str, tuple[float, float, bool]]
+    """The numbers to read from the group and what is accepted for each."""
+    watched: tuple[str, ...]
+    """The options that, when edited, need another spec."""
+    forms: Mapping[str, float]
+    """Constants for the rule, by the name that its table entry uses."""
+    decay: int
+    maximize: bool
+    owner: str
+    """How messages call the optimizer."""
+    check_keys: Callable[[Mapping[str, Any]], bool] | None = None
+    """Called with a group's options when their keys have changed: raises for names that should not be there, and says
+    whether it has to be called again when values change."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the state arrays."""
+        return tuple(slot.name for slot in self.slots)
+
+
+class Declaration:
+    """What a class of optimizers says of itself. `fastopt.Optimizer` derives from it, and adds the step."""
+
+    hyperparameters: ClassVar[tuple[str, ...]] = ()
+    """Keys of a parameter group, in the order of the constructor."""
+    conventions: ClassVar[Mapping[str, Convention]] = {}
+    """The first is the default."""
+    ours: ClassVar[Mapping[str, Any]] = {"eps_placement": "outside", "bias_correction": True}
+    """What fastopt offers under every convention, and its value where the convention names none."""
+    eps_placements: ClassVar[tuple[str, ...]] = EPS_PLACEMENTS
+    """The placements of eps that it has."""
+    slots: ClassVar[tuple[Slot, ...]] = ()
+    """The state of a parameter."""
+    family: ClassVar[tuple[str, ...]] = ()
+    """The optimizers whose state dicts it reads beside its own: state of the same kind."""
+
+    def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
+        """Check what a class declares; not one that is for others to derive from: ``abstract=True``, ABC, Generic."""
+        super().__init_subclass__(**kwargs)
+        if cls.conventions or not (abstract or {"ABC", "Generic"} & {base.__name__ for base in cls.__bases__}):
+            check_declarations(cls)
+
+    @staticmethod
+    def rule(group: Mapping[str, Any], convention: str) -> str | tuple[str, tuple[str, ...]]:
+        """The rule in ``rules.pxi`` for a group, and the names of its state arrays in the rule's order.
+
+        The name alone stands for a rule with all arrays of the class that are not optional.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def group_keys(cls) -> tuple[str, ...]:
+        """The keys of a parameter group, but for ``params``."""
+        return (*cls.hyperparameters, "maximize", "decoupled_weight_decay", "flush_subnormal")
+
+    @classmethod
+    def slots_under(cls, convention: str) -> tuple[str, ...]:
+        """The state arrays that it can have under a convention, by their names there."""
+        return tuple(name_under(cls, convention, slot) for slot in arrays_of(cls))
+
+
+_Class = TypeVar("_Class", bound=type[Declaration])
+OPTIMIZERS: dict[str, Any] = {}
+"""Every public optimizer by name, in the order of their definition."""
+
+
+def public(cls: _Class) -> _Class:
+    """Enter a class in `OPTIMIZERS`, which ``fastopt.functional``, tests, benchmarks and documentation walk."""
+    OPTIMIZERS[cls.__name__] = cls
+    return cls
+
+
+def arrays_of(cls: type[Declaration], optional: bool | None = None) -> tuple[Slot, ...]:
+    """The state slots of a class that are arrays: all, or those that only some options bring, or those that all do."""
+    return tuple(slot for slot in cls.slots if slot.is_array and optional in (None, slot.optional))
+
+
+def numbers_of(cls: type[Declaration]) -> tuple[Slot, ...]:
+    """The state slots of a class that are numbers, in the order in which its rules carry them."""
+    return tuple(slot for slot in cls.slots if slot.is_number)
+
+
+def saved_numbers(cls: type[Declaration], convention: str) -> dict[str, int]:
+    """The numbers that a state dict under a convention holds: name there -> place among all numbers of the class."""
+    named = [(name_under(cls, convention, slot), k, slot) for k, slot in enumerate(numbers_of(cls))]
+    return {name: k for name, k, slot in named if name and slot.like == "number"}
+
+
+def counts_in_state(cls: type[Declaration]) -> bool:
+    """Whether a state dict has "step" in the state of each parameter, as PyTorch's has."""
+    return any(slot.like == "count" for slot in cls.slots)
+
+
+def name_under(cls: type[Declaration], convention: str, slot: Slot) -> str:
+    """What a convention calls a piece of state."""
+    return cls.conventions[convention].names.get(slot.name, slot.name)
+
+
+def numbers_at(cls: type[Declaration], step: int) -> tuple[float, ...]:
+    """The numbers before a step of that count, as far as the count alone says them."""
+    return tuple(float(step > 1) if slot.like == "begun" else float(slot.first) for slot in numbers_of(cls))
+
+
+def has_begun(cls: type[Declaration], numbers: tuple[float, ...]) -> bool:
+    """Whether a parameter that has taken steps has state to save, by the numbers that it carries."""
+    flags = [number for slot, number in zip(numbers_of(cls), numbers, strict=False) if slot.like == "begun"]
+    return all(flags)
+
+
+def check_kind(cls: type[Declaration], key: str, value: Any, owner: str) -> None:
+    """Raise unless an option is of the kind that it has to be; the engine checks the range of numbers."""
+    if key in FLAGS:
+        fits, accepted = isinstance(value, (bool, np.bool_)), "True or False"
+    elif key == "eps_placement":
+        fits = isinstance(value, str) and value in cls.eps_placements
+        accepted = "one of " + ", ".join(map(repr, cls.eps_placements))
+    elif key == "betas":
+        fits = callable(value) or isinstance(value, (tuple, list))
+        accepted = "a pair of numbers or schedules"
+    else:
+        fits = (key in SCHEDULABLE and not isinstance(value, type)) if callable(value) else is_number(value)
+        accepted = "a number" + (" or a schedule" if key in SCHEDULABLE else "")
+    if not fits:
+        raise HyperparameterError(f"{owner}: {key}={value!r} must be {accepted}")
+
+
+def is_neutral(key: str, value: Any) -> bool:
+    """Whether an option is as where it does not exist."""
+    return isinstance(value, (bool, int, float, np.generic)) and key in NEUTRAL and value == NEUTRAL[key]
+
+
+def is_zero(value: Any) -> bool:
+    """Whether a hyperparameter is switched off for good: a schedule never is."""
+    return not callable(value) and value == 0
+
+
+def derive(cls: type[Declaration], convention: str, group: Mapping[str, Any], rename: bool = True) -> Spec:
+    """The spec of a parameter group with these options; raises if they do not exist in the convention.
+
+    With ``rename=False`` all state has PyTorch's names, also where it means something else.
+    """
+    offered = cls.conventions[convention]
+    owner = f"{cls.__name__}(convention={convention!r})"
+    constants = check_options(cls, convention, group, owner)
+    rule, kept = chosen_rule(cls, group, convention)
+    names = offered.names if rename else {}
+    slots = tuple(resolved(slot, group, names.get(slot.name, slot.name)) for slot in kept)
+    forms = {
+        "eps_placement": EPS_PLACEMENTS.index(group.get("eps_placement", "outside")),
+        "eps_inside": group.get("eps_placement") == "inside",
+        "bias_correction": group.get("bias_correction", True),
+        **{key: value for key, value in constants.items() if key in LIMITS},
+        **offered.forms,
+    }
+    numbers = [key for key in cls.hyperparameters if key in LIMITS and key not in constants]
+    return Spec(
+        rule=rule,
+        slots=slots,
+        numbers=numbers_at(cls, 1),
+        limits={key: LIMITS[key] for key in numbers},
+        watched=(
+            "maximize", "decoupled_weight_decay", "flush_subnormal",
+            *(key for key in cls.hyperparameters if key not in numbers or key in ("momentum", "eps_root")),
+        ),
+        forms={key: float(value) for key, value in forms.items()},
+        decay=offered.decay.get(group["decoupled_weight_decay"], L2),
+        maximize=bool(group["maximize"]),
+        owner=owner,
+        check_keys=partial(refuse_misspelt, cls, owner),
+    )  # fmt: skip
+
+
+def check_options(
+    cls: type[Declaration], convention: str, group: Mapping[str, Any], owner: str
+) -> dict[str, Any]:
+    """Raise unless a group's options exist in a convention; else those that it has as constants."""
+    offered = cls.conventions[convention]
+    constants = {}
+    for key in cls.group_keys():
+        if key not in group:
+            raise HyperparameterError(f"{owner}: the parameter group has lost its {key!r}")
+        check_kind(cls, key, group[key], owner)
+        only = offered.fixed.get(key, NEUTRAL.get(key))
+        if only is None or key in offered.defaults or key in cls.ours:
+            continue
+        if group[key] != only:
+            having = [name for name, other in cls.conventions.items() if key in other.defaults]
+            raise ConventionError(
+                f"{owner} has no choice of {key}: {key}={group[key]!r} must be {only!r}"
+                + (f"; conventions that have it: {', '.join(having)}" if having else "")
+            )
+        constants[key] = only
+    if group.get("eps_root", 0) != 0 and group["eps_placement"] != "outside":
+        raise HyperparameterError(
+            f"{owner}: eps_root={group['eps_root']!r} needs eps_placement='outside', not {group['eps_placement']!r}"
+        )
+    decoupled = group["decoupled_weight_decay"]
+    if offered.decay and decoupled not in offered.decay:
+        raise ConventionError(f"{owner} has decoupled_weight_decay={not decoupled} only")
+    return constants
+
+
+def resolved(slot: Slot, group: Mapping[str, Any], name: str) -> Slot:
+    """A state slot as the options of a group have it, under its name in the convention."""
+    first = slot.first if slot.first == "copy" or not isinstance(slot.first, str) else float(group[slot.first])
+    return slot._replace(name=name, first=first, low=slot.low if group["flush_subnormal"] else None)
+
+
+def refuse_misspelt(cls: type[Declaration], owner: str, options: Mapping[str, Any]) -> bool:
+    """Raise if a key of a parameter group looks like an option, and is none; other keys are the user's own.
+
+    Returns whether there are options of other optimizers, which have to stay switched off.
+    """
+    known = cls.group_keys()
+    others = False
+    for key, value in options.items():
+        if not isinstance(key, str) or key in known or key == "params":
+            continue
+        text = f"{owner}: the parameter group has {key!r}, which does nothing"
+        if key in SETTINGS:
+            raise UnknownOptionError(f"{text}; it is an attribute of the optimizer")
+        if key in OPTIONS:  # of another optimizer; PyTorch's groups may have it, switched off
+            others = True
+            if not is_neutral(key, value):
+                raise UnknownOptionError(f"{text}; {cls.__name__} has: {', '.join(known)}")
+        elif clipping := about_clipping(key):
+            raise UnknownOptionError(f"{text}; {clipping}")
+        elif close := meant(key, known, 0.9):
+            raise UnknownOptionError(f"{text}; did you mean {close!r}?")
+    return others
+
+
+def known_convention(cls: type[Declaration], convention: str | None) -> str:
+    """The convention asked for, or the default of the class; raises if the class does not exist in it."""
+    if not cls.conventions:
+        check_declarations(cls)  # an abstract class
+    if convention is None:
+        return next(iter(cls.conventions))
+    if not isinstance(convention, str) or convention not in cls.conventions:
+        close = meant(convention, cls.conventions, 0.6) if isinstance(convention, str) else None
+        raise ConventionError(
+            f"{cls.__name__} has no convention={convention!r}; "
+            f"{f'did you mean {close!r}? It' if close else 'it'} has: {', '.join(cls.conventions)}"
+        )
+    return convention
+
+
+def with_defaults(cls: type[Declaration], convention: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of a class: those given, else (where None) the convention's."""
+    offered = cls.conventions[convention]
+    fallback = {**NEUTRAL, **cls.ours, **offered.fixed, **offered.defaults}
+    options = {key: fallback.get(key) for key in cls.hyperparameters}
+    options["maximize"] = False
+    options["flush_subnormal"] = True
+    options["decoupled_weight_decay"] = next(iter(offered.decay), False)
+    return {**options, **{key: value for key, value in given.items() if value is not None}}
+
+
+def refuse_unknown(cls: type[Declaration], keys: Iterable[Any], more: Iterable[str] = ()) -> None:
+    """Raise if one of the keys is neither an option of the class nor one of `more`."""
+    known = (*cls.group_keys(), *more)
+    for key in keys:
+        if key in known:
+            continue
+        text = f"{cls.__name__} has no option {key!r}"
+        if isinstance(key, str) and (clipping := about_clipping(key)):
+            raise UnknownOptionError(f"{text}: {clipping}")
+        close = meant(key, known) if isinstance(key, str) else None
+        raise UnknownOptionError(
+            f"{text}; {f'did you mean {close!r}? It' if close else 'it'} has: {', '.join(cls.group_keys())}"
+        )
+
+
+def require_all(cls: type[Declaration], convention: str, options: Mapping[str, Any]) -> None:
+    """Raise if a hyperparameter that the convention has no default for was not given."""
+    for key in cls.hyperparameters:
+        if options[key] is None:
+            raise HyperparameterError(
+                f"{cls.__name__}(convention={convention!r}) has no default for {key}; give one"
+            )
+
+
+def check_declarations(cls: type[Declaration]) -> None:
+    """Raise unless a class declares all that `Optimizer` asks of it, each of the right kind."""
+    need = partial(require, cls)
+    need(
+        isinstance(cls.conventions, Mapping) and bool(cls.conventions)
+        and all(isinstance(k, str) and isinstance(c, Convention) for k, c in cls.conventions.items()),
+        "conventions", "a dict with at least one entry, name -> fastopt.Convention; the first is the default",
+    )  # fmt: skip
+    need(
+        is_names(cls.hyperparameters) and "lr" in cls.hyperparameters
+        and len(set(cls.hyperparameters)) == len(cls.hyperparameters),
+        "hyperparameters", "a tuple of different names, 'lr' among them",
+    )  # fmt: skip
+    need(is_names(cls.family), "family", "a tuple of names")
+    need(is_names(cls.eps_placements, EPS_PLACEMENTS), "eps_placements", f"a tuple of names among {EPS_PLACEMENTS}")
+    if "eps_root" in cls.hyperparameters:
+        need("eps_placement" in cls.hyperparameters, "hyperparameters", "with 'eps_placement', which 'eps_root' needs")
+    need("params" not in cls.hyperparameters, "hyperparameters", "without 'params', which is the group's parameters")
+    need(isinstance(cls.ours, Mapping), "ours", "a dict, option -> value")
+    check_slots(cls)
+    need(cls.rule is not Declaration.rule and callable(cls.rule), "rule", "a static method (group, convention) -> "
+         "(name of a rule in kernels/rules.pxi, state arrays in its order)")  # fmt: skip
+    for key, convention in cls.conventions.items():
+        check_convention(cls, key, convention)
+
+
+def require(cls: type[Declaration], fits: bool, name: str, wanted: str) -> None:
+    """Raise that an attribute of a class has to be something else, unless it fits."""
+    if not fits:
+        raise DeclarationError(f"{cls.__name__}.{name} = {getattr(cls, name, None)!r:.200} has to be {wanted}")
+
+
+def is_names(value: Any, among: Iterable[str] | None = None) -> bool:
+    """Whether a value is a tuple or list of names, of those in `among` if that is given."""
+    return isinstance(value, (tuple, list)) and all(
+        isinstance(x, str) and (among is None or x in among) for x in value
+    )
+
+
+def check_slots(cls: type[Declaration]) -> None:
+    """Raise unless the state slots of a class can be what they are declared to be."""
+    need = partial(require, cls)
+    need(
+        isinstance(cls.slots, (tuple, list)) and all(isinstance(slot, Slot) and isinstance(slot.name, str)
+                                                     for slot in cls.slots),
+        "slots", "a tuple of fastopt.Slot, each with a name",
+    )  # fmt: skip
+    names = [slot.name for slot in cls.slots]
+    need(len(set(names)) == len(names), "slots", "of different names")
+    need(
+        len(numbers_of(cls)) <= MAX_NUMBERS, "slots", f"with at most {MAX_NUMBERS} that are like a number"
+    )
+    for slot in cls.slots:
+        fault = fault_of(cls, slot)
+        if fault:
+            raise DeclarationError(f"{cls.__name__}.slots: {slot!r:.200} has to have {fault}")
+
+
+def fault_of(cls: type[Declaration], slot: Slot) -> str | None:
+    """What a state slot of a class would have to have to be possible; None if it is."""
+    if slot.like not in (*ARRAYS, *NUMBERS, "count"):
+        return f"like= one of {', '.join(map(repr, (*ARRAYS, *NUMBERS, 'count')))}"
+    if (slot.name == "step") != (slot.like == "count"):
+        return "the name 'step' if, and only if, it is like='count'"
+    if slot.storage not in (None, "float32", "float64") or (slot.like == "parameter" and slot.storage is not None):
+        return "storage=None, or 'float32' or 'float64' where it is not like the parameter"
+    if isinstance(slot.first, str):
+        if slot.first == "copy":
+            return None if slot.like == "parameter" else "first='copy' only if it is like the parameter"
+        if not slot.is_array or slot.first not in cls.hyperparameters or slot.first not in LIMITS:
+            return "first= a number, 'copy', or, if it is an array, the name of a hyperparameter that is a number"
+    elif not is_number(slot.first):
+        return "first= a number, 'copy', or the name of a hyperparameter"
+    if slot.low is not None and not (isinstance(slot.low, tuple) and len(slot.low) == 2
+                                     and all(map(is_number, slot.low)) and slot.like == "parameter"):  # fmt: skip
+        return "low=None, or a pair of numbers if it is like the parameter"
+    return None
+
+
+def check_convention(cls: type[Declaration], key: str, convention: Convention) -> None:
+    """Raise unless a convention of a class is made of what it has to be."""
+    for field, among in (("defaults", cls.hyperparameters), ("fixed", cls.hyperparameters), ("forms", None),
+                         ("names", None), ("storage", None)):  # fmt: skip
+        value = getattr(convention, field)
+        names = tuple(value) if isinstance(value, Mapping) else None
+        if not is_names(names, among):
+            wanted = "names" if among is None else f"hyperparameters of the class ({', '.join(among)})"
+            raise DeclarationError(
+                f"{cls.__name__}.conventions[{key!r}].{field} = {value!r:.200} has to be a dict; keys: {wanted}"
+            )
+    for field, wanted, fits in (
+        ("forms", "numbers", is_number), ("names", "names", lambda x: isinstance(x, str)),
+        ("storage", "'float32' or 'float64'", lambda x: x in ("float32", "float64")),
+    ):  # fmt: skip
+        value = getattr(convention, field)
+        if not all(map(fits, value.values())):
+            raise DeclarationError(
+                f"{cls.__name__}.conventions[{key!r}].{field} = {value!r:.200} has to hold {wanted}"
+            )
+    called = [convention.names.get(slot.name, slot.name) for slot in arrays_of(cls)]
+    if "step" in called or len(set(called)) != len(called):
+        raise DeclarationError(
+            f"{cls.__name__}.conventions[{key!r}].names has to give different names, and none of them 'step'; "
+            f"the state is called {', '.join(called)}"
+        )
+    unknown = (convention.names.keys() | convention.storage.keys()) - {slot.name for slot in cls.slots}
+    if unknown:
+        raise DeclarationError(
+            f"{cls.__name__}.conventions[{key!r}] names {sorted(unknown)}, which are no state of the class: "
+            f"{', '.join(called) or 'none'}"
+        )
+    if not (isinstance(convention.decay, Mapping) and set(convention.decay) <= {False, True}
+            and all(kind in range(4) for kind in convention.decay.values())):  # fmt: skip
+        raise DeclarationError(
+            f"{cls.__name__}.conventions[{key!r}].decay = {convention.decay!r:.200} has to be a dict: "
+            "decoupled_weight_decay -> one of L2, DECOUPLED, DECOUPLED_WITHOUT_LR, DECOUPLED_LAST"
+        )
+
+
+def chosen_rule(cls: type[Declaration], group: Mapping[str, Any], convention: str) -> tuple[str, tuple[Slot, ...]]:
+    """What ``cls.rule`` says of a group; raises unless it is the name of a rule, and declared state arrays."""
+    try:
+        answer = cls.rule(group, convention)
+    except KeyError as error:
+        raise DeclarationError(
+            f"{cls.__name__}.rule() asks the group for {error}, which is no hyperparameter of the class: "
+            f"{', '.join(cls.hyperparameters)}"
+        ) from error
+    declared = {slot.name: slot for slot in arrays_of(cls)}
+    if isinstance(answer, str):
+        answer = answer, tuple(slot.name for slot in arrays_of(cls, optional=False))
+    if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], str)
+            and isinstance(answer[1], (tuple, list)) and all(name in declared for name in answer[1])
+            and len(set(answer[1])) == len(answer[1])):  # fmt: skip
+        raise DeclarationError(
+            f"{cls.__name__}.rule() returned {answer!r:.200}; (name of a rule, tuple of state slots) is needed, with "
+            f"slots that the class declares: {', '.join(declared) or 'none'}"
+        )
+    return answer[0], tuple(declared[name] for name in answer[1])
