@@ -35,9 +35,9 @@ ENGINE = "fastopt/engine.pyx"
 ARRAYS, FOREIGN, GROUP, LEVELS, MEMORY, THREADS, WALK = (
     f"fastopt/_engine/{part}.pxi" for part in ("arrays", "foreign", "group", "levels", "memory", "threads", "walk")
 )
-OPTIMIZER, STATE, FUNCTIONAL = "fastopt/optimizer.py", "fastopt/_state.py", "fastopt/functional.py"
+OPTIMIZER, STATE, FUNCTIONAL = "fastopt/optimizer.py", "fastopt/state.py", "fastopt/functional.py"
 SGD, ADAM, SCHEDULES, OPENMP = "fastopt/sgd.py", "fastopt/adam.py", "fastopt/schedules.py", "fastopt/_openmp.py"
-CHECKPOINT = "fastopt/checkpoint.py"
+DECLARE, CHECKPOINT = "fastopt/declare.py", "fastopt/checkpoint.py"
 
 GAPS = "proof/test_gaps.py"
 FLUSHES = "test_bits.py -k flush"
@@ -729,28 +729,28 @@ MUTANTS = [
 
     # --- The optimizers in Python
     Mutant(
-        "options that the convention does not have", OPTIMIZER,
+        "options that the convention does not have", DECLARE,
         "        if group[key] != only:\n", "        if False:\n", "test_optimizer.py -k options_exist",
     ),
     Mutant(
-        "eps_root beside any placement", OPTIMIZER,
+        "eps_root beside any placement", DECLARE,
         'if group.get("eps_root", 0) != 0 and group["eps_placement"] != "outside":', "if False:",
         "test_optimizer.py -k eps_root",
     ),
     Mutant(
-        "eps_root edited unseen", OPTIMIZER,
+        "eps_root edited unseen", DECLARE,
         'key in ("momentum", "eps_root")', 'key == "momentum"', f"test_optimizer.py {GAPS} -k eps_root",
     ),
     Mutant(
-        "decay of a kind that the convention does not have", OPTIMIZER,
+        "decay of a kind that the convention does not have", DECLARE,
         "if offered.decay and decoupled not in offered.decay:", "if False:", "test_optimizer.py -k decay",
     ),
     Mutant(
-        "anything is a flag", OPTIMIZER,
+        "anything is a flag", DECLARE,
         "fits, accepted = isinstance(value, (bool, np.bool_)),", "fits, accepted = True,", HYPER,
     ),
     Mutant(
-        "zero stands for the default", OPTIMIZER,
+        "zero stands for the default", DECLARE,
         "for key, value in given.items() if value is not None}}", "for key, value in given.items() if value}}",
         "test_optimizer.py -k 'option or library'",
     ),
@@ -764,16 +764,16 @@ MUTANTS = [
         f"test_optimizer.py {GAPS} -k unknown",
     ),
     Mutant(
-        "state of parameters that took no step", OPTIMIZER,
-        "if count == 0 and not self.state_from_start:", "if False:", LOADING,
+        "state of parameters that took no step", STATE,
+        "if count == 0 and not any(slot.from_start for slot in cls.slots):", "if False:", LOADING,
     ),
     Mutant(
-        "large counts in float32", OPTIMIZER,
+        "large counts in float32", STATE,
         "np.float32 if count <= LAST_FLOAT_COUNT else np.float64)", "np.float32)", LOADING,
     ),
     Mutant(
-        "groups that count from 0 again", OPTIMIZER,
-        "            first += n\n", "", LOADING,
+        "groups that count from 0 again", STATE,
+        "        groups.append(packed)\n        first = last\n", "        groups.append(packed)\n", LOADING,
     ),
     Mutant(
         "schedules called from 0 in a copy", OPTIMIZER,
@@ -786,8 +786,8 @@ MUTANTS = [
         "test_optimizer.py -k nesterov",
     ),
     Mutant(
-        "a buffer that is new at the second step", SGD,
-        "return float(step > 1)", "return float(step > 2)", "test_functional.py",
+        "a buffer that is new at the second step", DECLARE,
+        'float(step > 1) if slot.like == "begun"', 'float(step > 2) if slot.like == "begun"', "test_functional.py",
     ),
     Mutant(
         "AMSGrad of the paper corrected", ADAM,
@@ -795,8 +795,8 @@ MUTANTS = [
         "test_forms.py test_paper.py -k 'amsgrad or paper'",
     ),
     Mutant(
-        "any product of momenta", ADAM,
-        "if not 0 <= product <= 1:", "if product < 0:", "test_state_dict.py -k product",
+        "any product of momenta", STATE,
+        "if not low <= number <= high:", "if number < low:", "test_state_dict.py -k product",
     ),
 
     # --- Loading a state dict
@@ -863,7 +863,7 @@ MUTANTS = [
     ),
     Mutant(
         "state of another shape", STATE,
-        "if array.shape != param.shape:", "if array.size != param.size:",
+        "if array.shape != shape:", "if array.size != param.size:",
         "test_arrays.py test_state_dict.py -k refused",
     ),
     Mutant(
@@ -883,8 +883,9 @@ MUTANTS = [
         "0 <= count <= LARGEST:", "0 <= count < 2**63:", f"{LOADING} {GAPS}",
     ),
     Mutant(
-        "a step in the middle of loading", STATE,
-        "optimizer._plan.run(_load, optimizer, state_dict)", "_load(optimizer, state_dict)", LOADING,
+        "a step in the middle of loading", OPTIMIZER,
+        "self._plan.run(load, type(self), self.convention, self._plan, state_dict)",
+        "load(type(self), self.convention, self._plan, state_dict)", LOADING,
     ),
 
     # --- Checkpoint files
