@@ -18,27 +18,49 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 
 from fastopt._spelling import about_clipping, meant
-from fastopt.engine import MAX_NUMBERS, SCHEDULABLE, is_number
+from fastopt.engine import MAX_NUMBERS, PAIRS, SCHEDULABLE, is_number
 from fastopt.errors import ConventionError, DeclarationError, HyperparameterError, UnknownOptionError
 
 # How weight decay is applied; the numbers are the engine's.
 L2, DECOUPLED, DECOUPLED_WITHOUT_LR, DECOUPLED_LAST = range(4)
 EPS_PLACEMENTS = ("outside", "inside", "outside_uncorrected", "inside_uncorrected")
-# Accepted values: from, to, whether "to" itself is excluded. Every value must be finite.
-LIMITS: dict[str, tuple[float, float, bool]] = {
-    "lr": (0.0, inf, False),
-    "betas": (0.0, 1.0, True),
-    "momentum": (0.0, 1.0, False),
-    "dampening": (-inf, inf, False),
-    "weight_decay": (0.0, inf, False),
-    "eps": (0.0, inf, False),
-    "eps_root": (0.0, inf, False),
-    "alpha": (0.0, 1.0, False),
-    "rho": (0.0, 1.0, False),
-    "lr_decay": (0.0, inf, False),
-    "momentum_decay": (0.0, inf, False),
-    "initial_accumulator_value": (0.0, inf, False),
+
+
+class Range(NamedTuple):
+    """The numbers that an option accepts; they have to be finite, too."""
+
+    low: float = -inf
+    high: float = inf
+    above: bool = False
+    """Whether `low` itself is excluded,"""
+    below: bool = False
+    """or `high`."""
+
+    def __str__(self) -> str:
+        if self.high == inf:
+            at_least = "" if self.low == -inf else f", {'above' if self.above else 'at least'} {self.low:g}"
+            return f"a finite number{at_least}"
+        return f"in {'(' if self.above else '['}{self.low:g}, {self.high:g}{')' if self.below else ']'}"
+
+
+NOT_NEGATIVE, UNIT, BELOW_ONE = Range(0.0), Range(0.0, 1.0), Range(0.0, 1.0, below=True)
+# What each number among the options accepts, or each of the two of a pair.
+LIMITS: dict[str, tuple[Range, ...]] = {
+    "lr": (NOT_NEGATIVE,),
+    "betas": (BELOW_ONE, BELOW_ONE),
+    "momentum": (UNIT,),
+    "dampening": (Range(),),
+    "weight_decay": (NOT_NEGATIVE,),
+    "eps": (NOT_NEGATIVE,),
+    "eps_root": (NOT_NEGATIVE,),
+    "alpha": (UNIT,),
+    "rho": (UNIT,),
+    "lr_decay": (NOT_NEGATIVE,),
+    "momentum_decay": (NOT_NEGATIVE,),
+    "initial_accumulator_value": (NOT_NEGATIVE,),
 }
+# Numbers that also decide which rule it is, or whether the options fit together.
+DECIDING = ("momentum", "eps_root", *(key for key in PAIRS if key not in SCHEDULABLE))
 # What an option is where a convention does not offer it.
 NEUTRAL: dict[str, Any] = {
     "weight_decay": 0.0, "momentum": 0.0, "dampening": 0.0, "nesterov": False, "centered": False, "amsgrad": False,
@@ -127,8 +149,8 @@ class Spec(NamedTuple):
     """State arrays by their names under the convention: those that the rule steps, in its order, then the others."""
     numbers: tuple[float, ...]
     """First values of the numbers that each parameter carries from step to step."""
-    limits: Mapping[str, tuple[float, float, bool]]
-    """The numbers to read from the group and what is accepted for each."""
+    limits: Mapping[str, tuple[Range, ...]]
+    """The numbers to read from the group, and what is accepted for each, or for both of a pair."""
     watched: tuple[str, ...]
     """The options that, when edited, need another spec."""
     forms: Mapping[str, float]
@@ -243,9 +265,9 @@ def check_kind(cls: type[Declaration], key: str, value: Any, owner: str) -> None
     elif key == "eps_placement":
         fits = isinstance(value, str) and value in cls.eps_placements
         accepted = "one of " + ", ".join(map(repr, cls.eps_placements))
-    elif key == "betas":
-        fits = callable(value) or isinstance(value, (tuple, list))
-        accepted = "a pair of numbers or schedules"
+    elif key in PAIRS:
+        fits = (key in SCHEDULABLE and callable(value)) or isinstance(value, (tuple, list))
+        accepted = "a pair of numbers" + (" or schedules" if key in SCHEDULABLE else "")
     else:
         fits = (key in SCHEDULABLE and not isinstance(value, type)) if callable(value) else is_number(value)
         accepted = "a number" + (" or a schedule" if key in SCHEDULABLE else "")
@@ -289,7 +311,7 @@ def derive(cls: type[Declaration], convention: str, group: Mapping[str, Any], re
         limits={key: LIMITS[key] for key in numbers},
         watched=(
             "maximize", "decoupled_weight_decay", "flush_subnormal",
-            *(key for key in cls.hyperparameters if key not in numbers or key in ("momentum", "eps_root")),
+            *(key for key in cls.hyperparameters if key not in numbers or key in DECIDING),
         ),
         forms={key: float(value) for key, value in forms.items()},
         decay=offered.decay.get(group["decoupled_weight_decay"], L2),

@@ -16,6 +16,7 @@ LEAST_EPS: float
 NO_SCHEDULES: int
 LAST_FLOAT_COUNT: int
 MAX_NUMBERS: int
+PAIRS: dict[str, tuple[str, str]]
 SCHEDULABLE: tuple[str, ...]
 SHIM: str
 

@@ -467,11 +467,14 @@ class Twin:
 
     def _hyper(self, group: Mapping[str, Any]) -> dict[str, float]:
         """The numbers of a group at this step: schedules called, pairs taken apart."""
+        from fastopt.engine import PAIRS
+
         x = {}
         for key, value in group.items():
             now = value(self.steps) if callable(value) else value
-            if key == "betas":
-                x["beta1"], x["beta2"] = (float(b(self.steps) if callable(b) else b) for b in now)
+            if key in PAIRS:
+                pair = (float(part(self.steps) if callable(part) else part) for part in now)
+                x.update(zip(PAIRS[key], pair, strict=True))
             elif isinstance(now, (int, float, np.number, np.ndarray)):
                 x[key] = float(now)
         return x

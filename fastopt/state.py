@@ -30,7 +30,7 @@ from fastopt.declare import (
     numbers_of,
     saved_numbers,
 )
-from fastopt.engine import LAST_FLOAT_COUNT, Plan, as_values, is_number, shape_like, shown
+from fastopt.engine import LAST_FLOAT_COUNT, PAIRS, Plan, as_values, is_number, shape_like, shown
 from fastopt.errors import FastoptError, ParameterError, StateDictError
 
 VERSION = 2
@@ -265,8 +265,9 @@ def merged_options(
     """
     given = {key: value for key, value in saved.items() if key not in ("params", "param_names") and value is not None}
     merged = {**mine, **given}
-    if isinstance(merged.get("betas"), list):
-        merged["betas"] = tuple(merged["betas"])
+    for key in PAIRS:
+        if isinstance(merged.get(key), list):
+            merged[key] = tuple(merged[key])
     keys = cls.group_keys()
     for key, value in given.items():
         if key in MUONS or (key in NEUTRAL and key not in keys and not is_neutral(key, value)):

@@ -89,6 +89,7 @@ from fastopt._torch_install import installed as installed
 from fastopt._torch_install import uninstall as uninstall
 from fastopt.declare import (
     FLAGS,
+    Range,
     Spec,
     arrays_of,
     counts_in_state,
@@ -320,7 +321,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         return spec._replace(
             forms=forms,
             # PyTorch's constructors say what is in range; what schedulers and users make of it later, it lets pass.
-            limits={key: (-inf, inf, False) for key in spec.limits if key in group},
+            limits={key: (Range(),) * len(limits) for key, limits in spec.limits.items() if key in group},
             watched=tuple(key for key in (*spec.watched, "differentiable") if key in group),
             owner=f"fastopt.torch.{type(self).__name__}",
             check_keys=None,  # PyTorch looks at none that it does not know

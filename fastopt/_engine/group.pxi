@@ -34,6 +34,8 @@ def shape_like(like, shape):
 
 
 SCHEDULABLE = ("lr", "betas", "momentum", "weight_decay")
+# Options that are pairs -> what rules call the two numbers.
+PAIRS = {"betas": ("beta1", "beta2"), "etas": ("eta_minus", "eta_plus"), "step_sizes": ("step_min", "step_max")}
 FIXED = (int, float, np.integer, np.floating)     # numbers that cannot change by themselves
 
 
@@ -47,6 +49,17 @@ NO_SCHEDULES = -1                     # in the place of the steps taken: where a
 cdef int no_schedules = NO_SCHEDULES
 LEAST_EPS = 2.0**-31                  # one that no faded average of squares reaches up to: see MOMENT in optimizer.py
 cdef double least_eps = LEAST_EPS
+
+
+cdef struct Bounds:                   # a `Range` of declare.py
+    double low
+    double high
+    bint above                        # whether low itself is excluded,
+    bint below                        # or high
+
+
+cdef inline bint is_within(double x, const Bounds *b) noexcept:
+    return isfinite(x) and (x > b.low if b.above else x >= b.low) and (x < b.high if b.below else x <= b.high)
 
 
 cdef class Group:
@@ -78,9 +91,8 @@ cdef class Group:
     cdef PyObject *value_before[MAX_WATCH]
     cdef int kind[MAX_WATCH]
     cdef int target[MAX_WATCH]        # place in x; -1 weight_decay; -2 nowhere
-    cdef double low[MAX_WATCH]
-    cdef double high[MAX_WATCH]
-    cdef bint open[MAX_WATCH]         # whether high itself is excluded
+    cdef Bounds bounds[MAX_WATCH][2]  # of each: what is accepted for its one or two numbers,
+    cdef list ranges                  # and the same for messages
     cdef str owner
     cdef object check_keys            # see Spec; None if there is nothing to check
     cdef bint checked                 # whether the keys are those of a new group, or were checked
@@ -99,9 +111,10 @@ cdef class Group:
         for key, limits in spec.limits.items():
             if key == "weight_decay":
                 watch.append((key, NUMBER, -1, limits))
-            elif key == "betas":
-                watch.append((key, PAIR, places.pop("beta1"), limits))
-                places.pop("beta2")
+            elif key in PAIRS:
+                first, second = PAIRS[key]
+                watch.append((key, PAIR, places.pop(first), limits))
+                places.pop(second)    # the next one
             else:
                 watch.append((key, NUMBER, places.pop(key, -2), limits))
         for name in list(places):
@@ -110,7 +123,7 @@ cdef class Group:
                                        "hyperparameter of the class nor a constant in the convention's forms")
             self.hyper.x[places.pop(name)] = spec.forms[name]
         for key in spec.watched:
-            watch.append((key, OPTION, -2, (0, 0, False)))
+            watch.append((key, OPTION, -2, ()))
         stepped = [slot for slot in spec.slots if slot.like == "parameter"]
         if len(stepped) != rule.n_states or tuple(stepped) != spec.slots[:len(stepped)]:
             raise DeclarationError(f"{spec.owner}: the rule {spec.rule!r} has {rule.n_states} state slot(s); rule() "
@@ -129,9 +142,11 @@ cdef class Group:
         self.keys = tuple(key for key, _, _, _ in watch)
         self.seen = [self.options[key] for key, _, _, _ in watch]
         self.n_watch = len(watch)
-        for i, (_, kind, target, (low, high, is_open)) in enumerate(watch):
+        self.ranges = [limits for _, _, _, limits in watch]
+        for i, (_, kind, target, _) in enumerate(watch):
             self.kind[i], self.target[i] = kind, target
-            self.low[i], self.high[i], self.open[i] = low, high, is_open
+            for j, limits in enumerate(self.ranges[i]):
+                self.bounds[i][j] = Bounds(limits.low, limits.high, limits.above, limits.below)
 
     cdef bint refresh(self, int64_t steps) except -1:
         """Read what changed; True if an option did, so that the class has to be asked for another spec."""
@@ -213,17 +228,18 @@ cdef class Group:
         now = value(steps) if scheduled else value
         if self.kind[i] == PAIR:
             if not isinstance(now, (tuple, list)) or len(now) != 2:
-                raise HyperparameterError(f"{self.owner}: {key}={now!r} must be a pair of numbers in [0, 1)")
+                raise HyperparameterError(f"{self.owner}: {key}={now!r} must be a pair of numbers, "
+                                          + " and ".join([str(limits) for limits in self.ranges[i]]))
             for j in range(2):
                 part = now[j]
-                if callable(part) and steps != no_schedules and not isinstance(part, type):
+                if callable(part) and steps != no_schedules and key in SCHEDULABLE and not isinstance(part, type):
                     scheduled = True
                     part = part(steps)
-                self.hyper.x[self.target[i] + j] = self.number(i, f"{key}[{j}]", part)
+                self.hyper.x[self.target[i] + j] = self.number(i, j, f"{key}[{j}]", part)
                 fixed = fixed and isinstance(part, FIXED)
             fixed = fixed and not isinstance(value, list)
         else:
-            number = self.number(i, key, now)
+            number = self.number(i, 0, key, now)
             if self.target[i] >= 0:
                 self.hyper.x[self.target[i]] = number
             elif self.target[i] == -1:
@@ -231,7 +247,7 @@ cdef class Group:
             fixed = isinstance(value, FIXED)
         self.settled = self.settled and fixed and not scheduled
 
-    cdef double number(self, int i, str name, object value) except? -1:
+    cdef double number(self, int i, int j, str name, object value) except? -1:
         """`value` as a float within the limits, also after rounding to float32 where the group has such arrays."""
         cdef double x, r
         try:
@@ -241,19 +257,10 @@ cdef class Group:
         except (TypeError, OverflowError):
             raise HyperparameterError(f"{self.owner}: {name}={value!r} is not a number") from None
         r = <double><float>x if self.hyper.has_float else x
-        if not (isfinite(x) and isfinite(r) and self.low[i] <= x <= self.high[i]) or (
-                self.open[i] and (x == self.high[i] or r == self.high[i])):
-            raise HyperparameterError(self.complaint(i, name, x, r))
+        if not (is_within(x, &self.bounds[i][j]) and is_within(r, &self.bounds[i][j])):
+            rounded = f" ({r!r} in float32)" if x != r and x == x else ""
+            raise HyperparameterError(f"{self.owner}: {name}={x!r}{rounded} must be {self.ranges[i][j]}")
         return x
-
-    cdef str complaint(self, int i, str name, double x, double r):
-        low, high = f"{self.low[i]:g}", f"{self.high[i]:g}"
-        if self.high[i] == float("inf"):
-            accepted = f"a finite number, at least {low}"
-        else:
-            accepted = f"in [{low}, {high}{')' if self.open[i] else ']'}"
-        rounded = f" ({r!r} in float32)" if x != r and x == x else ""
-        return f"{self.owner}: {name}={x!r}{rounded} must be {accepted}"
 
     cdef inline prepare(self, double grad_scale):
         """Have the program that the options of now, and this factor of the loss, ask for."""
