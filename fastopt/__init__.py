@@ -18,8 +18,6 @@ except ModuleNotFoundError as error:
         "build into the checkout with: python setup.py build_ext --inplace. Otherwise reinstall it with this Python."
     ) from None
 
-from fastopt.adagrad import Adadelta, Adagrad
-from fastopt.adam import Adam, Adamax, AdamW, NAdam, RAdam
 from fastopt.declare import OPTIMIZERS as _OPTIMIZERS
 from fastopt.declare import Convention, Slot
 from fastopt.errors import (
@@ -49,13 +47,15 @@ from fastopt.errors import (
     UnknownAttributeError,
     UnknownOptionError,
 )
-from fastopt.lion import Lion
 from fastopt.optimizer import Optimizer
+
+# The order is that of `OPTIMIZERS`.
+# isort: off
+from fastopt.sgd import SGD, Momentum, NAG
+from fastopt.adagrad import Adagrad, Adadelta
 from fastopt.rmsprop import RMSprop
-
-# isort: off  (the order is that of `OPTIMIZERS`)
-from fastopt.sgd import NAG, SGD, Momentum
-
+from fastopt.adam import Adam, AdamW, Adamax, NAdam, RAdam
+from fastopt.lion import Lion
 # isort: on
 
 OPTIMIZERS: dict[str, type[Optimizer]] = _OPTIMIZERS

@@ -184,7 +184,7 @@ def _make(cls: type[Optimizer]) -> Callable[..., bool]:
         given.update(kwargs)
         if not needed <= given.keys():
             shown.bind(*args, **kwargs)
-        if "initial_accumulator_value" in given:
+        if filled and "initial_accumulator_value" in given:
             raise UnknownOptionError(f"initial_accumulator_value is not for {name}: fill {filled[0]!r} yourself")
         p, g, step = given.pop("p"), given.pop("g"), given.pop("step")
         return _take(cls, p, g, {slot: given.pop(slot, None) for slot in slots}, step, given)

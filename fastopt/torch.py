@@ -47,7 +47,6 @@ import inspect
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
