@@ -110,7 +110,7 @@ include "_engine/arrays.pxi"
 include "_engine/foreign.pxi"
 
 
-cdef class Turn:
+cdef class BusyGuard:
     """Lets one function run at a time. Not a lock and a `try` in Python, between which an interrupt could come."""
     cdef bint busy
 
@@ -151,15 +151,15 @@ cdef class Plan:
     cdef readonly bint copy_grads
     cdef readonly object n_threads
     cdef int most_threads             # 0: automatic
-    cdef int alone                    # steps to take on one thread, since a team came too late
-    cdef int lateness                 # of the last teams: LATE for each late one, less 1 for each on time
-    cdef int patience                 # how many they will be the next time
+    cdef int serial_left              # steps still to take on one thread, since a team came too late
+    cdef int late_score               # of the last teams: LATE for each late one, less 1 for each on time
+    cdef int backoff                  # how many they will be the next time
     cdef readonly str nonfinite
     cdef readonly object state_factory
     cdef readonly int64_t steps
     cdef readonly int64_t skipped
     cdef object derive
-    cdef list held                    # the gradients of the step at hand, if they had to be converted
+    cdef list converted               # the gradients of the step at hand, if they had to be converted
     cdef list untouched               # groups whose state has not been written yet
     cdef double grad_scale            # of the step at hand: gradients are divided by it first
     cdef dict arenas                  # memory of the states, by identity: views could be made to let go of it
@@ -170,14 +170,14 @@ cdef class Plan:
     cdef Param *copies                # as many, for what walks over other memory than a step does
     cdef Py_ssize_t n_params
     cdef Work *work
-    cdef Slot *slots
-    cdef Py_ssize_t n_slots, room_for_slots
+    cdef StepScalars *bank           # the scalars of the step at hand
+    cdef Py_ssize_t n_scalars, room_for_scalars
     cdef Memory memory
 
     def __cinit__(self):
         self.groups, self.options, self.untouched = [], [], []
         self.arrays, self.names, self.states, self.arenas = [], [], [], {}
-        self.patience = FEWEST_ALONE
+        self.backoff = FEWEST_ALONE
 
     def __init__(self, derive, *, n_threads=None, nonfinite="propagate", copy_grads=False, state_factory=None):
         read_quota()                  # now: it runs Python code, which no step may
@@ -216,7 +216,7 @@ cdef class Plan:
         PyMem_Free(self.params)
         PyMem_Free(self.copies)
         PyMem_Free(self.work)
-        PyMem_Free(self.slots)
+        PyMem_Free(self.bank)
 
     # --- Building
 
@@ -258,7 +258,7 @@ cdef class Plan:
             memory = Memory(all_arrays, all_names, all_states)
             untouched = self.untouched if states is not None else [*self.untouched, group]
             self.reserve(old + len(arrays))
-            self.hold(group, fresh)
+            self.keep_memory(group, fresh)
             for i, array in enumerate(arrays):
                 self.register(&self.params[old + i], array)
                 self.params[old + i].carry = group.carry
@@ -355,7 +355,7 @@ cdef class Plan:
         for i in range(len(self.arrays)):
             self.params[i].gap_low = self.params[i].gap_high = NULL
 
-    cdef hold(self, Group group, list states):
+    cdef keep_memory(self, Group group, list states):
         """Keep the memory of a group's states alive, whatever becomes of the arrays."""
         cdef object last = None
         for state in states:
@@ -377,13 +377,13 @@ cdef class Plan:
     cdef fill(self, Group group, list names):
         """Write the first values of state slots, in the partition of a step over all parameters that there are."""
         cdef Program program
-        cdef Slot value
+        cdef StepScalars value
         cdef Job job
         cdef Param *copy = self.copies
         cdef Work *work = self.work
         cdef Py_ssize_t i, j, k
         rule_alone(&program, FILL, FILL)
-        job.work, job.n_work, job.slots, job.look, job.found = work, group.n_params, &value, False, 0
+        job.work, job.n_work, job.bank, job.scan_nonfinite, job.found = work, group.n_params, &value, False, 0
         for k in range(len(group.slots)):
             if group.slots[k] not in names:
                 continue
@@ -395,7 +395,7 @@ cdef class Plan:
                 if 0 <= j < group.n_params:
                     copy[j] = self.params[i]
                     copy[j].p = copy[j].s[k]
-                    work[j].q, work[j].program, work[j].g, work[j].slot = &copy[j], &program, NULL, 0
+                    work[j].q, work[j].program, work[j].g, work[j].place = &copy[j], &program, NULL, 0
                     work[j].first_block = job.blocks
                 job.blocks += self.params[i].blocks
                 job.moved += self.params[i].moved       # as a step: the same threads are to touch it first
@@ -414,7 +414,7 @@ cdef class Plan:
     cdef leave(self):
         fo_fenv_leave(self.caller)
         self.busy = False
-        self.held = None
+        self.converted = None
 
     cdef int threads(self, const Job *job):
         cdef Py_ssize_t n
@@ -427,12 +427,12 @@ cdef class Plan:
         """Run a job: on how many threads, and whether the GIL is given up for it, is decided here."""
         cdef int n_threads = self.threads(job)
         cdef bint late
-        if n_threads > 1 and self.alone > 0:
-            self.alone -= 1
+        if n_threads > 1 and self.serial_left > 0:
+            self.serial_left -= 1
             n_threads = 1
         if n_threads > 1:
             # A virtual machine's system may wake a thread on the CPU of the caller, beside an idle one, time and again.
-            job.cpu = fo_cpu() if job.moved > LONG_BLOCKS or self.lateness >= 2 * LATE else -1
+            job.cpu = fo_cpu() if job.moved > LONG_BLOCKS or self.late_score >= 2 * LATE else -1
             with nogil:
                 late = run_team(job, n_threads)
             if not job.found:
@@ -448,13 +448,13 @@ cdef class Plan:
 
         Not at once: a thread that slept has to be woken, and it may take the system some steps to give it a core.
         """
-        self.lateness = self.lateness + LATE if late else max(self.lateness - 1, 0)
-        if self.lateness >= LATE_TEAMS * LATE:
-            self.alone = min(self.patience, most_alone)
-            self.patience = min(2 * self.patience, most_alone)
-            self.lateness = LATE_TEAMS * LATE // 2       # the next time, half as many are enough
+        self.late_score = self.late_score + LATE if late else max(self.late_score - 1, 0)
+        if self.late_score >= LATE_TEAMS * LATE:
+            self.serial_left = min(self.backoff, most_alone)
+            self.backoff = min(2 * self.backoff, most_alone)
+            self.late_score = LATE_TEAMS * LATE // 2       # the next time, half as many are enough
         elif not late:
-            self.patience = max(self.patience - 1, FEWEST_ALONE)
+            self.backoff = max(self.backoff - 1, FEWEST_ALONE)
 
     def step(self, grads, grad_scale=None, carried=()):
         """One step of every parameter that has a gradient. Raises before anything was written, or not at all.
@@ -483,18 +483,18 @@ cdef class Plan:
         cdef Memory memory
         cdef list carries = None          # the numbers to be, made before anything is written
         cdef Py_ssize_t i
-        cdef bint hold
+        cdef bint keep_refs
         if type(grads) is not list:
             grads = self.as_list(grads)
         self.refresh_groups()
         if not self.collect(&job, grads):
             grads = self.convert_all(grads)
-            self.held = grads
+            self.converted = grads
             if not self.collect(&job, grads):
                 raise GradientError("gradients or parameters changed while the step looked at them")
         if self.foreign:
             self.check_states()
-        job.look, job.found = self.nonfinite != "propagate", 0
+        job.scan_nonfinite, job.found = self.nonfinite != "propagate", 0
         if carried is not None:
             carries, memory = [], Memory(carried, self.names, [])
             for i in range(job.n_work):
@@ -502,10 +502,10 @@ cdef class Plan:
                 if not memory.is_free(w.g, w.g + w.q.n_bytes):
                     raise OverlapError(f"gradient of {self.label(w.q - self.params)} overlaps the number that a "
                                        "parameter carries (mu_product); gradients need other memory")
-                carries.append(np.array([job.slots[w.slot].carry], carried[w.q - self.params].dtype))
+                carries.append(np.array([job.bank[w.place].carry], carried[w.q - self.params].dtype))
         # Without the GIL, another thread may drop what the caller's list holds.
-        hold = is_large(&job) and self.held is None
-        if hold:
+        keep_refs = is_large(&job) and self.converted is None
+        if keep_refs:
             for i in range(job.n_work):
                 Py_XINCREF(job.work[i].grad)
         try:
@@ -513,7 +513,7 @@ cdef class Plan:
             if job.found and self.nonfinite == "raise":
                 self.complain_nonfinite(job.n_work)
         finally:
-            if hold:
+            if keep_refs:
                 for i in range(job.n_work):
                     Py_XDECREF(job.work[i].grad)
         if job.found:
@@ -522,7 +522,7 @@ cdef class Plan:
         for i in range(job.n_work):
             w = &job.work[i]
             w.q.t += 1
-            w.q.carry = job.slots[w.slot].carry
+            w.q.carry = job.bank[w.place].carry
             if carries is not None:
                 array = carried[w.q - self.params]
                 memcpy(cnp.PyArray_DATA(array), cnp.PyArray_DATA(<cnp.ndarray>carries[i]), cnp.PyArray_ITEMSIZE(array))
@@ -542,7 +542,7 @@ cdef class Plan:
         self.begin_job(job)
         for group in self.groups:
             group.prepare(self.grad_scale)
-            job.slot = -1
+            job.place = -1
             for i in range(group.first, group.first + group.n_params):
                 q = &self.params[i]
                 g = PyList_GET_ITEM(<PyObject *>grads, i)
@@ -557,7 +557,7 @@ cdef class Plan:
 
     cdef inline void begin_job(self, Job *job) noexcept:
         job.work, job.n_work, job.blocks, job.moved = self.work, 0, 0, 0
-        self.n_slots = 0
+        self.n_scalars = 0
 
     cdef inline bint is_apart(self, Param *q, char *data) noexcept:
         """Whether a gradient at `data` meets no parameter or state; the gap that it lies in is remembered."""
@@ -573,10 +573,10 @@ cdef class Plan:
         cdef Work *w = &self.work[job.n_work]
         if not self.is_apart(q, data):
             self.complain_overlap(q - self.params, data)
-        if job.slot < 0 or q.t != job.t or q.carry != job.carry:       # most share their scalars with the one before
-            job.slot = self.new_slot(group, q)
-            job.t, job.carry, job.slots = q.t, q.carry, self.slots
-        w.q, w.program, w.g, w.grad, w.slot, w.first_block = q, &group.program, data, g, job.slot, job.blocks
+        if job.place < 0 or q.t != job.t or q.carry != job.carry:       # most share their scalars with the one before
+            job.place = self.new_scalars(group, q)
+            job.t, job.carry, job.bank = q.t, q.carry, self.bank
+        w.q, w.program, w.g, w.grad, w.place, w.first_block = q, &group.program, data, g, job.place, job.blocks
         job.blocks += q.blocks
         job.moved += q.moved
         job.n_work += 1
@@ -590,9 +590,9 @@ cdef class Plan:
         return [None if g is None else self.convert(i, g) for i, g in enumerate(grads)]
 
     cdef refresh_groups(self):
-        """Read every group's hyperparameters. Where an option was edited, or a dict replaced, take up another rule.
+        """Read every group's hyperparameters. Where an option was edited, or a dict replaced, commit another group.
 
-        All that can fail happens before `take_up` begins to put the new groups in place.
+        All that can fail happens before `commit_groups` begins to put the new groups in place.
         """
         cdef Group group, fresh
         cdef Py_ssize_t k
@@ -613,9 +613,9 @@ cdef class Plan:
             edited = edited or []
             edited.append((k, fresh, self.lacking(fresh, fresh.slots)))
         if edited is not None:
-            self.take_up(edited)
+            self.commit_groups(edited)
 
-    cdef take_up(self, list edited):
+    cdef commit_groups(self, list edited):
         """Put edited groups in place: (place, group, names of the state slots that its rule needs beside)."""
         cdef Group fresh
         cdef Memory memory
@@ -630,7 +630,7 @@ cdef class Plan:
                 check_unchanged(self.arrays[a:b], labels, states[a:b])
             memory = Memory(self.arrays, self.names, states)
             for _, fresh, _ in edited:
-                self.hold(fresh, states[fresh.first:fresh.first + fresh.n_params])
+                self.keep_memory(fresh, states[fresh.first:fresh.first + fresh.n_params])
             # Nothing below can fail.
             self.remap(memory)
             self.states = states
@@ -672,10 +672,10 @@ cdef class Plan:
         finally:
             self.leave()
 
-    def resume(self, list options, list held, list records, list counts, int64_t steps, int64_t skipped):
+    def resume(self, list options, list recorded, list records, list counts, int64_t steps, int64_t skipped):
         """Go on from elsewhere: all of it, or an error and nothing of it. Inside `run`.
 
-        `options` are the groups', whose dicts take them over; `held` names, per group, the state slots that records
+        `options` are the groups', whose dicts take them over; `recorded` names, per group, the state slots that records
         have. A record is None for a parameter that starts anew, else the carried number and slot -> array, of the
         parameter's type and memory order, and no memory of this optimizer's.
         """
@@ -689,8 +689,8 @@ cdef class Plan:
             fresh.options, fresh.params, fresh.first, fresh.n_params = (
                 self.options[k], group.params, group.first, group.n_params)
             # Also what the options to come have no slot for: state of before must not be there when they change.
-            kept = list(self.states[group.first]) if group.n_params else []
-            fresh.slots += [name for name in dict.fromkeys([*held[k], *kept]) if name not in fresh.slots]
+            present = list(self.states[group.first]) if group.n_params else []
+            fresh.slots += [name for name in dict.fromkeys([*recorded[k], *present]) if name not in fresh.slots]
             if len(fresh.slots) > MAX_STATES:
                 raise RuntimeError("MAX_STATES in table.pxd is too small")
             edited.append((k, fresh, self.lacking(fresh, fresh.slots)))
@@ -703,7 +703,7 @@ cdef class Plan:
         try:
             for mine, new in zip(self.options, options):
                 (<dict>mine).update(new)
-            self.take_up(edited)
+            self.commit_groups(edited)
         except BaseException:
             for mine, old in zip(self.options, before):
                 (<dict>mine).clear()
@@ -727,18 +727,18 @@ cdef class Plan:
                 memcpy(self.params[i].s[k], cnp.PyArray_DATA(<cnp.ndarray>arrays[group.slots[k]]),
                        self.params[i].n_bytes)
 
-    cdef Py_ssize_t new_slot(self, Group group, Param *q) except -1:
+    cdef Py_ssize_t new_scalars(self, Group group, Param *q) except -1:
         """A place with the scalars that this parameter needs for its next step."""
         cdef void *block
-        if self.n_slots == self.room_for_slots:
-            block = PyMem_Realloc(self.slots, (2 * self.room_for_slots + 1) * sizeof(Slot))
+        if self.n_scalars == self.room_for_scalars:
+            block = PyMem_Realloc(self.bank, (2 * self.room_for_scalars + 1) * sizeof(StepScalars))
             if block == NULL:
                 raise MemoryError()
-            self.slots = <Slot *>block
-            self.room_for_slots = 2 * self.room_for_slots + 1
-        group.compute(&self.slots[self.n_slots], q.t + 1, q.carry)
-        self.n_slots += 1
-        return self.n_slots - 1
+            self.bank = <StepScalars *>block
+            self.room_for_scalars = 2 * self.room_for_scalars + 1
+        group.compute(&self.bank[self.n_scalars], q.t + 1, q.carry)
+        self.n_scalars += 1
+        return self.n_scalars - 1
 
     cdef list as_list(self, grads):
         """Gradients that came in no list, in one."""
@@ -846,11 +846,11 @@ cdef class Plan:
         cdef Param *q
         cdef Param *copy = self.copies
         cdef Work *work = self.work
-        cdef Slot *mu = NULL
+        cdef StepScalars *mu = NULL
         cdef cnp.ndarray target
         self.enter()
         try:
-            mu = <Slot *>PyMem_Malloc(max(1, len(self.groups)) * sizeof(Slot))
+            mu = <StepScalars *>PyMem_Malloc(max(1, len(self.groups)) * sizeof(StepScalars))
             if mu == NULL:
                 raise MemoryError()
             rule_alone(&program, LOOKAHEAD, LOOKAHEAD)
@@ -869,11 +869,11 @@ cdef class Plan:
                         raise LayoutError(f"the lookahead array of {self.label(i)} was changed after it was made")
                     copy[i] = q[0]
                     copy[i].p = <char *>cnp.PyArray_DATA(target)
-                    work[i].q, work[i].program, work[i].g, work[i].slot = &copy[i], &program, q.p, k
+                    work[i].q, work[i].program, work[i].g, work[i].place = &copy[i], &program, q.p, k
                     work[i].first_block = job.blocks
                     job.blocks += copy[i].blocks
                     job.moved += copy[i].moved
-            job.work, job.n_work, job.slots, job.look, job.found = work, n, mu, False, 0
+            job.work, job.n_work, job.bank, job.scan_nonfinite, job.found = work, n, mu, False, 0
             self.launch(&job)
         finally:
             PyMem_Free(mu)
@@ -891,12 +891,12 @@ cdef class Plan:
 
     def scalars(self, Py_ssize_t i):
         """The scalars h that the next step would give parameter i, in double. For tests."""
-        cdef Slot slot
+        cdef StepScalars scalars
         for group in self.groups:
             if (<Group>group).first <= i < (<Group>group).first + (<Group>group).n_params:
                 (<Group>group).refresh(self.steps)
-                (<Group>group).compute(&slot, self.params[i].t + 1, self.params[i].carry)
-                return [slot.h.d[k] for k in range((<Group>group).program.rule.n_scalars)]
+                (<Group>group).compute(&scalars, self.params[i].t + 1, self.params[i].carry)
+                return [scalars.h.d[k] for k in range((<Group>group).program.rule.n_scalars)]
         raise IndexError(i)
 
 

@@ -86,7 +86,7 @@ from fastopt._torch_install import STOCK, TwinType
 from fastopt._torch_install import install as install
 from fastopt._torch_install import installed as installed
 from fastopt._torch_install import uninstall as uninstall
-from fastopt.engine import LAST_FLOAT_COUNT, NO_SCHEDULES, TensorPlan, Turn
+from fastopt.engine import LAST_FLOAT_COUNT, NO_SCHEDULES, BusyGuard, TensorPlan
 from fastopt.errors import (
     FastoptError,
     HyperparameterError,
@@ -161,7 +161,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             "n_threads": n_threads, "flush_subnormal": flush_subnormal, "fallback": fallback,
         }  # fmt: skip
         self._plan: TensorPlan | None = None
-        self._stepping = Turn()
+        self._stepping = BusyGuard()
         self._empty_plan()  # raises for n_threads out of range
         super().__init__(params, *args, **kwargs)
         for group in self.param_groups:
@@ -360,25 +360,25 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         place = 0
         out = {id(one.param) for one in left}
         for group in groups:
-            spec, records, names, spare = self._derive(group), [], [], []
+            spec, records, names, without_grad = self._derive(group), [], [], []
             for k, param in enumerate(group["params"]):
                 if id(param) in out:
                     continue
                 name = name_of(group, k, place + k)
                 if param.grad is None:
-                    spare.append(param)
+                    without_grad.append(param)
                 else:
                     labels[param] = f"parameter {name!r}"
                     records.append(self._record(param, spec, labels[param], host))
                     names.append(name)
-            plan.tie(group, records, names, spare)
+            plan.bind(group, records, names, without_grad)
             place += len(group["params"])
         check_disjoint(host.copies, labels)
         plan.watch(self.state)
         return plan, not host.has_inference
 
     def _record(self, param: torch.Tensor, spec: Spec, label: str, host: Host) -> tuple[Any, ...]:
-        """What `TensorPlan.tie` takes of a parameter; state that it lacks is made, to be put in place with the step."""
+        """A record for `TensorPlan.bind`; state that the parameter lacks is made, to be put in place with the step."""
         own = steppable(param, label)
         if self._settings["fallback"] == "error" and (reason := _fallback.shared_reason(param, label)):
             raise TensorLayoutError(reason[1])
@@ -486,7 +486,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     def __setstate__(self, state: dict[str, Any]) -> None:
         before = dict(self.__dict__)
         self.__dict__.setdefault("_settings", {**DEFAULTS, **state.get("_settings", {})})
-        self.__dict__.setdefault("_stepping", Turn())
+        self.__dict__.setdefault("_stepping", BusyGuard())
         self._plan = self._mixed = self._guarded = None
         try:
             if "state" in state and "param_groups" in state:

@@ -259,9 +259,9 @@ cdef class Group:
         compile(&self.program, hyper, grad_scale, &self.faded)
         self.stale, self.grad_scale = False, grad_scale
 
-    cdef compute(self, Slot *slot, int64_t t, double carry):
+    cdef compute(self, StepScalars *out, int64_t t, double carry):
         """The scalars of step t, or the error."""
-        if not compute_scalars(&self.hyper, t, carry, slot):
+        if not compute_scalars(&self.hyper, t, carry, out):
             raise HyperparameterError(
                 f"{self.owner}: the scalars of step {t} are not finite; hyperparameters: "
                 + ", ".join(f"{k}={self.options[k]!r}" for k in self.keys))

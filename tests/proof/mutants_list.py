@@ -243,8 +243,8 @@ MUTANTS = [
     ),
     Mutant(
         "the scalars of the step before", ENGINE,
-        "group.compute(&self.slots[self.n_slots], q.t + 1, q.carry)",
-        "group.compute(&self.slots[self.n_slots], q.t, q.carry)", bits("Adamax"),
+        "group.compute(&self.bank[self.n_scalars], q.t + 1, q.carry)",
+        "group.compute(&self.bank[self.n_scalars], q.t, q.carry)", bits("Adamax"),
     ),
     Mutant(
         "hyperparameters rounded before the scalars are", GROUP,
@@ -252,13 +252,13 @@ MUTANTS = [
     ),
     Mutant(
         "decay computed in float32", SCALARS,
-        "slot.h.d[0] = (1.0 - lr * wd if", "slot.h.d[0] = (1.0 - <double>(<float>lr * <float>wd) if",
+        "out.h.d[0] = (1.0 - lr * wd if", "out.h.d[0] = (1.0 - <double>(<float>lr * <float>wd) if",
         "test_bits.py -k rounded_once",
     ),
     Mutant(
         "scalars that overflow float32", SCALARS,
-        "isfinite(slot.h.d[i]) and (not hyper.has_float or isfinite(slot.h.f[i]))",
-        "isfinite(slot.h.d[i])", "test_optimizer.py -k scalars_that_overflow",
+        "isfinite(out.h.d[i]) and (not hyper.has_float or isfinite(out.h.f[i]))",
+        "isfinite(out.h.d[i])", "test_optimizer.py -k scalars_that_overflow",
     ),
     Mutant(
         "maximize forgotten where weight decay is coupled", PROGRAM,
@@ -271,8 +271,8 @@ MUTANTS = [
     ),
     Mutant(
         "a flush one step too late", SCALARS,
-        "slot.flush = hyper.fades and t % FLUSH_EVERY == 0",
-        "slot.flush = hyper.fades and t % FLUSH_EVERY == 1", FLUSHES,
+        "out.flush = hyper.fades and t % FLUSH_EVERY == 0",
+        "out.flush = hyper.fades and t % FLUSH_EVERY == 1", FLUSHES,
     ),
     Mutant(
         "no flush at the least eps that allows one", GROUP,
@@ -497,28 +497,28 @@ MUTANTS = [
     ),
     Mutant(
         "gradients are not held while others may run", ENGINE,
-        "hold = is_large(&job) and self.held is None", "hold = False", "test_hostile.py -k gradients_that_another",
+        "keep_refs = is_large(&job) and self.converted is None", "keep_refs = False", "test_hostile.py -k gradients_that_another",
     ),
     Mutant(
         "the carried number stands still", ENGINE,
-        "            w.q.carry = job.slots[w.slot].carry\n", "", AT_ONCE,
+        "            w.q.carry = job.bank[w.place].carry\n", "", AT_ONCE,
     ),
     Mutant(
         "scalars shared in spite of another count", ENGINE,
-        "if job.slot < 0 or q.t != job.t or q.carry != job.carry:", "if job.slot < 0 or q.carry != job.carry:", SKIPPED,
+        "if job.place < 0 or q.t != job.t or q.carry != job.carry:", "if job.place < 0 or q.carry != job.carry:", SKIPPED,
     ),
     Mutant(
         "scalars shared in spite of another past", ENGINE,
-        "if job.slot < 0 or q.t != job.t or q.carry != job.carry:", "if job.slot < 0 or q.t != job.t:", SKIPPED,
+        "if job.place < 0 or q.t != job.t or q.carry != job.carry:", "if job.place < 0 or q.t != job.t:", SKIPPED,
     ),
     Mutant(
         "groups that share their scalars", ENGINE,
-        "            job.slot = -1\n", "            pass\n", SKIPPED,
+        "            job.place = -1\n", "            pass\n", SKIPPED,
     ),
     Mutant(
         "one group is edited although another is refused", ENGINE,
         "edited = edited or []\n            edited.append((k, fresh, self.lacking(fresh, fresh.slots)))\n",
-        "self.take_up([(k, fresh, self.lacking(fresh, fresh.slots))])\n",
+        "self.commit_groups([(k, fresh, self.lacking(fresh, fresh.slots))])\n",
         "test_optimizer.py -k 'after_an_edit or switched_on'",
     ),
     Mutant(
@@ -580,7 +580,7 @@ MUTANTS = [
     ),
     Mutant(
         "an array that was cut is begun anew", WALK,
-        "walk_array(w, slots, max(0, begin - w.first_block) * per_block,", "walk_array(w, slots, 0,", CUT,
+        "walk_array(w, bank, max(0, begin - w.first_block) * per_block,", "walk_array(w, bank, 0,", CUT,
     ),
     Mutant(
         "blocks of as many elements for both types", WALK,
@@ -652,7 +652,7 @@ MUTANTS = [
     ),
     Mutant(
         "late teams for ever", ENGINE,
-        "if n_threads > 1 and self.alone > 0:", "if False:", "test_engine.py -k too_late",
+        "if n_threads > 1 and self.serial_left > 0:", "if False:", "test_engine.py -k too_late",
     ),
     Mutant(
         "as many threads as somebody grants", ENGINE,
@@ -851,7 +851,7 @@ MUTANTS = [
     ),
     Mutant(
         "state of before a load that the loaded options have no slot for", ENGINE,
-        "for name in dict.fromkeys([*held[k], *kept])", "for name in held[k]", LOADING,
+        "for name in dict.fromkeys([*recorded[k], *present])", "for name in recorded[k]", LOADING,
     ),
     Mutant(
         "an attribute that looks like an option is taken", OPTIMIZER,
