@@ -309,8 +309,7 @@ cdef class TensorPlan(Plan):
     cdef run_job(self, Job *job):
         if self.check_only:
             return
-        job.scan_nonfinite, job.found = False, 0
-        self.launch(job)
+        launch(&self.team, job)
         self.write_back(job)
 
     cdef grad_of(self, owner):
@@ -392,7 +391,8 @@ cdef class TensorPlan(Plan):
         cdef PyObject *g
         cdef char *data
         cdef Py_ssize_t i, k
-        self.begin_job(job)
+        self.begin_job(job, NULL)
+        self.bank.n = 0
         for group in self.groups:
             group.prepare(self.grad_scale)
             job.place = -1
@@ -524,8 +524,16 @@ cdef bint same_values(PyObject *now, PyObject *then):
     return True
 
 
-cdef void *renewed(void *block, Py_ssize_t size) except NULL:
-    block = PyMem_Realloc(block, max(1, size))
-    if block == NULL:
-        raise MemoryError()
-    return block
+cdef class BusyGuard:
+    """Lets one function run at a time. Not a lock and a `try` in Python, between which an interrupt could come."""
+    cdef bint busy
+
+    def run(self, function, *args):
+        if self.busy:
+            raise ConcurrentStepError("this optimizer is in the middle of a step (another thread, or something that "
+                                      "calls back); one at a time")
+        self.busy = True
+        try:
+            return function(*args)
+        finally:
+            self.busy = False

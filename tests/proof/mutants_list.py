@@ -32,8 +32,11 @@ STAGES = "fastopt/kernels/stages.pxi"
 PROGRAM = "fastopt/_engine/program.pxi"
 SCALARS = "fastopt/_engine/scalars.pxi"
 ENGINE = "fastopt/engine.pyx"
-ARRAYS, FOREIGN, GROUP, LEVELS, MEMORY, THREADS, WALK = (
-    f"fastopt/_engine/{part}.pxi" for part in ("arrays", "foreign", "group", "levels", "memory", "threads", "walk")
+ARRAYS, FOREIGN, GRADIENTS, GROUP, LEVELS, MEMORY = (
+    f"fastopt/_engine/{part}.pxi" for part in ("arrays", "foreign", "gradients", "group", "levels", "memory")
+)
+BANK, OPERANDS, TEAM, THREADS, WALK = (
+    f"fastopt/_engine/{part}.pxi" for part in ("bank", "operands", "team", "threads", "walk")
 )
 OPTIMIZER, STATE, FUNCTIONAL = "fastopt/optimizer.py", "fastopt/_state.py", "fastopt/functional.py"
 SGD, ADAM, SCHEDULES, OPENMP = "fastopt/sgd.py", "fastopt/adam.py", "fastopt/schedules.py", "fastopt/_openmp.py"
@@ -242,9 +245,9 @@ MUTANTS = [
         bits("Adamax"),
     ),
     Mutant(
-        "the scalars of the step before", ENGINE,
-        "group.compute(&self.bank[self.n_scalars], q.t + 1, q.carry)",
-        "group.compute(&self.bank[self.n_scalars], q.t, q.carry)", bits("Adamax"),
+        "the scalars of the step before", BANK,
+        "group.compute(&bank.items[bank.n], q.t + 1, q.carry)",
+        "group.compute(&bank.items[bank.n], q.t, q.carry)", bits("Adamax"),
     ),
     Mutant(
         "hyperparameters rounded before the scalars are", GROUP,
@@ -384,11 +387,11 @@ MUTANTS = [
         "if not (cnp.PyArray_CheckExact(<object>g) and fits(g, q, 0)):", "if not fits(g, q, 0):", "test_arrays.py",
     ),
     Mutant(
-        "integers as gradients", ENGINE,
+        "integers as gradients", GRADIENTS,
         'if array.dtype.kind != "f":', 'if array.dtype.kind not in "fiu":', "test_arrays.py -k copy_grads",
     ),
     Mutant(
-        "a shape that holds as many elements", ENGINE,
+        "a shape that holds as many elements", GRADIENTS,
         "if array.shape != param.shape:", "if array.size != param.size:", BAD_ARRAYS,
     ),
     Mutant(
@@ -415,13 +418,13 @@ MUTANTS = [
         "        if self.foreign:\n            self.check_states()\n", "", "test_engine.py test_arrays.py -k state",
     ),
     Mutant(
-        "state whose memory moved", ENGINE,
+        "state whose memory moved", OPERANDS,
         "if <char *>cnp.PyArray_DATA(state) != q.s[k] or not fits(", "if not fits(",
         f"test_engine.py test_arrays.py test_hostile.py {GAPS} -k state",
     ),
     Mutant(
         "a lookahead array of another size", ENGINE,
-        "if not fits(<PyObject *>target, q, cnp.NPY_ARRAY_WRITEABLE):", "if False:", "test_hostile.py -k lookahead",
+        "if not fits(<PyObject *>array, q, cnp.NPY_ARRAY_WRITEABLE):", "if False:", "test_hostile.py -k lookahead",
     ),
 
     # --- Which memory is whose
@@ -453,12 +456,12 @@ MUTANTS = [
         "x.high = x.low + cnp.PyArray_NBYTES(array) - cnp.PyArray_ITEMSIZE(array)", OVERLAPS,
     ),
     Mutant(
-        "a remembered gap looked at from below only", ENGINE,
+        "a remembered gap looked at from below only", OPERANDS,
         "if (q.gap_low <= data and data + q.n_bytes <= q.gap_high) or q.n == 0:",
         "if (q.gap_low <= data and data <= q.gap_high) or q.n == 0:", OVERLAPS,
     ),
     Mutant(
-        "gaps remembered although a group was added", ENGINE,
+        "gaps remembered although a group was added", OPERANDS,
         "self.params[i].gap_low = self.params[i].gap_high = NULL", "pass", OVERLAPS,
     ),
 
@@ -491,13 +494,13 @@ MUTANTS = [
         BAD_ARRAYS,
     ),
     Mutant(
-        "a long step keeps the interpreter lock", ENGINE,
-        "        elif is_large(job):\n            with nogil:\n                run_alone(job)\n",
-        "        elif is_large(job):\n            run_alone(job)\n", "test_engine.py -k interpreter_lock",
+        "a long step keeps the interpreter lock", TEAM,
+        "    elif is_large(job):\n        with nogil:\n            run_alone(job)\n",
+        "    elif is_large(job):\n        run_alone(job)\n", "test_engine.py -k interpreter_lock",
     ),
     Mutant(
         "gradients are not held while others may run", ENGINE,
-        "keep_refs = is_large(&job) and self.converted is None", "keep_refs = False", "test_hostile.py -k gradients_that_another",
+        "keep_refs = is_large(job) and self.converted is None", "keep_refs = False", "test_hostile.py -k gradients_that_another",
     ),
     Mutant(
         "the carried number stands still", ENGINE,
@@ -533,12 +536,12 @@ MUTANTS = [
     ),
     Mutant(
         "state of before under a dict without any", ENGINE,
-        "        for group in self.groups:\n            self.fill(group, group.slots)\n",
+        "        for group in self.groups:\n            self.fill(group, group.slots, &self.team)\n",
         "        for group in self.groups:\n", LOADING,
     ),
     Mutant(
         "loading into state that changed since", ENGINE,
-        "        self.check_states()\n        for i, record in", "        for i, record in",
+        "        self.check_states()\n        self.check_records(records)\n", "        self.check_records(records)\n",
         "test_arrays.py -k no_longer",
     ),
     Mutant(
@@ -547,8 +550,8 @@ MUTANTS = [
         f"test_optimizer.py {GAPS} -k grad_scale",
     ),
     Mutant(
-        "state always in C order", ENGINE,
-        'order="C" if array.flags.c_contiguous else "F")\n                place', 'order="C")\n                place',
+        "state always in C order", OPERANDS,
+        'order="C" if array.flags.c_contiguous else "F")\n        place', 'order="C")\n        place',
         "test_optimizer.py -k switched_on",
     ),
 
@@ -587,7 +590,7 @@ MUTANTS = [
         "per_block = BLOCK // (8 if w.q.type == cnp.NPY_DOUBLE else 4)", "per_block = BLOCK // 8", CUT,
     ),
     Mutant(
-        "the last block only if it is full", ENGINE,
+        "the last block only if it is full", OPERANDS,
         "q.blocks = (q.n_bytes + BLOCK - 1) // BLOCK", "q.blocks = q.n_bytes // BLOCK", bits("Lion"),
     ),
     Mutant(
@@ -647,15 +650,15 @@ MUTANTS = [
         "#define FO_MXCSR_DEFAULT 0x1f80u", "#define FO_MXCSR_DEFAULT 0x9fc0u", bits("Lion"),
     ),
     Mutant(
-        "small steps go to a team", ENGINE,
+        "small steps go to a team", TEAM,
         "if job.moved < serial_blocks or job.blocks < 2 or", "if job.blocks < 2 or", "test_engine.py -k one_region",
     ),
     Mutant(
-        "late teams for ever", ENGINE,
-        "if n_threads > 1 and self.serial_left > 0:", "if False:", "test_engine.py -k too_late",
+        "late teams for ever", TEAM,
+        "if n_threads > 1 and team.serial_left > 0:", "if False:", "test_engine.py -k too_late",
     ),
     Mutant(
-        "as many threads as somebody grants", ENGINE,
+        "as many threads as somebody grants", TEAM,
         "return <int>min(n, job.blocks, MOST_THREADS)", "return <int>min(n, job.blocks)",
         f"{GAPS} -k threads",
     ),
