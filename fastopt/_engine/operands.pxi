@@ -1,4 +1,4 @@
-# Operands: the arrays that a step reads and writes beside gradients. Where they are, what they are like, and their memory.
+# Operands: the arrays that a step writes to. Where they are, what they are like, and the memory of the state.
 
 cdef class Operands:
     """The parameters of all groups and their state. What `Plan` is built on."""

@@ -500,7 +500,8 @@ MUTANTS = [
     ),
     Mutant(
         "gradients are not held while others may run", ENGINE,
-        "keep_refs = is_large(job) and self.converted is None", "keep_refs = False", "test_hostile.py -k gradients_that_another",
+        "keep_refs = is_large(job) and self.converted is None", "keep_refs = False",
+        "test_hostile.py -k gradients_that_another",
     ),
     Mutant(
         "the carried number stands still", ENGINE,
