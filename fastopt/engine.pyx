@@ -38,7 +38,7 @@ cdef extern from "Python.h":
     PyObject *PyList_GET_ITEM(PyObject *items, Py_ssize_t i)     # borrowed
     Py_ssize_t PyList_GET_SIZE(PyObject *items)
 
-from fastopt.kernels.table cimport MAX_HYPER, MAX_SCALARS, MAX_STATES, TABLE_VERSION, Rule, Table
+from fastopt.kernels.table cimport MAX_HYPER, MAX_NUMBERS, MAX_SCALARS, MAX_STATES, TABLE_VERSION, Rule, Table
 
 from fastopt._openmp import cpu_quota
 from fastopt.errors import (
@@ -259,7 +259,7 @@ cdef class Plan(Operands):
         try:
             for i, array in enumerate(arrays):
                 self.register(&self.params[old + i], array)
-                self.params[old + i].carry = group.carry
+                copy_numbers(self.params[old + i].numbers, group.numbers)
                 added += 1
             self.options.append(group.options)
             # Nothing below can fail.
@@ -343,7 +343,7 @@ cdef class Plan(Operands):
     def step(self, grads, grad_scale=None, carried=()):
         """One step of every parameter that has a gradient. Raises before anything was written, or not at all.
 
-        `carried` are arrays of one element that take the parameters' carried numbers.
+        `carried` are arrays of one element that take the first number that each parameter carries.
         """
         self.enter()
         try:
@@ -421,12 +421,14 @@ cdef class Plan(Operands):
         cdef Work *w = &self.work[job.n_work]
         if not self.is_apart(q, data):
             complain_overlap(self, q - self.params, data)
-        if job.place < 0 or q.t != job.t or q.carry != job.carry:      # most share their scalars with the one before
+        # Most share their scalars with the one before.
+        if job.place < 0 or q.t != job.t or not same_numbers(q.numbers, job.numbers):
             job.place = new_scalars(&self.bank, group, q)
-            job.t, job.carry, job.bank = q.t, q.carry, self.bank.items
+            job.t, job.bank = q.t, self.bank.items
+            copy_numbers(job.numbers, q.numbers)
         w.q, w.program, w.g, w.grad, w.place, w.first_block = q, &group.program, data, g, job.place, job.blocks
         job.blocks += q.blocks
-        job.moved += q.moved
+        job.moved += moved_blocks(q)
         job.n_work += 1
         return 0
 
@@ -447,13 +449,13 @@ cdef class Plan(Operands):
                     Py_XDECREF(job.work[i].grad)
 
     cdef void end_step(self, const Job *job) noexcept:
-        """Advance what was stepped: its count, and the number that it carries."""
+        """Advance what was stepped: its count, and the numbers that it carries."""
         cdef Py_ssize_t i
         cdef Work *w
         for i in range(job.n_work):
             w = &job.work[i]
             w.q.t += 1
-            w.q.carry = job.bank[w.place].carry
+            copy_numbers(w.q.numbers, job.bank[w.place].numbers)
 
     cdef list numbers_after(self, const Job *job, list carried):
         """What the step will write to the arrays of carried numbers, made before anything is written."""
@@ -466,7 +468,7 @@ cdef class Plan(Operands):
             if not memory.is_free(w.g, w.g + w.q.n_bytes):
                 raise OverlapError(f"gradient of {self.label(w.q - self.params)} overlaps the number that a "
                                    "parameter carries (mu_product); gradients need other memory")
-            numbers.append(np.array([job.bank[w.place].carry], carried[w.q - self.params].dtype))
+            numbers.append(np.array([job.bank[w.place].numbers[0]], carried[w.q - self.params].dtype))
         return numbers
 
     cdef write_numbers(self, const Job *job, list carried, list numbers):
@@ -482,8 +484,8 @@ cdef class Plan(Operands):
         """Go on from elsewhere: all of it, or an error and nothing of it. Inside `run`.
 
         `options` are the groups', whose dicts take them over; `recorded` names, per group, the state slots that records
-        have. A record is None for a parameter that starts anew, else the carried number and slot -> array, of the
-        parameter's type and memory order, and no memory of this optimizer's.
+        have. A record is None for a parameter that starts anew, else the tuple of carried numbers and slot -> array, of
+        the parameter's type and memory order, and no memory of this optimizer's.
         """
         cdef Group group
         cdef Py_ssize_t i
@@ -505,7 +507,8 @@ cdef class Plan(Operands):
         for group in self.groups:
             self.fill(group, group.slots, &self.team)
             for i in range(group.first, group.first + group.n_params):
-                self.params[i].t, self.params[i].carry = counts[i], group.carry
+                self.params[i].t = counts[i]
+                copy_numbers(self.params[i].numbers, group.numbers)
                 if records[i] is not None:
                     self.overwrite(i, group, records[i][0], records[i][1])
 
@@ -529,16 +532,20 @@ cdef class Plan(Operands):
         return edited
 
     cdef check_records(self, list records):
-        """Raise unless the arrays of every record are like their parameter."""
+        """Raise unless every record has numbers, and arrays that are like their parameter."""
+        cdef double numbers[MAX_NUMBERS]
         for i, record in enumerate(records):
-            for name, array in ({} if record is None else record[1]).items():
+            if record is None:
+                continue
+            read_numbers(numbers, record[0])
+            for name, array in record[1].items():
                 if not fits(<PyObject *>array, &self.params[i], 0):
                     raise RuntimeError(f"state {name!r} of {self.label(i)} has another layout than its parameter")
 
-    cdef overwrite(self, Py_ssize_t i, Group group, double carry, dict arrays):
-        """Take over the carried number and the state of one parameter."""
+    cdef overwrite(self, Py_ssize_t i, Group group, tuple numbers, dict arrays):
+        """Take over the carried numbers and the state of one parameter."""
         cdef Py_ssize_t k
-        self.params[i].carry = carry
+        read_numbers(self.params[i].numbers, numbers)
         for k in range(len(group.slots)):
             if group.slots[k] in arrays:
                 memcpy(self.params[i].s[k], cnp.PyArray_DATA(<cnp.ndarray>arrays[group.slots[k]]),
@@ -588,7 +595,7 @@ cdef class Plan(Operands):
         for group in self.groups:
             if (<Group>group).first <= i < (<Group>group).first + (<Group>group).n_params:
                 (<Group>group).refresh(self.steps)
-                (<Group>group).compute(&scalars, self.params[i].t + 1, self.params[i].carry)
+                (<Group>group).compute(&scalars, self.params[i].t + 1, self.params[i].numbers)
                 return [scalars.h.d[k] for k in range((<Group>group).program.rule.n_scalars)]
         raise IndexError(i)
 

@@ -34,6 +34,16 @@ LEAST_EPS = 2.0**-31                  # one that no faded average of squares rea
 cdef double least_eps = LEAST_EPS
 
 
+cdef int read_numbers(double *numbers, tuple values) except -1:
+    """Numbers that a parameter carries, from a tuple; 0 for those that it leaves out."""
+    cdef Py_ssize_t k
+    if len(values) > MAX_NUMBERS:
+        raise RuntimeError("MAX_NUMBERS in table.pxd is too small")
+    for k in range(MAX_NUMBERS):
+        numbers[k] = values[k] if k < len(values) else 0.0
+    return 0
+
+
 cdef class Group:
     """The hyperparameters of one parameter group: read from its dict, checked, and given to the rule in its order.
 
@@ -51,7 +61,7 @@ cdef class Group:
     cdef Scaled faded                 # per state slot: below it the state is flushed
     cdef bint flushes                 # whether faded state is flushed, unless eps is too small
     cdef int eps, eps_root            # their places in x; -1 where the rule has none
-    cdef double carry
+    cdef double numbers[MAX_NUMBERS]  # that a new parameter carries
     cdef Py_ssize_t first, n_params
     cdef int n_watch
     cdef tuple keys
@@ -103,7 +113,8 @@ cdef class Group:
             raise RuntimeError("MAX_WATCH in group.pxi is too small")
         rule_alone(&self.program, rule, &SHORT_TABLE.rules[rule - TABLE.rules])
         self.hyper.rule, self.hyper.decay, self.hyper.maximize = rule, spec.decay, spec.maximize
-        self.carry, self.flushes = spec.carry, bool(spec.low)
+        self.flushes = bool(spec.low)
+        read_numbers(self.numbers, spec.numbers)
         for i, name in enumerate(spec.slots):
             self.faded.f[i], self.faded.d[i] = spec.low.get(name, (0.0, 0.0))
         self.slots, self.initial, self.owner = list(spec.slots), spec.initial, spec.owner
@@ -259,9 +270,9 @@ cdef class Group:
         compile(&self.program, hyper, grad_scale, &self.faded)
         self.stale, self.grad_scale = False, grad_scale
 
-    cdef compute(self, StepScalars *out, int64_t t, double carry):
+    cdef compute(self, StepScalars *out, int64_t t, const double *numbers):
         """The scalars of step t, or the error."""
-        if not compute_scalars(&self.hyper, t, carry, out):
+        if not compute_scalars(&self.hyper, t, numbers, out):
             raise HyperparameterError(
                 f"{self.owner}: the scalars of step {t} are not finite; hyperparameters: "
                 + ", ".join(f"{k}={self.options[k]!r}" for k in self.keys))

@@ -32,11 +32,13 @@ cdef class Operands:
         return label_of(self.names, i)
 
     def count(self, Py_ssize_t i):
-        """Steps that parameter i has taken, and the number it carries from step to step."""
-        return self.params[i].t, self.params[i].carry
+        """Steps that parameter i has taken, and the numbers that it carries from step to step."""
+        return self.params[i].t, tuple([self.params[i].numbers[k] for k in range(MAX_NUMBERS)])
 
-    def set_count(self, Py_ssize_t i, int64_t t, double carry):
-        self.params[i].t, self.params[i].carry = t, carry
+    def set_count(self, Py_ssize_t i, int64_t t, tuple numbers):
+        """Set what `count` returns; numbers that are left out become 0."""
+        read_numbers(self.params[i].numbers, numbers)
+        self.params[i].t = t
 
     def touches(self, cnp.ndarray array):
         """Whether an array may share memory with a parameter or a state."""
@@ -71,7 +73,7 @@ cdef class Operands:
         cdef Py_ssize_t i, k
         cdef dict states
         for i in range(group.first, group.first + group.n_params):
-            self.params[i].moved = self.params[i].blocks * (3 + 2 * group.program.rule.n_states)
+            self.params[i].n_states = group.program.rule.n_states
             states = self.states[i]
             for k in range(len(group.slots)):
                 self.params[i].s[k] = <char *>cnp.PyArray_DATA(<cnp.ndarray>states[group.slots[k]])
@@ -129,7 +131,7 @@ cdef class Operands:
                     self.add_other(&job, q, q.s[k], &program, NULL, 0)
                 else:                 # as a step: the same threads are to touch the memory first
                     job.blocks += q.blocks
-                    job.moved += q.moved
+                    job.moved += moved_blocks(q)
             launch(team, &job)
 
     cpdef check_states(self):
@@ -164,7 +166,7 @@ cdef class Operands:
         copy.p = target
         w.q, w.program, w.g, w.place, w.first_block = copy, program, g, place, job.blocks
         job.blocks += q.blocks
-        job.moved += q.moved
+        job.moved += moved_blocks(q)
         job.n_work += 1
 
     # --- Where gradients may be

@@ -44,9 +44,9 @@ cpdef enum:
     LAST_FLOAT_COUNT = 1 << 24    # up to here float32 counts
 
 cdef enum:
-    MOST_BOUND = MAX_STATES + 2    # tensors beside the parameter: its state, its step count, the number it carries
+    MOST_BOUND = MAX_STATES + 1 + MAX_NUMBERS    # tensors beside the parameter: its state, step count, and numbers
     COUNT = MAX_STATES            # their places
-    CARRY = MAX_STATES + 1
+    NUMBERS = MAX_STATES + 1
 cdef double LAST_COUNT = 2.0**53  # and float64 up to here
 
 cdef struct BoundTensor:                 # a tensor, and where its memory was
@@ -61,6 +61,7 @@ cdef struct Binding:                  # what belongs to a parameter of the plan;
     uint64_t version              # of that dict, when it was last compared
     BoundTensor own
     BoundTensor other[MOST_BOUND]
+    int n_numbers                 # tensors of carried numbers
     int ndim
     int64_t *form                 # sizes, then strides
     bint wrapped                  # whether `own` is an attribute of the owner
@@ -137,11 +138,11 @@ cdef class TensorPlan(Plan):
         """Add a group: for each parameter that is stepped a record, and the parameters that have no gradient yet.
 
         A record is (owner, its dict of state, entries to put there, local tensors: of the owner, of its state slots by
-        name, of the count or None, of the carried number or None; steps so far, where there is no count).
+        name, of the count or None, a tuple of those of carried numbers; steps so far, where there is no count).
         """
         cdef list arrays = [], states = []
         cdef Py_ssize_t i, first = len(self.arrays)
-        for owner, inner, entries, own, slots, count, carry, steps in records:
+        for owner, inner, entries, own, slots, count, numbers, steps in records:
             arrays.append(self.flat(own))
             states.append({name: self.flat(slot) for name, slot in slots.items()})
         self.add_group(options, arrays, names, states)
@@ -152,7 +153,7 @@ cdef class TensorPlan(Plan):
         self.members.append((options["params"], list(options["params"])))
 
     cdef bind_one(self, Py_ssize_t i, Group group, record):
-        owner, inner, entries, own, slots, count, carry, steps = record
+        owner, inner, entries, own, slots, count, numbers, steps = record
         cdef Binding *binding = &self.bindings[i]
         cdef fo_tensor_t t
         cdef int k
@@ -165,19 +166,21 @@ cdef class TensorPlan(Plan):
             binding.form[k], binding.form[t.ndim + k] = t.shape[k], t.strides[k]
         values = list({**inner, **entries}.values())
         self.owners.append(owner)
-        self.keep_refs.append((owner, inner, values, own, slots, count, carry))
+        self.keep_refs.append((owner, inner, values, own, slots, count, numbers))
         binding.owner, binding.state, binding.values = <PyObject *>owner, <PyObject *>inner, <PyObject *>values
         binding.wrapped = own is not owner
         self.note(&binding.own, own)
         for k, name in enumerate(group.slots):
             self.note(&binding.other[k], slots[name])
         self.note(&binding.other[COUNT], count)
-        self.note(&binding.other[CARRY], carry)
+        for k, number in enumerate(numbers):
+            self.note(&binding.other[NUMBERS + k], number)
+        binding.n_numbers = <int>len(<tuple>numbers)
         self.params[i].t = steps
-        self.params[i].carry = group.carry
+        copy_numbers(self.params[i].numbers, group.numbers)
         self.special = self.special or binding.wrapped or not self.is_plain(<PyObject *>owner)
-        if carry is None and steps:       # a state without a count says itself whether it has begun
-            self.params[i].carry = 1
+        if not numbers and steps:         # a state without a count says itself whether it has begun
+            self.params[i].numbers[0] = 1
         if entries:
             self.fresh.append((owner, inner, entries))
 
@@ -418,10 +421,10 @@ cdef class TensorPlan(Plan):
                     if not (self.is_same(&binding.other[COUNT], NULL)
                             and self.read_count(q, &binding.other[COUNT], i)):
                         return 0
-                if binding.other[CARRY].tensor != NULL:
-                    if not self.is_same(&binding.other[CARRY], NULL):
+                for k in range(binding.n_numbers):
+                    if not self.is_same(&binding.other[NUMBERS + k], NULL):
                         return 0
-                    q.carry = number_at(&binding.other[CARRY])
+                    q.numbers[k] = number_at(&binding.other[NUMBERS + k])
                 data = self.fitting(g, binding)
                 if data == NULL and (q.n or not self.is_plain(g)):
                     return -1
@@ -453,14 +456,16 @@ cdef class TensorPlan(Plan):
         cdef Work *w
         cdef Binding *binding
         cdef Py_ssize_t i
+        cdef int k
         for i in range(job.n_work):
             w = &job.work[i]
             binding = &self.bindings[w.q - self.params]
             # A process with the same state in shared memory may have written since this step began: its count counts.
             advance(&binding.other[COUNT], <double>w.q.t, <double>(w.q.t + 1), True)
-            advance(&binding.other[CARRY], w.q.carry, job.bank[w.place].carry, False)
+            for k in range(binding.n_numbers):
+                advance(&binding.other[NUMBERS + k], w.q.numbers[k], job.bank[w.place].numbers[k], False)
             w.q.t += 1
-            w.q.carry = job.bank[w.place].carry
+            copy_numbers(w.q.numbers, job.bank[w.place].numbers)
         stepped = (self.owners if job.n_work == self.n_bindings
                    else [self.owners[job.work[i].q - self.params] for i in range(job.n_work)])
         if self.special:

@@ -246,8 +246,8 @@ MUTANTS = [
     ),
     Mutant(
         "the scalars of the step before", BANK,
-        "group.compute(&bank.items[bank.n], q.t + 1, q.carry)",
-        "group.compute(&bank.items[bank.n], q.t, q.carry)", bits("Adamax"),
+        "group.compute(&bank.items[bank.n], q.t + 1, q.numbers)",
+        "group.compute(&bank.items[bank.n], q.t, q.numbers)", bits("Adamax"),
     ),
     Mutant(
         "hyperparameters rounded before the scalars are", GROUP,
@@ -505,15 +505,16 @@ MUTANTS = [
     ),
     Mutant(
         "the carried number stands still", ENGINE,
-        "            w.q.carry = job.bank[w.place].carry\n", "", AT_ONCE,
+        "            copy_numbers(w.q.numbers, job.bank[w.place].numbers)\n", "", AT_ONCE,
     ),
     Mutant(
         "scalars shared in spite of another count", ENGINE,
-        "if job.place < 0 or q.t != job.t or q.carry != job.carry:", "if job.place < 0 or q.carry != job.carry:", SKIPPED,
+        "if job.place < 0 or q.t != job.t or not same_numbers(", "if job.place < 0 or not same_numbers(", SKIPPED,
     ),
     Mutant(
         "scalars shared in spite of another past", ENGINE,
-        "if job.place < 0 or q.t != job.t or q.carry != job.carry:", "if job.place < 0 or q.t != job.t:", SKIPPED,
+        "if job.place < 0 or q.t != job.t or not same_numbers(q.numbers, job.numbers):",
+        "if job.place < 0 or q.t != job.t:", SKIPPED,
     ),
     Mutant(
         "groups that share their scalars", ENGINE,
