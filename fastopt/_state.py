@@ -114,7 +114,7 @@ def _load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
                 held[-1].update(entries[i]["slots"])
         first = last
     records = [
-        (entry["carry"], {name: fitting(plan, i, array) for name, array in entry["slots"].items()})
+        ((entry["carry"],), {name: fitting(plan, i, array) for name, array in entry["slots"].items()})
         if (entry := entries.get(i)) is not None
         else None
         for i in range(n)

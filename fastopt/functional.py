@@ -80,7 +80,7 @@ def _take(cls: type[Optimizer], p: Any, g: Any, state: Mapping[str, Any], step: 
         if a + size > b:
             raise OverlapError(f"{cls.carried} of parameter {max(i, j)} overlaps that of parameter {min(i, j)}")
     for i, value in enumerate(carry):
-        plan.set_count(i, count - 1, value)
+        plan.set_count(i, count - 1, (value,))
     plan.step(grads, carried=carried or ())
     return plan.skipped == 0
 

@@ -93,8 +93,8 @@ class Spec(NamedTuple):
     """Constants for the rule, by the name that its table entry uses."""
     decay: int
     maximize: bool
-    carry: float
-    """First value of the number that each parameter carries from step to step."""
+    numbers: tuple[float, ...]
+    """First values of the numbers that each parameter carries from step to step; 0 for those left out."""
     initial: Mapping[str, float]
     """First values of state slots that do not start at 0."""
     low: Mapping[str, tuple[float, float]]
@@ -184,7 +184,7 @@ def derive(cls: type[Optimizer], convention: str, group: Mapping[str, Any], rena
         forms={key: float(value) for key, value in forms.items()},
         decay=offered.decay.get(decoupled, L2),
         maximize=bool(group["maximize"]),
-        carry=cls.carry,
+        numbers=(cls.carry,),
         initial={cls.accumulator: float(group["initial_accumulator_value"])} if cls.accumulator else {},
         low={names.get(name, name): cls.fading[name] for name in kept if name in cls.fading}
         if group["flush_subnormal"] else {},
@@ -685,7 +685,7 @@ class Optimizer:
         plan = self._plan
         entries = []
         for i, state in enumerate(plan.states):
-            count, carry = plan.count(i)
+            count, (carry, *_) = plan.count(i)
             entries.append({"step": count, **self._extra_state(carry), **state})
         return entries
 
@@ -723,7 +723,7 @@ class Optimizer:
         return {key: value for key, value in group.items() if key != "params"}
 
     def _state_entry(self, i: int) -> dict[str, Any] | None:
-        count, carry = self._plan.count(i)
+        count, (carry, *_) = self._plan.count(i)
         if count == 0 and not self.state_from_start:
             return None
         entry: dict[str, Any] = {}

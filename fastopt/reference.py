@@ -456,7 +456,7 @@ class Twin:
         plan = optimizer._plan
         self.params: list[np.ndarray] = [np.array(p, order="K") for p in plan.arrays]
         counts = [plan.count(i) for i in range(len(plan.arrays))]
-        self.counts, self.carries = [t for t, _ in counts], [carry for _, carry in counts]
+        self.counts, self.carries = [t for t, _ in counts], [numbers[0] for _, numbers in counts]
         self.state: list[dict[str, np.ndarray]] = [
             {name: np.array(array, order="K") for name, array in state.items()} for state in plan.states
         ]

@@ -408,7 +408,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             check_inference(host, written, f"state {slot!r} of {label}")
         begun = all(inner.get(name) is not None for name in spec.slots)
         if not self.core.counts_in_state:
-            return param, inner, entries, own, slots, None, None, int(begun and bool(slots))
+            return param, inner, entries, own, slots, None, (), int(begun and bool(slots))
         count: Any = number_tensor(inner.get("step", 0.0), f"state 'step' of {label}")
         kept = count is inner.get("step")
         if not kept or (count.dtype == torch.float32 and count >= LAST_FLOAT_COUNT):
@@ -424,7 +424,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             check_inference(host, carry, f"state {self.core.carried!r} of {label}")
         # As PyTorch orders them.
         entries = {key: entries[key] for key in sorted(entries, key=lambda key: (key in slots, key == "grad_avg"))}
-        return param, inner, entries, own, slots, count, carry, 0
+        return param, inner, entries, own, slots, count, () if carry is None else (carry,), 0
 
     # --- State
 

@@ -119,7 +119,7 @@ def configs() -> list[Config]:
                 spec = derive(cls, convention, opt.param_groups[0])
                 hyper = engine.rules()[spec.rule][0]
                 zero = tuple(k for k, v in options.items() if isinstance(v, float) and v == 0)
-                key = (spec.rule, tuple(spec.forms.get(name) for name in hyper), spec.carry, zero)
+                key = (spec.rule, tuple(spec.forms.get(name) for name in hyper), spec.numbers, zero)
                 usable.append((options, spec.rule))
                 if key not in seen:
                     seen.add(key)
@@ -237,7 +237,7 @@ def start_at(count: int, config: Config, opt: fastopt.Optimizer) -> None:
     """Make every parameter one that has taken so many steps."""
     if count:
         for i in range(len(opt.params)):
-            opt._plan.set_count(i, count, config.cls.carry_at(count + 1))
+            opt._plan.set_count(i, count, (config.cls.carry_at(count + 1),))
 
 
 def reference_path(config: Config, flat, kind: str, slots, count: int, more):
@@ -496,8 +496,8 @@ def test_scalars_are_the_reference_s(number):
                 group[key] = tuple(1 - 10.0 ** rng.uniform(-4, -0.2, 2))
             elif isinstance(value, float) and value != 0:
                 group[key] = 10.0 ** rng.uniform(-4, -0.1)
-        carry = rng.random() if spec.carry else float(t > 1)
-        opt._plan.set_count(0, t - 1, carry)
+        carry = rng.random() if spec.numbers[0] else float(t > 1)
+        opt._plan.set_count(0, t - 1, (carry,))
         assert opt._plan.scalars(0) == expected_scalars(spec, group, t, carry), (t, group)
 
 
@@ -516,7 +516,7 @@ def test_scalars_are_the_reference_s_where_the_power_is_left_out(number):
             other = {"betas": group["betas"][::-1]} if "betas" in group else {}
             for edit in ({}, other):
                 group.update(edit)
-                opt._plan.set_count(0, t - 1, 1.0)
+                opt._plan.set_count(0, t - 1, (1.0,))
                 assert opt._plan.scalars(0) == expected_scalars(spec, group, t, 1.0), (t, group)
 
 

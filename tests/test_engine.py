@@ -536,7 +536,7 @@ def test_chunks_that_cut_arrays_do_not_show(cls, chunks, blocks, nasties, same_b
     def make(threads):
         opt = cls([p.copy() for p in start], lr=0.1, weight_decay=0.25, n_threads=threads)
         for i, state in enumerate(opt.state):
-            opt._plan.set_count(i, 62, 1.0)
+            opt._plan.set_count(i, 62, (1.0,))
             for s in nasties.slots(state).values():
                 s[...] = 2.0**-118 if s.dtype == np.float32 else 2.0**-1014
         return opt

@@ -81,7 +81,7 @@ def test_faded_state_is_flushed_at_steps_64_and_128_as_in_the_class(function, cl
         opt = cls(params, lr=0.05, flush_subnormal=flush, **options)
         state = {name: [np.empty_like(x) for x in p] for name in slots}
         for i, x in enumerate(p):
-            opt._plan.set_count(i, t - 1, cls.carry_at(t))
+            opt._plan.set_count(i, t - 1, (cls.carry_at(t),))
             for name in slots:
                 low = 2.0**-120 if x.dtype == np.float32 else 2.0**-1016
                 state[name][i][...] = opt.state[i][here(cls, options, name)][...] = low

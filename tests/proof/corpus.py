@@ -63,7 +63,7 @@ def run(config, dtype, count: int, seed: int, threads: int) -> tuple[str, str, i
     opt = config.make([p.copy() for p in params], n_threads=threads)
     arrays = [list(slots(state).values()) for state in opt.state]
     for i in range(len(params)):
-        opt._plan.set_count(i, count, config.cls.carry_at(count + 1))
+        opt._plan.set_count(i, count, (config.cls.carry_at(count + 1),))
         for array, start in zip(arrays[i], states, strict=False):
             array[...] = np.abs(start[i]) if count else array
     everything = [*opt.params, *itertools.chain.from_iterable(arrays)]

@@ -98,7 +98,7 @@ def test_radam_at_its_very_threshold_is_as_the_convention_has_it(convention, thr
     assert found, "for some count there is a double that meets the threshold"
     for t, beta2 in found.items():
         opt = build(RAdam, values((5,), np.float64), convention, betas=(0.9, beta2))
-        opt._plan.set_count(0, t - 1, 0.0)
+        opt._plan.set_count(0, t - 1, (0.0,))
         assert opt._plan.scalars(0)[10] == adaptive, (t, beta2)
 
 

@@ -137,7 +137,7 @@ class Runner:
         for i, (piece, state) in enumerate(zip(way.pieces, opt.state, strict=True)):
             count = problem.counts[piece.array]
             if count:
-                opt._plan.set_count(i, count, problem.cls.carry_at(count + 1))
+                opt._plan.set_count(i, count, (problem.cls.carry_at(count + 1),))
             slots = self.nasties.slots(state).values()
             for slot, start in zip(slots, problem.states[piece.array], strict=False):
                 slot[...] = start[piece.begin : piece.end]

@@ -33,7 +33,7 @@ def overrun() -> None:
 def overflow() -> None:
     """The count of a parameter's steps goes beyond 64 bits."""
     opt = fastopt.SGD(np.zeros(3, np.float32), lr=0.1)
-    opt._plan.set_count(0, 2**63 - 1, 0.0)
+    opt._plan.set_count(0, 2**63 - 1, (0.0,))
     opt.step(np.zeros(3, np.float32))
 
 
