@@ -22,6 +22,7 @@ from itertools import islice
 
 import numpy as np
 
+cimport cython
 cimport numpy as cnp
 from cpython.dict cimport PyDict_GetItemWithError, PyDict_Next
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
@@ -393,7 +394,7 @@ cdef class Plan(Operands):
 
         No Python code runs in here but on the way to an error, so that what was checked stays as it was.
         """
-        cdef Py_ssize_t n = len(self.arrays), i
+        cdef Py_ssize_t n = len(self.arrays), i, before
         cdef Group group
         cdef Param *q
         cdef PyObject *g
@@ -404,6 +405,7 @@ cdef class Plan(Operands):
         for group in self.groups:
             group.prepare(self.grad_scale)
             job.place = -1
+            before = job.blocks
             for i in range(group.first, group.first + group.n_params):
                 q = &self.params[i]
                 g = PyList_GET_ITEM(<PyObject *>grads, i)
@@ -414,8 +416,10 @@ cdef class Plan(Operands):
                 if not (cnp.PyArray_CheckExact(<object>g) and fits(g, q, 0)):
                     return False
                 self.add_work(job, group, q, g, fo_array_data(g))
+            job.moved += moved_blocks(job.blocks - before, group.program.rule)
         return True
 
+    @cython.final                     # and so inline: once for each parameter
     cdef inline int add_work(self, Job *job, Group group, Param *q, PyObject *g, char *data) except -1:
         """Note that a parameter is to be stepped by the gradient at `data`; raises if that may not be."""
         cdef Work *w = &self.work[job.n_work]
@@ -428,7 +432,6 @@ cdef class Plan(Operands):
             copy_numbers(job.numbers, q.numbers)
         w.q, w.program, w.g, w.grad, w.place, w.first_block = q, &group.program, data, g, job.place, job.blocks
         job.blocks += q.blocks
-        job.moved += moved_blocks(q)
         job.n_work += 1
         return 0
 
@@ -556,7 +559,7 @@ cdef class Plan(Operands):
     def lookahead(self, list out):
         """Write parameter + momentum * velocity into `out`, one array for each parameter."""
         cdef Group group
-        cdef Py_ssize_t i, k
+        cdef Py_ssize_t i, k, before
         cdef Job job
         cdef Program program
         cdef StepScalars *mu = NULL
@@ -570,8 +573,10 @@ cdef class Plan(Operands):
             for k, group in enumerate(self.groups):
                 mu[k].flush = False
                 scale(&mu[k].h, 0, group.hyper.x[1])
+                before = job.blocks
                 for i in range(group.first, group.first + group.n_params):
                     self.add_other(&job, &self.params[i], self.target(i, out[i]), &program, self.params[i].p, k)
+                job.moved += moved_blocks(job.blocks - before, group.program.rule)
             launch(&self.team, &job)
         finally:
             PyMem_Free(mu)

@@ -35,12 +35,14 @@ cdef double least_eps = LEAST_EPS
 
 
 cdef int read_numbers(double *numbers, tuple values) except -1:
-    """Numbers that a parameter carries, from a tuple; 0 for those that it leaves out."""
+    """Numbers that a parameter carries, from a tuple; 0 for those left out. All of them, or an error and none."""
+    cdef double read[MAX_NUMBERS]
     cdef Py_ssize_t k
     if len(values) > MAX_NUMBERS:
         raise RuntimeError("MAX_NUMBERS in table.pxd is too small")
     for k in range(MAX_NUMBERS):
-        numbers[k] = values[k] if k < len(values) else 0.0
+        read[k] = values[k] if k < len(values) else 0.0
+    copy_numbers(numbers, read)
     return 0
 
 

@@ -73,7 +73,6 @@ cdef class Operands:
         cdef Py_ssize_t i, k
         cdef dict states
         for i in range(group.first, group.first + group.n_params):
-            self.params[i].n_states = group.program.rule.n_states
             states = self.states[i]
             for k in range(len(group.slots)):
                 self.params[i].s[k] = <char *>cnp.PyArray_DATA(<cnp.ndarray>states[group.slots[k]])
@@ -116,8 +115,8 @@ cdef class Operands:
         cdef Program program
         cdef StepScalars value
         cdef Job job
-        cdef Param *q
-        cdef Py_ssize_t i, k
+        cdef Group other
+        cdef Py_ssize_t k
         rule_alone(&program, FILL, FILL)
         value.flush = False
         for k in range(len(group.slots)):
@@ -125,14 +124,21 @@ cdef class Operands:
                 continue
             scale(&value.h, 0, group.initial.get(group.slots[k], 0.0))
             self.begin_job(&job, &value)
-            for i in range(self.n_params):
-                q = &self.params[i]
-                if group.first <= i < group.first + group.n_params:
-                    self.add_other(&job, q, q.s[k], &program, NULL, 0)
-                else:                 # as a step: the same threads are to touch the memory first
-                    job.blocks += q.blocks
-                    job.moved += moved_blocks(q)
+            for other in self.groups:     # as a step: the same threads are to touch the memory first
+                self.add_fill(&job, other, &program, k if other is group else -1)
             launch(team, &job)
+
+    cdef void add_fill(self, Job *job, Group group, const Program *program, Py_ssize_t k) noexcept:
+        """Add a program on the k-th state slot of a group; for -1, leave the blocks of the group out."""
+        cdef Param *q
+        cdef Py_ssize_t i, before = job.blocks
+        for i in range(group.first, group.first + group.n_params):
+            q = &self.params[i]
+            if k >= 0:
+                self.add_other(job, q, q.s[k], program, NULL, 0)
+            else:
+                job.blocks += q.blocks
+        job.moved += moved_blocks(job.blocks - before, group.program.rule)
 
     cpdef check_states(self):
         """Raise if a state array is not what it was: users can reach it, and may own its memory."""
@@ -152,21 +158,20 @@ cdef class Operands:
 
     # --- Jobs
 
-    cdef inline void begin_job(self, Job *job, const StepScalars *bank) noexcept:
+    cdef void begin_job(self, Job *job, const StepScalars *bank) noexcept:
         """An empty job, whose work takes its scalars from this bank."""
         job.work, job.n_work, job.bank, job.blocks, job.moved = self.work, 0, bank, 0, 0
         job.scan_nonfinite, job.found = False, 0
 
     cdef void add_other(self, Job *job, const Param *q, char *target, const Program *program, char *g,
                         Py_ssize_t place) noexcept:
-        """Add a program on `target`, memory like a parameter's."""
+        """Add a program on `target`, memory like a parameter's. The caller counts what it moves."""
         cdef Param *copy = &self.copies[job.n_work]
         cdef Work *w = &self.work[job.n_work]
         copy[0] = q[0]
         copy.p = target
         w.q, w.program, w.g, w.place, w.first_block = copy, program, g, place, job.blocks
         job.blocks += q.blocks
-        job.moved += moved_blocks(q)
         job.n_work += 1
 
     # --- Where gradients may be
@@ -178,6 +183,7 @@ cdef class Operands:
         for i in range(len(self.arrays)):
             self.params[i].gap_low = self.params[i].gap_high = NULL
 
+    @cython.final                     # and so inline: once for each parameter
     cdef inline bint is_apart(self, Param *q, char *data) noexcept:
         """Whether a gradient at `data` meets no parameter or state; the gap that it lies in is remembered."""
         if (q.gap_low <= data and data + q.n_bytes <= q.gap_high) or q.n == 0:

@@ -230,6 +230,7 @@ cdef class TensorPlan(Plan):
         finally:
             self.leave()
 
+    @cython.final
     cdef inline bint is_plain(self, PyObject *tensor) noexcept:
         """Whether an object is of PyTorch's own classes, which have no Python code to run."""
         cdef PyObject *kind = <PyObject *>Py_TYPE(tensor)
@@ -344,6 +345,7 @@ cdef class TensorPlan(Plan):
                     <PyObject *>g, &self.bindings[i]) == NULL:
                 grads[i] = self.host.fit(g, <object>self.bindings[i].own.tensor, f"gradient of {self.label(i)}")
 
+    @cython.final
     cdef inline char *fitting(self, PyObject *g, const Binding *binding):
         """The memory of a gradient that has the type, sizes and strides of its parameter; else NULL."""
         cdef fo_tensor_t t
@@ -373,6 +375,7 @@ cdef class TensorPlan(Plan):
             raise BufferError("a tensor without memory on the CPU")
         return self.exchange(tensor, t)
 
+    @cython.final
     cdef inline bint is_same(self, const BoundTensor *bound, const Binding *binding):
         """Whether a bound tensor has its memory, type and form (but for a count's) still."""
         cdef fo_tensor_t t
@@ -393,12 +396,13 @@ cdef class TensorPlan(Plan):
         cdef Binding *binding
         cdef PyObject *g
         cdef char *data
-        cdef Py_ssize_t i, k
+        cdef Py_ssize_t i, k, before
         self.begin_job(job, NULL)
         self.bank.n = 0
         for group in self.groups:
             group.prepare(self.grad_scale)
             job.place = -1
+            before = job.blocks
             for i in range(group.first, group.first + group.n_params):
                 q, binding = &self.params[i], &self.bindings[i]
                 if grads is None:
@@ -432,6 +436,7 @@ cdef class TensorPlan(Plan):
                 if self.steps and not self.is_apart(q, data):
                     return 0
                 self.add_work(job, group, q, g, data)
+            job.moved += moved_blocks(job.blocks - before, group.program.rule)
         return 1
 
     cdef bint read_count(self, Param *q, const BoundTensor *count, Py_ssize_t i) except -1:

@@ -17,7 +17,6 @@ cdef struct Param:
     short type                # NumPy's type number
     short nd
     short order               # flag of the memory order shared with gradient and state
-    short n_states            # of the rule
     cnp.npy_intp *dims
     int64_t t                 # steps taken
     double numbers[MAX_NUMBERS]     # carried from step to step
@@ -38,9 +37,9 @@ if sizeof(Param) > PARAM_BYTES:
     raise ImportError(f"struct Param of walk.pxi has {sizeof(Param)} bytes; {PARAM_BYTES} are allowed")
 
 
-cdef inline Py_ssize_t moved_blocks(const Param *q) noexcept nogil:
-    """Blocks that a step reads and writes: the parameter twice, the gradient once, each state twice."""
-    return q.blocks * (3 + 2 * q.n_states)
+cdef inline Py_ssize_t moved_blocks(Py_ssize_t blocks, const Rule *rule) noexcept nogil:
+    """Blocks that a step reads and writes for so many of parameters: these twice, gradients once, each state twice."""
+    return blocks * (3 + 2 * rule.n_states)
 
 
 cdef inline bint fits(PyObject *array, const Param *q, int flags) noexcept:

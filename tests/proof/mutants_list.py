@@ -517,6 +517,11 @@ MUTANTS = [
         "if job.place < 0 or q.t != job.t:", SKIPPED,
     ),
     Mutant(
+        "scalars shared in spite of another second number", SCALARS,
+        "for k in range(MAX_NUMBERS):\n        if a[k]", "for k in range(1):\n        if a[k]",
+        "test_engine.py -k differ_in_any_number",
+    ),
+    Mutant(
         "groups that share their scalars", ENGINE,
         "            job.place = -1\n", "            pass\n", SKIPPED,
     ),
