@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 
 from fastopt._spelling import about_clipping, meant
-from fastopt.engine import MAX_NUMBERS, PAIRS, SCHEDULABLE, is_number
+from fastopt.engine import MOST_NUMBERS, PAIRS, SCHEDULABLE, is_number
 from fastopt.errors import ConventionError, DeclarationError, HyperparameterError, UnknownOptionError
 
 # How weight decay is applied; the numbers are the engine's.
@@ -147,6 +147,8 @@ class Spec(NamedTuple):
     rule: str
     slots: tuple[Slot, ...]
     """State arrays by their names under the convention: those that the rule steps, in its order, then the others."""
+    kinds: Mapping[str, Slot]
+    """Every array that the class can have under the convention, by name: other options may have left it there."""
     numbers: tuple[float, ...]
     """First values of the numbers that each parameter carries from step to step."""
     limits: Mapping[str, tuple[Range, ...]]
@@ -295,7 +297,8 @@ def derive(cls: type[Declaration], convention: str, group: Mapping[str, Any], re
     constants = check_options(cls, convention, group, owner)
     rule, kept = chosen_rule(cls, group, convention)
     names = offered.names if rename else {}
-    slots = tuple(resolved(slot, group, names.get(slot.name, slot.name)) for slot in kept)
+    every = {slot.name: resolved(slot, group, names.get(slot.name, slot.name)) for slot in arrays_of(cls)}
+    slots = tuple(every[slot.name] for slot in kept)
     forms = {
         "eps_placement": EPS_PLACEMENTS.index(group.get("eps_placement", "outside")),
         "eps_inside": group.get("eps_placement") == "inside",
@@ -307,6 +310,7 @@ def derive(cls: type[Declaration], convention: str, group: Mapping[str, Any], re
     return Spec(
         rule=rule,
         slots=slots,
+        kinds={slot.name: slot for slot in every.values()},
         numbers=numbers_at(cls, 1),
         limits={key: LIMITS[key] for key in numbers},
         watched=(
@@ -481,7 +485,7 @@ def check_slots(cls: type[Declaration]) -> None:
     names = [slot.name for slot in cls.slots]
     need(len(set(names)) == len(names), "slots", "of different names")
     need(
-        len(numbers_of(cls)) <= MAX_NUMBERS, "slots", f"with at most {MAX_NUMBERS} that are like a number"
+        len(numbers_of(cls)) <= MOST_NUMBERS, "slots", f"with at most {MOST_NUMBERS} that are like a number"
     )
     for slot in cls.slots:
         fault = fault_of(cls, slot)

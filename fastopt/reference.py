@@ -469,7 +469,7 @@ class Twin:
         """The numbers of a group at this step: schedules called, pairs taken apart."""
         from fastopt.engine import PAIRS
 
-        x = {}
+        x: dict[str, float] = {}
         for key, value in group.items():
             now = value(self.steps) if callable(value) else value
             if key in PAIRS:
@@ -502,12 +502,16 @@ class Twin:
                     for name, h in before:
                         g = STAGES[name](g, g, p, rounded(h, dtype))
                     scalars, self.numbers[i] = SCALARS[spec.rule](x, self.counts[i] + 1, self.numbers[i])
-                    new, slots = update(p, g, [state[name] for name in spec.names], rounded([decay, *scalars], dtype))
+                    walked = [slot for slot in spec.slots if slot.like == "parameter"]
+                    if self.counts[i] == 0:
+                        state.update({slot.name: p.copy("K") for slot in walked if slot.first == "copy"})
+                    given = [state[slot.name] for slot in walked]
+                    new, slots = update(p, g, given, rounded([decay, *scalars], dtype))
                     for name, h in after:
                         new = STAGES[name](new, g, new, rounded(h, dtype))
                     p[...] = new
                     self.counts[i] += 1
-                    for slot, array in zip(spec.slots, slots, strict=True):
+                    for slot, array in zip(walked, slots, strict=True):
                         if self.counts[i] % 64 == 0 and fades and slot.low is not None:
                             array = flush(array, g, new, [dtype.type(slot.low[dtype == np.float64])])
                         state[slot.name][...] = array

@@ -189,15 +189,16 @@ def record_of(
     entry = translated(cls, convention, entry, label, saved_lr, lr, param.dtype)
     arrays = check_entry(cls, convention, label, param, slots, entry)
     numbers = check_numbers(cls, convention, label, entry)
-    return numbers, {name: fitting(plan, i, array) for name, array in arrays.items()}
+    slots_of = {name_under(cls, convention, slot): slot for slot in arrays_of(cls)}
+    return numbers, {name: fitting(plan, i, slots_of[name], array) for name, array in arrays.items()}
 
 
-def fitting(plan: Plan, i: int, array: np.ndarray) -> np.ndarray:
-    """State in the type and memory order of parameter i, and not in memory that loading writes to."""
+def fitting(plan: Plan, i: int, slot: Slot, array: np.ndarray) -> np.ndarray:
+    """State in the type and memory order that parameter i needs, and not in memory that loading writes to."""
     param = plan.arrays[i]
-    order: Literal["C", "F"] = "C" if param.flags.c_contiguous else "F"
+    order: Literal["C", "F"] = "C" if param.flags.c_contiguous or slot.like != "parameter" else "F"
     with np.errstate(all="ignore"):  # a cast may overflow, which is not an error
-        fit = np.require(array, param.dtype, ["ENSUREARRAY", "ALIGNED", order])
+        fit = np.require(array, slot.storage or param.dtype, ["ENSUREARRAY", "ALIGNED", order])
     # A state_factory, which has its turn after this, may hand out or change this very memory.
     return fit.copy(order) if plan.state_factory is not None or plan.touches(fit) else fit
 
@@ -559,7 +560,7 @@ def check_numbers(
         try:
             numbers[k] = as_number(entry[name], name, numbers_of(cls)[k], label)
         except Exception as error:  # whatever a foreign type's conversion raises
-            raise StateDictError(f"{label} cannot be read: {error!r}") from error
+            raise StateDictError(f"{name!r} in {label} cannot be read: {error!r}") from error
     return tuple(numbers)
 
 

@@ -97,7 +97,7 @@ from fastopt.declare import (
     saved_numbers,
     with_defaults,
 )
-from fastopt.engine import LAST_FLOAT_COUNT, NO_SCHEDULES, TensorPlan, Turn
+from fastopt.engine import LAST_FLOAT_COUNT, NO_SCHEDULES, BusyGuard, TensorPlan
 from fastopt.errors import (
     FastoptError,
     HyperparameterError,
@@ -155,6 +155,8 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     """Where some parameters are left to PyTorch: those, and the plan for the others."""
     _guarded: TensorPlan | None = None
     """A plan over inference tensors, for steps in inference mode."""
+    _loading: dict[str, Any] | None = None
+    """The state dict that is being loaded."""
     _mirrors: Mapping[int, tuple[Any, dict[str, Any]]] = {}
     """By identity: a parameter group that is no plain dict, and a plain one that holds the same."""
     _unknown: ClassVar[dict[str, Any]] = {}
@@ -172,7 +174,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             "n_threads": n_threads, "flush_subnormal": flush_subnormal, "fallback": fallback,
         }  # fmt: skip
         self._plan: TensorPlan | None = None
-        self._stepping = Turn()
+        self._stepping = BusyGuard()
         self._empty_plan()  # raises for n_threads out of range
         super().__init__(params, *args, **kwargs)
         for group in self.param_groups:
@@ -371,25 +373,25 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         place = 0
         out = {id(one.param) for one in left}
         for group in groups:
-            spec, records, names, spare = self._derive(group), [], [], []
+            spec, records, names, without_grad = self._derive(group), [], [], []
             for k, param in enumerate(group["params"]):
                 if id(param) in out:
                     continue
                 name = name_of(group, k, place + k)
                 if param.grad is None:
-                    spare.append(param)
+                    without_grad.append(param)
                 else:
                     labels[param] = f"parameter {name!r}"
                     records.append(self._record(param, spec, labels[param], host))
                     names.append(name)
-            plan.tie(group, records, names, spare)
+            plan.bind(group, records, names, without_grad)
             place += len(group["params"])
         check_disjoint(host.copies, labels)
         plan.watch(self.state)
         return plan, not host.has_inference
 
     def _record(self, param: torch.Tensor, spec: Spec, label: str, host: Host) -> tuple[Any, ...]:
-        """What `TensorPlan.tie` takes of a parameter; state that it lacks is made, to be put in place with the step."""
+        """A record for `TensorPlan.bind`; state that the parameter lacks is made, to be put in place with the step."""
         own = steppable(param, label)
         if self._settings["fallback"] == "error" and (reason := _fallback.shared_reason(param, label)):
             raise TensorLayoutError(reason[1])
@@ -450,11 +452,29 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             For state of another shape, kind or meaning, or that lacks something, and for options out of range; the
             optimizer is then as it was.
         """
-        hook = self.register_load_state_dict_pre_hook(lambda _, given: with_tensors(self._translated(given)))
+
+        def translate(_: Any, given: dict[str, Any]) -> dict[str, Any]:
+            self._loading = translated = with_tensors(self._translated(given))
+            return translated
+
+        hook = self.register_load_state_dict_pre_hook(translate)
         try:
             super().load_state_dict(dict(state_dict))
         finally:
             hook.remove()
+            self._loading = None
+
+    def _restore_types(self, state: Mapping[torch.Tensor, Any], groups: list[dict[str, Any]]) -> None:
+        """Take state of a type of its own as the dict had it: PyTorch's loading casts it to the parameter's."""
+        own = {slot.name: slot for slot in arrays_of(self.core) if slot.storage is not None}
+        if self._loading is None or not own:
+            return
+        for group, saved in zip(groups, self._loading["param_groups"], strict=True):
+            for param, key in zip(group["params"], saved["params"], strict=True):
+                for name in own.keys() & state.get(param, {}).keys():
+                    value = self._loading["state"][key][name]
+                    if isinstance(value, torch.Tensor):
+                        state[param][name] = value.to(state_dtype(own[name], param), copy=True)
 
     def _translated(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """A state dict in PyTorch's terms; raises if its state or options mean something that PyTorch has not."""
@@ -496,10 +516,11 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     def __setstate__(self, state: dict[str, Any]) -> None:
         before = dict(self.__dict__)
         self.__dict__.setdefault("_settings", {**DEFAULTS, **state.get("_settings", {})})
-        self.__dict__.setdefault("_stepping", Turn())
+        self.__dict__.setdefault("_stepping", BusyGuard())
         self._plan = self._mixed = self._guarded = None
         try:
             if "state" in state and "param_groups" in state:
+                self._restore_types(state["state"], state["param_groups"])
                 self._check_numbers(state["state"], state["param_groups"])
                 super().__setstate__(state)
                 self._check_state()

@@ -616,10 +616,10 @@ def test_editing_an_option_at_every_step_costs_no_memory():
             opt.param_groups[0]["momentum"] = 0.9 if k % 2 else 0.0
             opt.step(grads)
 
-    steps(10)
-    gc.collect()
     tracemalloc.start()
     try:
+        steps(10)
+        gc.collect()
         before = tracemalloc.get_traced_memory()[0]
         steps(200)
         gc.collect()
@@ -1013,3 +1013,42 @@ def test_the_quota_of_a_control_group_and_of_those_above_it(tmp_path, own, files
     (tmp_path / "own").write_text(own)
     assert cpu_quota(str(tmp_path / "tree"), str(tmp_path / "own")) == want
     assert cpu_quota(str(tmp_path / "tree"), str(tmp_path / "missing")) is None
+
+
+# --- What a parameter carries from step to step
+
+
+def test_a_parameter_carries_as_many_numbers_as_the_engine_keeps():
+    opt = fastopt.NAdam([np.ones(3), np.ones(3)])
+    plan = opt._plan
+    assert plan.count(0) == (0, (1.0, 0.0))
+    plan.set_count(0, 3, (0.5,))
+    assert plan.count(0) == (3, (0.5, 0.0))
+    with pytest.raises(RuntimeError, match="MAX_NUMBERS"):
+        plan.set_count(0, 4, (0.5, 0.25, 0.125))
+    with pytest.raises(TypeError):
+        plan.set_count(0, 4, (0.25, "0.25"))
+    assert plan.count(0) == (3, (0.5, 0.0))
+
+
+def test_parameters_that_differ_in_any_number_they_carry_do_not_share_scalars():
+    opt = fastopt.NAdam([np.ones(3), np.ones(3)])
+    plan = opt._plan
+    for i, second in enumerate((0.25, 0.75)):
+        plan.set_count(i, 3, (0.5, second))
+    opt.step([np.ones(3), np.ones(3)])
+    (_, one), (_, other) = plan.count(0), plan.count(1)
+    assert one[0] == other[0] < 0.5 and (one[1], other[1]) == (0.25, 0.75)
+
+
+def test_a_record_puts_all_numbers_back():
+    opt = fastopt.NAdam([np.ones(3)])
+    plan, options = opt._plan, [dict(opt.param_groups[0])]
+    arrays = {name: np.full(3, 0.5) for name in ("exp_avg", "exp_avg_sq")}
+    resume = functools.partial(plan.run, plan.resume, options, [sorted(arrays)])
+    resume([((0.5, 0.25), arrays)], [7], 7, 0)
+    assert plan.count(0) == (7, (0.5, 0.25)) and (plan.states[0]["exp_avg"] == 0.5).all()
+    for numbers, error in (((1.0, 2.0, 3.0), RuntimeError), (("a",), TypeError)):
+        with pytest.raises(error):
+            resume([(numbers, {name: a * 2 for name, a in arrays.items()})], [8], 8, 0)
+        assert plan.count(0) == (7, (0.5, 0.25)) and (plan.states[0]["exp_avg"] == 0.5).all() and opt.steps == 7

@@ -117,23 +117,51 @@ cdef as_parameter(obj, str label, str twin=None):
     return array
 
 
-cdef dict given_state(list slots, state, like, str label):
+cdef storage_of(kind, array):
+    """The type of a state slot (see `Slot` in declare.py) of a parameter."""
+    return array.dtype if kind.storage is None else np.dtype(kind.storage)
+
+
+cdef bint is_like(kind, array, param, bint flat) except -1:
+    """Whether an array can be a state slot that is not like its parameter: C order, its type, and its shape.
+
+    Of a `flat` parameter the shape is not known here: its own shape says nothing.
+    """
+    return (array.flags.c_contiguous and array.flags.aligned and array.dtype == storage_of(kind, param)
+            and (flat or array.shape == shape_like(kind.like, param.shape)))
+
+
+cdef check_state(kind, array, param, str label, bint flat):
+    """Raise unless an array can be a state slot of a parameter."""
+    if kind.like == "parameter":
+        check_same(array, param, label)
+    elif not is_like(kind, array, param, flat):
+        shape, dtype = shape_like(kind.like, param.shape), storage_of(kind, param)
+        if array.dtype != dtype:
+            raise DTypeError(f"{label} has dtype {array.dtype}; {dtype} is needed")
+        if not flat and array.shape != shape:
+            raise ShapeError(f"{label} has shape {array.shape}; {shape} is needed")
+        raise LayoutError(f"{label} has strides {array.strides}; C order is needed")
+
+
+cdef dict given_state(Group group, state, like, str label, bint flat):
     """The state slots that a rule needs, as given by the caller, checked like parameters."""
     checked = {}
-    for name in slots:
+    for name in group.slots:
         if state.get(name) is None:
             raise ParameterError(f"{label} needs the state {name!r} with these options")
         checked[name] = as_parameter(state[name], f"state {name!r} of {label}")
-        check_same(checked[name], like, f"state {name!r} of {label}")
+        check_state(group.kinds[name], checked[name], like, f"state {name!r} of {label}", flat)
     return checked
 
 
-cdef check_unchanged(list arrays, list labels, list states):
+cdef check_unchanged(Group group, list arrays, list labels, list states, bint flat):
     """Raise unless parameters and their states are still what a rule can walk: code of a user ran in between."""
     for array, label, state in zip(arrays, labels, states):
         as_parameter(array, label)
         for name, slot in state.items():
-            check_same(as_parameter(slot, f"state {name!r} of {label}"), array, f"state {name!r} of {label}")
+            slot = as_parameter(slot, f"state {name!r} of {label}")
+            check_state(group.kinds[name], slot, array, f"state {name!r} of {label}", flat)
 
 
 cdef check_same(array, like, str label):

@@ -18,18 +18,19 @@ def is_number(value):
     return True
 
 
-MAX_NUMBERS = 2                   # that a parameter carries from step to step
+MOST_NUMBERS = MAX_NUMBERS        # that a parameter carries from step to step
 
 
-def shape_like(like, shape):
-    """The shape of a state array: one element for each row (the last axis gone), column (the last but one), or one."""
-    shape = tuple(shape)
+def shape_like(str like, shape):
+    """The shape of a state array of a parameter of this shape: see `Slot.like` in declare.py."""
+    cdef tuple sizes = tuple(shape)
+    cdef Py_ssize_t n = len(sizes)
     if like == "parameter":
-        return shape
+        return sizes
     if like == "row":
-        return shape[:-1]
+        return sizes[:max(n - 1, 0)]
     if like == "column":
-        return shape[:-2] + shape[-1:]
+        return sizes[:max(n - 2, 0)] + sizes[max(n - 1, 0):]
     return (1,)
 
 
@@ -62,6 +63,18 @@ cdef inline bint is_within(double x, const Bounds *b) noexcept:
     return isfinite(x) and (x > b.low if b.above else x >= b.low) and (x < b.high if b.below else x <= b.high)
 
 
+cdef int read_numbers(double *numbers, tuple values) except -1:
+    """Numbers that a parameter carries, from a tuple; 0 for those left out. All of them, or an error and none."""
+    cdef double read[MAX_NUMBERS]
+    cdef Py_ssize_t k
+    if len(values) > MAX_NUMBERS:
+        raise RuntimeError("MAX_NUMBERS in table.pxd is too small")
+    for k in range(MAX_NUMBERS):
+        read[k] = values[k] if k < len(values) else 0.0
+    copy_numbers(numbers, read)
+    return 0
+
+
 cdef class Group:
     """The hyperparameters of one parameter group: read from its dict, checked, and given to the rule in its order.
 
@@ -71,7 +84,9 @@ cdef class Group:
     cdef public dict options
     cdef readonly object params       # what the dict calls its parameters
     cdef public list slots            # names of the state slots, in the order of the rule
-    cdef public dict initial          # state slot -> first value, where it is not 0
+    cdef readonly object kinds        # their names, and those of slots that other options have left -> `Slot`
+    cdef int n_slots                  # how many of them it has from the start
+    cdef unsigned int copied          # a bit for each of them that starts as a copy of the parameter
     cdef Hyper hyper
     cdef Program program
     cdef bint stale                   # whether hyperparameters were read since it was compiled
@@ -79,7 +94,7 @@ cdef class Group:
     cdef Scaled faded                 # per state slot: below it the state is flushed
     cdef bint flushes                 # whether faded state is flushed, unless eps is too small
     cdef int eps, eps_root            # their places in x; -1 where the rule has none
-    cdef double carry
+    cdef double numbers[MAX_NUMBERS]  # that a new parameter carries
     cdef Py_ssize_t first, n_params
     cdef int n_watch
     cdef tuple keys
@@ -132,12 +147,15 @@ cdef class Group:
             raise RuntimeError("MAX_WATCH in group.pxi is too small")
         rule_alone(&self.program, rule, &SHORT_TABLE.rules[rule - TABLE.rules])
         self.hyper.rule, self.hyper.decay, self.hyper.maximize = rule, spec.decay, spec.maximize
-        self.carry = spec.numbers[0] if spec.numbers else 0.0
         self.flushes = any([slot.low is not None for slot in stepped])
+        read_numbers(self.numbers, spec.numbers)
         for i, slot in enumerate(stepped):
             self.faded.f[i], self.faded.d[i] = slot.low or (0.0, 0.0)
-        self.slots, self.owner = list(spec.names), spec.owner
-        self.initial = {slot.name: slot.first for slot in spec.slots if slot.first != "copy"}
+        self.slots, self.kinds, self.owner = list(spec.names), spec.kinds, spec.owner
+        self.n_slots = <int>len(spec.names)
+        for i, slot in enumerate(stepped):
+            if slot.first == "copy":
+                self.copied |= 1 << i
         self.check_keys = spec.check_keys
         self.keys = tuple(key for key, _, _, _ in watch)
         self.seen = [self.options[key] for key, _, _, _ in watch]
@@ -284,9 +302,9 @@ cdef class Group:
         compile(&self.program, hyper, grad_scale, &self.faded)
         self.stale, self.grad_scale = False, grad_scale
 
-    cdef compute(self, Slot *slot, int64_t t, double carry):
+    cdef compute(self, StepScalars *out, int64_t t, const double *numbers):
         """The scalars of step t, or the error."""
-        if not compute_scalars(&self.hyper, t, carry, slot):
+        if not compute_scalars(&self.hyper, t, numbers, out):
             raise HyperparameterError(
                 f"{self.owner}: the scalars of step {t} are not finite; hyperparameters: "
                 + ", ".join(f"{k}={self.options[k]!r}" for k in self.keys))

@@ -98,3 +98,11 @@ cdef str clash(const Interval *a, const Interval *b, list names, list states):
         a, b = b, a
     return (f"{owner_of(b, names, states)} {'is the same memory as' if same else 'overlaps'} "
             f"{owner_of(a, names, states)}; every parameter and state needs memory of its own")
+
+
+cdef void *renewed(void *block, Py_ssize_t size) except NULL:
+    """A block of memory, in another size; at least one byte."""
+    block = PyMem_Realloc(block, max(1, size))
+    if block == NULL:
+        raise MemoryError()
+    return block

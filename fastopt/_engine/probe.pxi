@@ -35,7 +35,7 @@ def cut(list arrays, Py_ssize_t begin, Py_ssize_t end):
     global n_noted
     cdef Param q[MOST_NOTED]
     cdef Work work[MOST_NOTED]
-    cdef Slot slots[MOST_NOTED]
+    cdef StepScalars bank[MOST_NOTED]
     cdef Program program
     cdef Rule rule
     cdef Py_ssize_t i, blocks = 0
@@ -45,12 +45,12 @@ def cut(list arrays, Py_ssize_t begin, Py_ssize_t end):
         raise ValueError("an element has 4 or 8 bytes")
     for i, (n, width) in enumerate(arrays[:MOST_NOTED]):
         q[i].p, q[i].n, q[i].type = NULL, n, cnp.NPY_DOUBLE if width == 8 else cnp.NPY_FLOAT
-        work[i].q, work[i].program, work[i].g, work[i].slot, work[i].first_block = &q[i], &program, NULL, i, blocks
+        work[i].q, work[i].program, work[i].g, work[i].place, work[i].first_block = &q[i], &program, NULL, i, blocks
         blocks += n // (BLOCK // <int>width) + (n % (BLOCK // <int>width) != 0)
-        slots[i].flush = False
-        scale(&slots[i].h, 0, i)
+        bank[i].flush = False
+        scale(&bank[i].h, 0, i)
     n_noted = 0
-    walk(work, min(<Py_ssize_t>len(arrays), MOST_NOTED), slots, begin, end)
+    walk(work, min(<Py_ssize_t>len(arrays), MOST_NOTED), bank, begin, end)
     return [(noted[i][0], noted[i][1], noted[i][2]) for i in range(n_noted)]
 
 

@@ -20,9 +20,9 @@ cdef struct Hyper:
     bint fades                # whether faded state is flushed
     bint has_float            # whether there are float32 arrays, to which scalars have to fit, too
 
-cdef struct Slot:             # the scalars of one step count in one group
+cdef struct StepScalars:      # the scalars of one step count in one group
     int64_t t
-    double carry
+    double numbers[MAX_NUMBERS]     # carried to the next step
     bint flush                # whether faded state becomes 0 at this step
     Scaled h
 
@@ -32,17 +32,31 @@ cdef inline void scale(Scaled *h, int i, double value) noexcept nogil:
     h.f[i] = <float>value
 
 
-cdef bint compute_scalars(const Hyper *hyper, int64_t t, double carry, Slot *slot) noexcept nogil:
+cdef inline void copy_numbers(double *to, const double *numbers) noexcept nogil:
+    cdef int k
+    for k in range(MAX_NUMBERS):
+        to[k] = numbers[k]
+
+
+cdef inline bint same_numbers(const double *a, const double *b) noexcept nogil:
+    cdef int k
+    for k in range(MAX_NUMBERS):
+        if a[k] != b[k]:
+            return False
+    return True
+
+
+cdef bint compute_scalars(const Hyper *hyper, int64_t t, const double *numbers, StepScalars *out) noexcept nogil:
     """The scalars of step t, in double, then rounded once; False if one is not finite."""
     cdef double lr = hyper.x[0], wd = hyper.weight_decay
     cdef bint finite = True
     cdef int i
-    slot.t = t
-    slot.carry = carry
-    slot.flush = hyper.fades and t % FLUSH_EVERY == 0
-    slot.h.d[0] = (1.0 - lr * wd if hyper.decay == DECAY_FIRST else 1.0 - wd if hyper.decay == DECAY_PAPER else 1.0)
-    hyper.rule.scalars(hyper.x, <double>t, &slot.carry, slot.h.d)
+    out.t = t
+    copy_numbers(out.numbers, numbers)
+    out.flush = hyper.fades and t % FLUSH_EVERY == 0
+    out.h.d[0] = (1.0 - lr * wd if hyper.decay == DECAY_FIRST else 1.0 - wd if hyper.decay == DECAY_PAPER else 1.0)
+    hyper.rule.scalars(hyper.x, <double>t, out.numbers, out.h.d)
     for i in range(hyper.rule.n_scalars):
-        slot.h.f[i] = <float>slot.h.d[i]
-        finite = finite and isfinite(slot.h.d[i]) and (not hyper.has_float or isfinite(slot.h.f[i]))
+        out.h.f[i] = <float>out.h.d[i]
+        finite = finite and isfinite(out.h.d[i]) and (not hyper.has_float or isfinite(out.h.f[i]))
     return finite

@@ -1,9 +1,9 @@
 # Stepping tensors of another library (PyTorch), whose optimizer keeps parameters and state: see fastopt/torch.py.
 #
 # Design:
-# - What a step needs is tied once: groups, parameters, state tensors and where their memory is. Every step looks at all
-#   of it again, so that whatever the user or a library exchanged in between is noticed; then `step_tensors` gives False
-#   and the caller ties anew. Looking costs some 10 ns a tensor, or 36 through DLPack's exchange protocol.
+# - What a step needs is bound once: groups, parameters, state tensors and where their memory is. Every step looks at
+#   all of it again, so that whatever the user or a library exchanged in between is noticed; then `step_tensors` gives
+#   False and the caller binds anew. Looking costs some 10 ns a tensor, or 36 through DLPack's exchange protocol.
 # - Arrays are taken flat, in the order of their memory: parameter, state and gradient have the same strides.
 # - First everything that may run Python code (gradients are asked for), then the looking, which cannot, then the step.
 
@@ -44,23 +44,24 @@ cpdef enum:
     LAST_FLOAT_COUNT = 1 << 24    # up to here float32 counts
 
 cdef enum:
-    MOST_TIED = MAX_STATES + 2    # tensors beside the parameter: its state, its step count, the number it carries
+    MOST_BOUND = MAX_STATES + 1 + MAX_NUMBERS    # tensors beside the parameter: its state, step count, and numbers
     COUNT = MAX_STATES            # their places
-    CARRY = MAX_STATES + 1
+    NUMBERS = MAX_STATES + 1
 cdef double LAST_COUNT = 2.0**53  # and float64 up to here
 
-cdef struct Tied:                 # a tensor, and where its memory was
+cdef struct BoundTensor:                 # a tensor, and where its memory was
     PyObject *tensor
     char *data
     int type
 
-cdef struct Tie:                  # what belongs to a parameter of the plan; all borrowed from lists of the plan
+cdef struct Binding:                  # what belongs to a parameter of the plan; all borrowed from lists of the plan
     PyObject *owner               # what has the gradient
     PyObject *state               # its dict in the optimizer's state
     PyObject *values              # list of what that dict holds
     uint64_t version              # of that dict, when it was last compared
-    Tied own
-    Tied other[MOST_TIED]
+    BoundTensor own
+    BoundTensor other[MOST_BOUND]
+    int n_numbers                 # tensors of carried numbers
     int ndim
     int64_t *form                 # sizes, then strides
     bint wrapped                  # whether `own` is an attribute of the owner
@@ -86,14 +87,14 @@ cdef class TensorPlan(Plan):
     cdef object bump
     cdef fo_look_t exchange           # or NULL
     cdef fo_shim_t shim               # or with place 0
-    cdef Tie *ties
-    cdef Py_ssize_t n_ties
+    cdef Binding *bindings
+    cdef Py_ssize_t n_bindings
     cdef object tensor_type, parameter_type
-    cdef bint hold                    # whether steps are large, so that gradients have to be held
+    cdef bint large                   # whether steps give up the GIL, so that they need references to the gradients
     cdef bint special                 # whether gradients are wrapped, come from Python, or have flags that C cannot see
     cdef list owners                  # parameters that are stepped, in the order of the plan
-    cdef list kept                    # per owner: all that its tie refers to
-    cdef list spare                   # parameters without gradient so far
+    cdef list keep_refs               # per owner: all that its binding refers to
+    cdef list without_grad            # parameters without gradient so far
     cdef list members                 # per group: its list of parameters, and a copy of that list
     cdef list outer                   # keys and values of the optimizer's state, in turn
     cdef object state                 # the optimizer's, some kind of dict
@@ -102,7 +103,8 @@ cdef class TensorPlan(Plan):
     cdef list fresh                   # (owner, dict, entries): state to be put in place with the first step
 
     def __cinit__(self):
-        self.owners, self.kept, self.spare, self.members, self.outer, self.fresh = [], [], [], [], [], []
+        self.flattened = True
+        self.owners, self.keep_refs, self.without_grad, self.members, self.outer, self.fresh = [], [], [], [], [], []
 
     def __init__(self, derive, host, *, n_threads=None):
         Plan.__init__(self, derive, n_threads=n_threads)
@@ -117,9 +119,9 @@ cdef class TensorPlan(Plan):
 
     def __dealloc__(self):
         cdef Py_ssize_t i
-        for i in range(self.n_ties):
-            PyMem_Free(self.ties[i].form)
-        PyMem_Free(self.ties)
+        for i in range(self.n_bindings):
+            PyMem_Free(self.bindings[i].form)
+        PyMem_Free(self.bindings)
 
     cdef take_shim(self, shim):
         cdef uintptr_t addresses[16]
@@ -131,67 +133,68 @@ cdef class TensorPlan(Plan):
         fo_shim_fill(&self.shim, addresses)
         self.shim.place = fo_shim_find(shim[1], PyCapsule_GetPointer(shim[2], PyCapsule_GetName(shim[2])))
 
-    # --- Tying
+    # --- Binding
 
-    def tie(self, dict options, list records, list names, list spare):
+    def bind(self, dict options, list records, list names, list without_grad):
         """Add a group: for each parameter that is stepped a record, and the parameters that have no gradient yet.
 
         A record is (owner, its dict of state, entries to put there, local tensors: of the owner, of its state slots by
-        name, of the count or None, of the carried number or None; steps so far, where there is no count).
+        name, of the count or None, a tuple of those of carried numbers; steps so far, where there is no count).
         """
         cdef list arrays = [], states = []
         cdef Py_ssize_t i, first = len(self.arrays)
-        for owner, inner, entries, own, slots, count, carry, steps in records:
+        for owner, inner, entries, own, slots, count, numbers, steps in records:
             arrays.append(self.flat(own))
             states.append({name: self.flat(slot) for name, slot in slots.items()})
         self.add_group(options, arrays, names, states)
-        self.ties = <Tie *>renewed(self.ties, (first + len(records)) * <Py_ssize_t>sizeof(Tie))
+        self.bindings = <Binding *>renewed(self.bindings, (first + len(records)) * <Py_ssize_t>sizeof(Binding))
         for i, record in enumerate(records):
-            self.tie_one(first + i, self.groups[len(self.groups) - 1], record)
-        self.spare += spare
+            self.bind_one(first + i, self.groups[len(self.groups) - 1], record)
+        self.without_grad += without_grad
         self.members.append((options["params"], list(options["params"])))
 
-    cdef tie_one(self, Py_ssize_t i, Group group, record):
+    cdef bind_one(self, Py_ssize_t i, Group group, record):
         owner, inner, entries, own, slots, count, numbers, steps = record
-        cdef Tie *tie = &self.ties[i]
+        cdef Binding *binding = &self.bindings[i]
         cdef fo_tensor_t t
         cdef int k
-        carry = numbers[0] if numbers else None
-        memset(tie, 0, sizeof(Tie))
-        self.look(<PyObject *>own, &t)
-        tie.form = <int64_t *>renewed(NULL, 2 * t.ndim * <Py_ssize_t>sizeof(int64_t))
-        self.n_ties = i + 1
-        tie.ndim = t.ndim
+        memset(binding, 0, sizeof(Binding))
+        self.view(<PyObject *>own, &t)
+        binding.form = <int64_t *>renewed(NULL, 2 * t.ndim * <Py_ssize_t>sizeof(int64_t))
+        self.n_bindings = i + 1
+        binding.ndim = t.ndim
         for k in range(t.ndim):
-            tie.form[k], tie.form[t.ndim + k] = t.shape[k], t.strides[k]
+            binding.form[k], binding.form[t.ndim + k] = t.shape[k], t.strides[k]
         values = list({**inner, **entries}.values())
         self.owners.append(owner)
-        self.kept.append((owner, inner, values, own, slots, count, carry))
-        tie.owner, tie.state, tie.values = <PyObject *>owner, <PyObject *>inner, <PyObject *>values
-        tie.wrapped = own is not owner
-        self.note(&tie.own, own)
+        self.keep_refs.append((owner, inner, values, own, slots, count, numbers))
+        binding.owner, binding.state, binding.values = <PyObject *>owner, <PyObject *>inner, <PyObject *>values
+        binding.wrapped = own is not owner
+        self.note(&binding.own, own)
         for k, name in enumerate(group.slots):
-            self.note(&tie.other[k], slots[name])
-        self.note(&tie.other[COUNT], count)
-        self.note(&tie.other[CARRY], carry)
+            self.note(&binding.other[k], slots[name])
+        self.note(&binding.other[COUNT], count)
+        for k, number in enumerate(numbers):
+            self.note(&binding.other[NUMBERS + k], number)
+        binding.n_numbers = <int>len(<tuple>numbers)
         self.params[i].t = steps
-        self.params[i].carry = group.carry
-        self.special = self.special or tie.wrapped or not self.is_plain(<PyObject *>owner)
-        if carry is None and steps:       # a state without a count says itself whether it has begun
-            self.params[i].carry = 1
+        copy_numbers(self.params[i].numbers, group.numbers)
+        self.special = self.special or binding.wrapped or not self.is_plain(<PyObject *>owner)
+        if not numbers and steps:         # a state without a count says itself whether it has begun
+            self.params[i].numbers[0] = 1
         if entries:
             self.fresh.append((owner, inner, entries))
 
-    cdef note(self, Tied *tied, tensor):
-        """Tie a tensor; the two ways to look at it, where there are two, have to agree."""
+    cdef note(self, BoundTensor *bound, tensor):
+        """Bind a tensor; the two ways to look at it, where there are two, have to agree."""
         cdef fo_tensor_t t, u
         if tensor is None:
             return
-        self.look(<PyObject *>tensor, &t)
-        tied.tensor, tied.data, tied.type = <PyObject *>tensor, <char *>t.data, fo_tensor_type(&t)
+        self.view(<PyObject *>tensor, &t)
+        bound.tensor, bound.data, bound.type = <PyObject *>tensor, <char *>t.data, fo_tensor_type(&t)
         if self.shim.place and self.exchange != NULL:
             self.exchange(<PyObject *>tensor, &u)
-            if u.data != t.data or fo_tensor_type(&u) != tied.type or u.ndim != t.ndim:
+            if u.data != t.data or fo_tensor_type(&u) != bound.type or u.ndim != t.ndim:
                 raise RuntimeError("this version of PyTorch has another layout of its tensors than was found at first")
 
     cdef flat(self, tensor):
@@ -199,7 +202,7 @@ cdef class TensorPlan(Plan):
         cdef fo_tensor_t t
         cdef cnp.npy_intp n = 1
         cdef int k
-        self.look(<PyObject *>tensor, &t)
+        self.view(<PyObject *>tensor, &t)
         for k in range(t.ndim):
             n *= t.shape[k]
         if n == 0:
@@ -216,7 +219,7 @@ cdef class TensorPlan(Plan):
     # --- Stepping
 
     def step_tensors(self, groups, state, grad_scale=None, bint check_only=False):
-        """One step; False, with nothing written, if something is no longer as it was tied.
+        """One step; False, with nothing written, if something is no longer as it was bound.
 
         With `check_only` all is checked that a step checks, and nothing is written.
         """
@@ -224,17 +227,18 @@ cdef class TensorPlan(Plan):
         try:
             self.check_only = check_only
             self.set_scale(grad_scale)
-            return self.is_tied(groups, state) and self.step_tied()
+            return self.is_bound(groups, state) and self.step_bound()
         finally:
             self.leave()
 
+    @cython.final
     cdef inline bint is_plain(self, PyObject *tensor) noexcept:
         """Whether an object is of PyTorch's own classes, which have no Python code to run."""
         cdef PyObject *kind = <PyObject *>Py_TYPE(tensor)
         return kind == <PyObject *>self.tensor_type or kind == <PyObject *>self.parameter_type
 
-    cdef bint is_tied(self, groups, state) except -1:
-        """Whether groups, their parameters and options, and the state are those that were tied."""
+    cdef bint is_bound(self, groups, state) except -1:
+        """Whether groups, their parameters and options, and the state are those that were bound."""
         cdef Group group
         cdef Py_ssize_t k
         if type(groups) is not list or len(groups) != len(self.groups) or state is not self.state:
@@ -258,18 +262,18 @@ cdef class TensorPlan(Plan):
         if fresh.program.rule != group.program.rule:
             return False
         fresh.first, fresh.n_params = group.first, group.n_params
-        self.take_up([(k, fresh, [])])
+        self.commit_groups([(k, fresh, [])])
         return True
 
-    cdef bint step_tied(self) except -1:
-        """One step, if all is tied still."""
+    cdef bint step_bound(self) except -1:
+        """One step, if all is bound still."""
         cdef Job job
         cdef list grads
         cdef int fits = -1
-        for owner in self.spare:
+        for owner in self.without_grad:
             if self.grad_of(owner) is not None:
                 return False
-        if not (self.hold or self.special or self.fresh or self.grad is None or self.host.modes()):
+        if not (self.large or self.special or self.fresh or self.grad is None or self.host.modes()):
             fits = self.step_lightly(&job)
         if fits >= 0:
             return fits
@@ -284,11 +288,11 @@ cdef class TensorPlan(Plan):
         if fits < 0:
             raise GradientError("gradients changed while the step looked at them")
         if fits > 0:
-            self.run(&job)
+            self.run_job(&job)
         return fits
 
     cdef int step_lightly(self, Job *job) except -2:
-        """A small step, which does not hold the gradients: 1; 0 or -1 as `gather`, -1 also for a large step.
+        """A small step, which keeps no references to the gradients: 1; 0 or -1 as `gather`, -1 also for a large step.
 
         Until it ends no other Python code may run: it could let go of what was looked at. The cyclic collector is what
         could start some.
@@ -297,21 +301,20 @@ cdef class TensorPlan(Plan):
         cdef int fits
         try:
             fits = self.gather(job, None)
-            self.hold = fits > 0 and is_large(job)      # the GIL would be given up
-            if self.hold:
+            self.large = fits > 0 and is_large(job)      # the GIL would be given up
+            if self.large:
                 return -1
             if fits > 0:
-                self.run(job)
+                self.run_job(job)
             return fits
         finally:
             if collects:
                 PyGC_Enable()
 
-    cdef run(self, Job *job):
+    cdef run_job(self, Job *job):
         if self.check_only:
             return
-        job.look, job.found = False, 0
-        self.launch(job)
+        launch(&self.team, job)
         self.write_back(job)
 
     cdef grad_of(self, owner):
@@ -323,10 +326,10 @@ cdef class TensorPlan(Plan):
         And a gradient whose sign is only a flag is written out, where C does not see the flag.
         """
         cdef Py_ssize_t i
-        for i in range(self.n_ties):
-            if self.ties[i].wrapped:
+        for i in range(self.n_bindings):
+            if self.bindings[i].wrapped:
                 own = self.host.local(self.owners[i], None)
-                if <PyObject *>own != self.ties[i].own.tensor:
+                if <PyObject *>own != self.bindings[i].own.tensor:
                     return False
                 if grads[i] is not None:
                     grads[i] = self.host.local(grads[i], self.owners[i])
@@ -337,26 +340,28 @@ cdef class TensorPlan(Plan):
     cdef fit(self, list grads):
         """Gradients that fit in the place of those that do not, or the error."""
         cdef Py_ssize_t i
-        for i in range(self.n_ties):
+        for i in range(self.n_bindings):
             g = grads[i]
             if g is not None and (self.params[i].n or not self.is_plain(<PyObject *>g)) and self.fitting(
-                    <PyObject *>g, &self.ties[i]) == NULL:
-                grads[i] = self.host.fit(g, <object>self.ties[i].own.tensor, f"gradient of {self.label(i)}")
+                    <PyObject *>g, &self.bindings[i]) == NULL:
+                grads[i] = self.host.fit(g, <object>self.bindings[i].own.tensor, f"gradient of {self.label(i)}")
 
-    cdef inline char *fitting(self, PyObject *g, const Tie *tie):
+    @cython.final
+    cdef inline char *fitting(self, PyObject *g, const Binding *binding):
         """The memory of a gradient that has the type, sizes and strides of its parameter; else NULL."""
         cdef fo_tensor_t t
         cdef char *data = NULL
         if not self.is_plain(g):
             return NULL
         if self.shim.place:
-            data = <char *>fo_shim_fits(&self.shim, g, tie.own.type, tie.ndim, tie.form)
-        elif self.can_look(g, &t) and fo_tensor_type(&t) == tie.own.type and fo_tensor_has(&t, tie.ndim, tie.form):
+            data = <char *>fo_shim_fits(&self.shim, g, binding.own.type, binding.ndim, binding.form)
+        elif (self.can_view(g, &t) and fo_tensor_type(&t) == binding.own.type
+              and fo_tensor_has(&t, binding.ndim, binding.form)):
             data = <char *>t.data
-        return NULL if <uintptr_t>data % (8 if tie.own.type == cnp.NPY_DOUBLE else 4) else data     # misaligned
+        return NULL if <uintptr_t>data % (8 if binding.own.type == cnp.NPY_DOUBLE else 4) else data     # misaligned
 
-    cdef inline bint can_look(self, PyObject *tensor, fo_tensor_t *t):
-        """`look`, where it is no error that there is nothing to see."""
+    cdef inline bint can_view(self, PyObject *tensor, fo_tensor_t *t):
+        """`view`, where it is no error that there is nothing to see."""
         if self.shim.place:
             return fo_shim_look(&self.shim, tensor, t) == 0
         try:
@@ -364,73 +369,78 @@ cdef class TensorPlan(Plan):
         except Exception:
             return False
 
-    cdef inline int look(self, PyObject *tensor, fo_tensor_t *t) except -1:
+    cdef inline int view(self, PyObject *tensor, fo_tensor_t *t) except -1:
         if self.shim.place:
             if fo_shim_look(&self.shim, tensor, t) == 0:
                 return 0
             raise BufferError("a tensor without memory on the CPU")
         return self.exchange(tensor, t)
 
-    cdef inline bint is_same(self, const Tied *tied, const Tie *tie):
-        """Whether a tied tensor has its memory, type and form (but for a count's) still."""
+    @cython.final
+    cdef inline bint is_same(self, const BoundTensor *bound, const Binding *binding):
+        """Whether a bound tensor has its memory, type and form (but for a count's) still."""
         cdef fo_tensor_t t
         if self.shim.place:
-            return fo_shim_same(&self.shim, tied.tensor, tied.data, tied.type, -1 if tie == NULL else tie.ndim,
-                                NULL if tie == NULL else tie.form)
-        return (self.can_look(tied.tensor, &t) and t.data == tied.data and fo_tensor_type(&t) == tied.type
-                and (tie == NULL or fo_tensor_has(&t, tie.ndim, tie.form)))
+            return fo_shim_same(&self.shim, bound.tensor, bound.data, bound.type,
+                                -1 if binding == NULL else binding.ndim, NULL if binding == NULL else binding.form)
+        return (self.can_view(bound.tensor, &t) and t.data == bound.data and fo_tensor_type(&t) == bound.type
+                and (binding == NULL or fo_tensor_has(&t, binding.ndim, binding.form)))
 
     cdef int gather(self, Job *job, list grads) except -2:
-        """Check tensors and note what to step: 1; 0 if one is not as it was tied; -1 if a gradient does not fit.
+        """Check tensors and note what to step: 1; 0 if one is not as it was bound; -1 if a gradient does not fit.
 
-        Without a list, gradients are asked for on the way, and not held: that is for steps that keep the GIL.
+        Without a list, gradients are asked for on the way, and no references are kept: for steps that keep the GIL.
         No Python code runs in here but on the way to an error, so that what was checked stays as it was.
         """
         cdef Group group
         cdef Param *q
-        cdef Tie *tie
+        cdef Binding *binding
         cdef PyObject *g
         cdef char *data
-        cdef Py_ssize_t i, k
-        self.begin_job(job)
+        cdef Py_ssize_t i, k, before
+        self.begin_job(job, NULL)
+        self.bank.n = 0
         for group in self.groups:
             group.prepare(self.grad_scale)
-            job.slot = -1
+            job.place = -1
+            before = job.blocks
             for i in range(group.first, group.first + group.n_params):
-                q, tie = &self.params[i], &self.ties[i]
+                q, binding = &self.params[i], &self.bindings[i]
                 if grads is None:
-                    mine = fo_get(self.grad, <object>tie.owner)     # from now on kept alive by its parameter
+                    mine = fo_get(self.grad, <object>binding.owner)     # from now on kept alive by its parameter
                     g = <PyObject *>mine
                 else:
                     g = PyList_GET_ITEM(<PyObject *>grads, i)
                 if g == <PyObject *>None:
                     continue
-                if tie.version == 0 or tie.version != fo_dict_version(tie.state):
-                    if not same_values(tie.state, tie.values) and not self.fresh:
+                if binding.version == 0 or binding.version != fo_dict_version(binding.state):
+                    if not same_values(binding.state, binding.values) and not self.fresh:
                         return 0
-                    tie.version = fo_dict_version(tie.state)
-                if not self.is_same(&tie.own, tie):
+                    binding.version = fo_dict_version(binding.state)
+                if not self.is_same(&binding.own, binding):
                     return 0
-                for k in range(group.program.rule.n_states):
-                    if not self.is_same(&tie.other[k], NULL):   # its form was compared when it was tied
+                for k in range(group.n_slots):
+                    if not self.is_same(&binding.other[k], NULL):   # its form was compared when it was bound
                         return 0
-                if tie.other[COUNT].tensor != NULL:
-                    if not self.is_same(&tie.other[COUNT], NULL) or not self.read_count(q, &tie.other[COUNT], i):
+                if binding.other[COUNT].tensor != NULL:
+                    if not (self.is_same(&binding.other[COUNT], NULL)
+                            and self.read_count(q, &binding.other[COUNT], i)):
                         return 0
-                if tie.other[CARRY].tensor != NULL:
-                    if not self.is_same(&tie.other[CARRY], NULL):
+                for k in range(binding.n_numbers):
+                    if not self.is_same(&binding.other[NUMBERS + k], NULL):
                         return 0
-                    q.carry = number_at(&tie.other[CARRY])
-                data = self.fitting(g, tie)
+                    q.numbers[k] = number_at(&binding.other[NUMBERS + k])
+                data = self.fitting(g, binding)
                 if data == NULL and (q.n or not self.is_plain(g)):
                     return -1
-                # What lies there may have been given up since: only a plan that was just tied knows for certain.
+                # What lies there may have been given up since: only a plan that was just bound knows for certain.
                 if self.steps and not self.is_apart(q, data):
                     return 0
                 self.add_work(job, group, q, g, data)
+            job.moved += moved_blocks(job.blocks - before, group.program.rule)
         return 1
 
-    cdef bint read_count(self, Param *q, const Tied *count, Py_ssize_t i) except -1:
+    cdef bint read_count(self, Param *q, const BoundTensor *count, Py_ssize_t i) except -1:
         """Take the steps so far from their tensor; False if they are more than it can count on from."""
         cdef double x = number_at(count)
         if not (0 <= x < LAST_COUNT) or x != <double><int64_t>x:
@@ -450,17 +460,19 @@ cdef class TensorPlan(Plan):
     cdef write_back(self, Job *job):
         """Counts and carried numbers into their tensors, and a note for the library of what was written."""
         cdef Work *w
-        cdef Tie *tie
+        cdef Binding *binding
         cdef Py_ssize_t i
+        cdef int k
         for i in range(job.n_work):
             w = &job.work[i]
-            tie = &self.ties[w.q - self.params]
+            binding = &self.bindings[w.q - self.params]
             # A process with the same state in shared memory may have written since this step began: its count counts.
-            advance(&tie.other[COUNT], <double>w.q.t, <double>(w.q.t + 1), True)
-            advance(&tie.other[CARRY], w.q.carry, job.slots[w.slot].carry, False)
+            advance(&binding.other[COUNT], <double>w.q.t, <double>(w.q.t + 1), True)
+            for k in range(binding.n_numbers):
+                advance(&binding.other[NUMBERS + k], w.q.numbers[k], job.bank[w.place].numbers[k], False)
             w.q.t += 1
-            w.q.carry = job.slots[w.slot].carry
-        stepped = (self.owners if job.n_work == self.n_ties
+            copy_numbers(w.q.numbers, job.bank[w.place].numbers)
+        stepped = (self.owners if job.n_work == self.n_bindings
                    else [self.owners[job.work[i].q - self.params] for i in range(job.n_work)])
         if self.special:
             self.host.finish(stepped)
@@ -468,22 +480,22 @@ cdef class TensorPlan(Plan):
         self.steps += 1
 
 
-cdef double number_at(const Tied *tied) noexcept:
-    return (<double *>tied.data)[0] if tied.type == cnp.NPY_DOUBLE else (<float *>tied.data)[0]
+cdef double number_at(const BoundTensor *bound) noexcept:
+    return (<double *>bound.data)[0] if bound.type == cnp.NPY_DOUBLE else (<float *>bound.data)[0]
 
 
-cdef void advance(const Tied *tied, double before, double after, bint adds) noexcept:
+cdef void advance(const BoundTensor *bound, double before, double after, bint adds) noexcept:
     """Take a number from `before` to `after`; one that is no longer `before`, by as much, added or as a factor."""
     cdef double now
-    if tied.tensor == NULL:
+    if bound.tensor == NULL:
         return
-    now = number_at(tied)
+    now = number_at(bound)
     if now != before:
         after = now + (after - before) if adds else now * (after / before)
-    if tied.type == cnp.NPY_DOUBLE:
-        (<double *>tied.data)[0] = after
+    if bound.type == cnp.NPY_DOUBLE:
+        (<double *>bound.data)[0] = after
     else:
-        (<float *>tied.data)[0] = <float>after
+        (<float *>bound.data)[0] = <float>after
 
 
 cdef bint same_items(list now, list then):
@@ -523,8 +535,16 @@ cdef bint same_values(PyObject *now, PyObject *then):
     return True
 
 
-cdef void *renewed(void *block, Py_ssize_t size) except NULL:
-    block = PyMem_Realloc(block, max(1, size))
-    if block == NULL:
-        raise MemoryError()
-    return block
+cdef class BusyGuard:
+    """Lets one function run at a time. Not a lock and a `try` in Python, between which an interrupt could come."""
+    cdef bint busy
+
+    def run(self, function, *args):
+        if self.busy:
+            raise ConcurrentStepError("this optimizer is in the middle of a step (another thread, or something that "
+                                      "calls back); one at a time")
+        self.busy = True
+        try:
+            return function(*args)
+        finally:
+            self.busy = False

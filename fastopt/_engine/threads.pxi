@@ -8,25 +8,11 @@ cdef Py_ssize_t gil_blocks = 8192
 cdef int quota_cpus = -1
 BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")   # what asks OpenMP to bind threads
 
-cdef enum:
-    LONG_BLOCKS = 1_000_000   # a step that reads and writes more takes a millisecond
-    LATE = 19                 # what a late team counts, where one on time takes off 1: more than one in twenty add up
-    LATE_TEAMS = 8            # so many in a row, and steps go on alone
-    FEWEST_ALONE = 128        # for so many steps at first
-cdef int most_alone = 1024    # and for so many at most
-
 
 def set_serial_blocks(Py_ssize_t blocks):
     """Set the serial threshold, in 64-byte blocks read and written; returns the old one. For tests and benchmarks."""
     global serial_blocks
     old, serial_blocks = serial_blocks, blocks
-    return old
-
-
-def set_most_alone(int steps):
-    """Set how many steps at most go on one thread after a team came too late; returns the old number. For tests."""
-    global most_alone
-    old, most_alone = most_alone, steps
     return old
 
 

@@ -5,19 +5,21 @@ cdef enum:
     FEWEST_BLOCKS = 512       # of a chunk that a thread takes at a time
     MOST_BLOCKS = 4096
 
+cdef enum:
+    PARAM_BYTES = 128         # two cache lines; 64 bytes more cost 3 to 4 % at 1,000 x 10
+
 cdef struct Param:
     char *p
     char *s[MAX_STATES]
     Py_ssize_t n              # elements
     Py_ssize_t n_bytes
     Py_ssize_t blocks
-    Py_ssize_t moved          # blocks that a step reads and writes: p twice, g once, each state twice
-    int type                  # NumPy's type number
-    int nd
-    int order                 # flag of the memory order shared with gradient and state
+    short type                # NumPy's type number
+    short nd
+    short order               # flag of the memory order shared with gradient and state
     cnp.npy_intp *dims
     int64_t t                 # steps taken
-    double carry
+    double numbers[MAX_NUMBERS]     # carried from step to step
     char *gap_low             # free memory in which its last gradient lay
     char *gap_high
     PyObject *array           # borrowed from Plan.arrays
@@ -27,8 +29,17 @@ cdef struct Work:             # one array of the step at hand
     const Program *program
     char *g
     PyObject *grad            # the array of g
-    Py_ssize_t slot
+    Py_ssize_t place          # of its scalars in the bank
     Py_ssize_t first_block
+
+
+if sizeof(Param) > PARAM_BYTES:
+    raise ImportError(f"struct Param of walk.pxi has {sizeof(Param)} bytes; {PARAM_BYTES} are allowed")
+
+
+cdef inline Py_ssize_t moved_blocks(Py_ssize_t blocks, const Rule *rule) noexcept nogil:
+    """Blocks that a step reads and writes for so many of parameters: these twice, gradients once, each state twice."""
+    return blocks * (3 + 2 * rule.n_states)
 
 
 cdef inline bint fits(PyObject *array, const Param *q, int flags) noexcept:
@@ -36,18 +47,20 @@ cdef inline bint fits(PyObject *array, const Param *q, int flags) noexcept:
     return fo_array_fits(array, q.type, q.nd, q.dims, q.order | cnp.NPY_ARRAY_ALIGNED | flags)
 
 
-cdef inline void walk_array(const Work *w, const Slot *slots, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+cdef inline void walk_array(const Work *w, const StepScalars *bank, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
     """Step one array from element `first` to `last`."""
-    cdef const Slot *slot = &slots[w.slot]
+    cdef const StepScalars *scalars = &bank[w.place]
     if first >= last:
         return
     if w.q.type == cnp.NPY_DOUBLE:
-        run_piece(w.program, slot.flush, <double *>w.q.p, <const double *>w.g, w.q.s, slot.h.d, first, last - first)
+        run_piece(w.program, scalars.flush, <double *>w.q.p, <const double *>w.g, w.q.s, scalars.h.d, first,
+                  last - first)
     else:
-        run_piece(w.program, slot.flush, <float *>w.q.p, <const float *>w.g, w.q.s, slot.h.f, first, last - first)
+        run_piece(w.program, scalars.flush, <float *>w.q.p, <const float *>w.g, w.q.s, scalars.h.f, first,
+                  last - first)
 
 
-cdef void walk(Work *work, Py_ssize_t n_work, const Slot *slots, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+cdef void walk(Work *work, Py_ssize_t n_work, const StepScalars *bank, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     """Step the blocks from `begin` to `end` of the virtual range."""
     cdef Py_ssize_t low = 0, high = n_work, middle, per_block
     cdef Work *w
@@ -61,7 +74,7 @@ cdef void walk(Work *work, Py_ssize_t n_work, const Slot *slots, Py_ssize_t begi
         w = &work[low]
         low += 1
         per_block = BLOCK // (8 if w.q.type == cnp.NPY_DOUBLE else 4)
-        walk_array(w, slots, max(0, begin - w.first_block) * per_block,
+        walk_array(w, bank, max(0, begin - w.first_block) * per_block,
                    min((end - w.first_block) * per_block, w.q.n))
 
 
@@ -100,13 +113,13 @@ cdef struct Share:            # blocks of the virtual range, taken in chunks; on
 cdef struct Job:
     Work *work
     Py_ssize_t n_work
-    const Slot *slots
-    Py_ssize_t slot           # of the last work that was noted, and what it is for; -1 at the start of a group
-    int64_t t
-    double carry
+    const StepScalars *bank
+    Py_ssize_t place          # in the bank, of the last noted work; -1 at the start of a group
+    int64_t t                 # what those scalars are for
+    double numbers[MAX_NUMBERS]
     Py_ssize_t blocks
     Py_ssize_t moved
-    bint look                 # for NaN and infinities, before the first write
+    bint scan_nonfinite       # look for NaN and infinities before the first write
     int found
     Share *shares             # of a team
     int n_shares
@@ -129,7 +142,7 @@ cdef void walk_all(Job *job) noexcept nogil:
         # Small fresh gradients lie scattered, where the hardware does not expect them: ask for the one after next.
         ahead = &job.work[min(i + 2, job.n_work - 1)]
         fo_prefetch(ahead.g, min(ahead.q.n_bytes, 512))
-        walk_array(&job.work[i], job.slots, 0, job.work[i].q.n)
+        walk_array(&job.work[i], job.bank, 0, job.work[i].q.n)
 
 
 cdef Py_ssize_t walk_shares(Job *job, int k) noexcept nogil:
@@ -142,7 +155,7 @@ cdef Py_ssize_t walk_shares(Job *job, int k) noexcept nogil:
         begin = fo_take(&share.next, share.end, job.chunk)
         while begin < share.end:
             end = min(begin + job.chunk, share.end)
-            walk(job.work, job.n_work, job.slots, begin, end)
+            walk(job.work, job.n_work, job.bank, begin, end)
             done += end - begin
             begin = fo_take(&share.next, share.end, job.chunk)
     return done
@@ -157,7 +170,7 @@ cdef void run_member(Job *job, int k, int n) noexcept nogil:
         saved = fo_fenv_enter()
         if job.cpu >= 0 and fo_cpu() == job.cpu:
             fo_leave_cpu()
-    if job.look:
+    if job.scan_nonfinite:
         if any_nonfinite(job.work, job.n_work, share_begin(job.blocks, k, n),
                          share_begin(job.blocks, k + 1, n)):
             fo_set_flag(&job.found)
@@ -173,7 +186,7 @@ cdef void run_member(Job *job, int k, int n) noexcept nogil:
 
 
 cdef void run_alone(Job *job) noexcept nogil:
-    if job.look and any_nonfinite(job.work, job.n_work, 0, job.blocks):
+    if job.scan_nonfinite and any_nonfinite(job.work, job.n_work, 0, job.blocks):
         job.found = 1
     else:
         walk_all(job)

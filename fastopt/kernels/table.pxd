@@ -3,17 +3,18 @@
 ctypedef void (*F32Rule)(float *p, const float *g, float **s, const float *h, Py_ssize_t n) noexcept nogil
 ctypedef void (*F64Rule)(double *p, const double *g, double **s, const double *h, Py_ssize_t n) noexcept nogil
 # The scalars of step t, in double: from the hyperparameters x (in the order of Rule.hyper) to h[1:]. h[0] is the
-# factor of decoupled weight decay, which every rule has and the engine fills. carry is one number that a parameter
-# takes from step to step (NAdam's product of momenta; whether SGD's buffer has been started).
+# factor of decoupled weight decay, which every rule has and the engine fills. carry points to MAX_NUMBERS numbers that
+# a parameter takes from step to step (NAdam's product of momenta; whether SGD's buffer has been started).
 ctypedef void (*Scalars)(const double *x, double t, double *carry, double *h) noexcept nogil
 
 cdef enum:
-    MAX_STATES = 3
+    MAX_STATES = 4
+    MAX_NUMBERS = 2       # that a parameter carries from step to step
     MAX_SCALARS = 12      # h[0] and at most eleven more
     MAX_HYPER = 10
     MAX_RULES = 40
     MAX_STAGES = 20
-    TABLE_VERSION = 3
+    TABLE_VERSION = 4
 
 cdef struct Rule:
     const char *name

@@ -334,9 +334,9 @@ def compiled_steps() -> Iterator[Count]:
     class Plan(plain):
         tensors = 0
 
-        def tie(self, group: Any, records: Any, *others: Any) -> None:
+        def bind(self, group: Any, records: Any, *others: Any) -> None:
             self.tensors += len(records)
-            super().tie(group, records, *others)
+            super().bind(group, records, *others)
 
         def step_tensors(self, groups: Any, state: Any, grad_scale: Any = None, check_only: bool = False) -> bool:
             done = super().step_tensors(groups, state, grad_scale, check_only)

@@ -32,8 +32,11 @@ STAGES = "fastopt/kernels/stages.pxi"
 PROGRAM = "fastopt/_engine/program.pxi"
 SCALARS = "fastopt/_engine/scalars.pxi"
 ENGINE = "fastopt/engine.pyx"
-ARRAYS, FOREIGN, GROUP, LEVELS, MEMORY, THREADS, WALK = (
-    f"fastopt/_engine/{part}.pxi" for part in ("arrays", "foreign", "group", "levels", "memory", "threads", "walk")
+ARRAYS, FOREIGN, GRADIENTS, GROUP, LEVELS, MEMORY = (
+    f"fastopt/_engine/{part}.pxi" for part in ("arrays", "foreign", "gradients", "group", "levels", "memory")
+)
+BANK, OPERANDS, TEAM, THREADS, WALK = (
+    f"fastopt/_engine/{part}.pxi" for part in ("bank", "operands", "team", "threads", "walk")
 )
 OPTIMIZER, STATE, FUNCTIONAL = "fastopt/optimizer.py", "fastopt/state.py", "fastopt/functional.py"
 SGD, ADAM, SCHEDULES, OPENMP = "fastopt/sgd.py", "fastopt/adam.py", "fastopt/schedules.py", "fastopt/_openmp.py"
@@ -242,9 +245,9 @@ MUTANTS = [
         bits("Adamax"),
     ),
     Mutant(
-        "the scalars of the step before", ENGINE,
-        "group.compute(&self.slots[self.n_slots], q.t + 1, q.carry)",
-        "group.compute(&self.slots[self.n_slots], q.t, q.carry)", bits("Adamax"),
+        "the scalars of the step before", BANK,
+        "group.compute(&bank.items[bank.n], q.t + 1, q.numbers)",
+        "group.compute(&bank.items[bank.n], q.t, q.numbers)", bits("Adamax"),
     ),
     Mutant(
         "hyperparameters rounded before the scalars are", GROUP,
@@ -252,13 +255,13 @@ MUTANTS = [
     ),
     Mutant(
         "decay computed in float32", SCALARS,
-        "slot.h.d[0] = (1.0 - lr * wd if", "slot.h.d[0] = (1.0 - <double>(<float>lr * <float>wd) if",
+        "out.h.d[0] = (1.0 - lr * wd if", "out.h.d[0] = (1.0 - <double>(<float>lr * <float>wd) if",
         "test_bits.py -k rounded_once",
     ),
     Mutant(
         "scalars that overflow float32", SCALARS,
-        "isfinite(slot.h.d[i]) and (not hyper.has_float or isfinite(slot.h.f[i]))",
-        "isfinite(slot.h.d[i])", "test_optimizer.py -k scalars_that_overflow",
+        "isfinite(out.h.d[i]) and (not hyper.has_float or isfinite(out.h.f[i]))",
+        "isfinite(out.h.d[i])", "test_optimizer.py -k scalars_that_overflow",
     ),
     Mutant(
         "maximize forgotten where weight decay is coupled", PROGRAM,
@@ -271,8 +274,8 @@ MUTANTS = [
     ),
     Mutant(
         "a flush one step too late", SCALARS,
-        "slot.flush = hyper.fades and t % FLUSH_EVERY == 0",
-        "slot.flush = hyper.fades and t % FLUSH_EVERY == 1", FLUSHES,
+        "out.flush = hyper.fades and t % FLUSH_EVERY == 0",
+        "out.flush = hyper.fades and t % FLUSH_EVERY == 1", FLUSHES,
     ),
     Mutant(
         "no flush at the least eps that allows one", GROUP,
@@ -294,11 +297,11 @@ MUTANTS = [
     ),
     Mutant(
         "the least value excluded", GROUP,
-        "self.low[i] <= x <= self.high[i]", "self.low[i] < x <= self.high[i]", HYPER,
+        "x > b.low if b.above else x >= b.low", "x > b.low", HYPER,
     ),
     Mutant(
         "a beta that float32 rounds to 1", GROUP,
-        "self.open[i] and (x == self.high[i] or r == self.high[i])", "self.open[i] and x == self.high[i]", HYPER,
+        " and is_within(r, &self.bounds[i][j])", "", HYPER,
     ),
     Mutant(
         "True is a number", GROUP,
@@ -356,11 +359,11 @@ MUTANTS = [
     ),
     Mutant(
         "arrays that a schedule shrank while they were given", ENGINE,
-        "            check_unchanged(arrays, labels, fresh)\n", "", "test_hostile.py -k 'shrink'",
+        "            check_unchanged(group, arrays, labels, fresh, self.flattened)\n", "", "test_hostile.py -k 'shrink'",
     ),
     Mutant(
         "arrays that a factory shrank when an option was edited", ENGINE,
-        "                check_unchanged(self.arrays[a:b], labels, states[a:b])\n", "",
+        "                check_unchanged(fresh, self.arrays[a:b], labels, states[a:b], self.flattened)\n", "",
         f"test_hostile.py {GAPS} -k factory",
     ),
     Mutant(
@@ -384,11 +387,11 @@ MUTANTS = [
         "if not (cnp.PyArray_CheckExact(<object>g) and fits(g, q, 0)):", "if not fits(g, q, 0):", "test_arrays.py",
     ),
     Mutant(
-        "integers as gradients", ENGINE,
+        "integers as gradients", GRADIENTS,
         'if array.dtype.kind != "f":', 'if array.dtype.kind not in "fiu":', "test_arrays.py -k copy_grads",
     ),
     Mutant(
-        "a shape that holds as many elements", ENGINE,
+        "a shape that holds as many elements", GRADIENTS,
         "if array.shape != param.shape:", "if array.size != param.size:", BAD_ARRAYS,
     ),
     Mutant(
@@ -415,13 +418,40 @@ MUTANTS = [
         "        if self.foreign:\n            self.check_states()\n", "", "test_engine.py test_arrays.py -k state",
     ),
     Mutant(
-        "state whose memory moved", ENGINE,
-        "if <char *>cnp.PyArray_DATA(state) != q.s[k] or not fits(", "if not fits(",
+        "a copy of the parameter as it was when the optimizer was made", ENGINE,
+        "        if self.copies_first:\n            self.copy_first(&job)\n", "", "test_slots.py",
+    ),
+    Mutant(
+        "a copy of the parameter at every step", OPERANDS,
+        "            if q.t == 0:\n", "            if q.t >= 0:\n", "test_slots.py",
+    ),
+    Mutant(
+        "a row for each index of the last axis", GROUP,
+        "return sizes[:max(n - 1, 0)]", "return sizes[max(n - 1, 0):]", "test_slots.py",
+    ),
+    Mutant(
+        "state of a row in any memory order", ARRAYS,
+        "return (array.flags.c_contiguous and array.flags.aligned and", "return (array.flags.aligned and",
+        "test_slots.py",
+    ),
+    Mutant(
+        "a row's state read-only", OPERANDS,
+        "self.arrays[i], self.flattened) and state.flags.writeable):", "self.arrays[i], self.flattened)):",
+        "test_slots.py",
+    ),
+    Mutant(
+        "only the first number is carried", ENGINE,
+        "copy_numbers(w.q.numbers, job.bank[w.place].numbers)", "w.q.numbers[0] = job.bank[w.place].numbers[0]",
+        "test_bits.py -k ASGD",
+    ),
+    Mutant(
+        "state whose memory moved", OPERANDS,
+        "if <char *>cnp.PyArray_DATA(state) != q.s[k] or not (", "if not (",
         f"test_engine.py test_arrays.py test_hostile.py {GAPS} -k state",
     ),
     Mutant(
         "a lookahead array of another size", ENGINE,
-        "if not fits(<PyObject *>target, q, cnp.NPY_ARRAY_WRITEABLE):", "if False:", "test_hostile.py -k lookahead",
+        "if not fits(<PyObject *>array, q, cnp.NPY_ARRAY_WRITEABLE):", "if False:", "test_hostile.py -k lookahead",
     ),
 
     # --- Which memory is whose
@@ -453,12 +483,12 @@ MUTANTS = [
         "x.high = x.low + cnp.PyArray_NBYTES(array) - cnp.PyArray_ITEMSIZE(array)", OVERLAPS,
     ),
     Mutant(
-        "a remembered gap looked at from below only", ENGINE,
+        "a remembered gap looked at from below only", OPERANDS,
         "if (q.gap_low <= data and data + q.n_bytes <= q.gap_high) or q.n == 0:",
         "if (q.gap_low <= data and data <= q.gap_high) or q.n == 0:", OVERLAPS,
     ),
     Mutant(
-        "gaps remembered although a group was added", ENGINE,
+        "gaps remembered although a group was added", OPERANDS,
         "self.params[i].gap_low = self.params[i].gap_high = NULL", "pass", OVERLAPS,
     ),
 
@@ -471,8 +501,8 @@ MUTANTS = [
     ),
     Mutant(
         "a step is counted before it is checked", ENGINE,
-        "            self.take_step(grads, list(carried) if carried else None)\n",
-        "            self.steps += 1\n            self.take_step(grads, list(carried) if carried else None)\n"
+        "            self.take_step(grads, list(numbers) if numbers else None)\n",
+        "            self.steps += 1\n            self.take_step(grads, list(numbers) if numbers else None)\n"
         "            self.steps -= 1\n", BAD_ARRAYS,
     ),
     Mutant(
@@ -486,39 +516,46 @@ MUTANTS = [
     ),
     Mutant(
         "the optimizer stays busy after an error", ENGINE,
-        "list(carried) if carried else None)\n        finally:\n            self.leave()\n",
-        "list(carried) if carried else None)\n        except TypeError:\n            raise\n        self.leave()\n",
+        "list(numbers) if numbers else None)\n        finally:\n            self.leave()\n",
+        "list(numbers) if numbers else None)\n        except TypeError:\n            raise\n        self.leave()\n",
         BAD_ARRAYS,
     ),
     Mutant(
-        "a long step keeps the interpreter lock", ENGINE,
-        "        elif is_large(job):\n            with nogil:\n                run_alone(job)\n",
-        "        elif is_large(job):\n            run_alone(job)\n", "test_engine.py -k interpreter_lock",
+        "a long step keeps the interpreter lock", TEAM,
+        "    elif is_large(job):\n        with nogil:\n            run_alone(job)\n",
+        "    elif is_large(job):\n        run_alone(job)\n", "test_engine.py -k interpreter_lock",
     ),
     Mutant(
         "gradients are not held while others may run", ENGINE,
-        "hold = is_large(&job) and self.held is None", "hold = False", "test_hostile.py -k gradients_that_another",
+        "keep_refs = is_large(job) and self.converted is None", "keep_refs = False",
+        "test_hostile.py -k gradients_that_another",
     ),
     Mutant(
         "the carried number stands still", ENGINE,
-        "            w.q.carry = job.slots[w.slot].carry\n", "", AT_ONCE,
+        "            copy_numbers(w.q.numbers, job.bank[w.place].numbers)\n", "", AT_ONCE,
     ),
     Mutant(
         "scalars shared in spite of another count", ENGINE,
-        "if job.slot < 0 or q.t != job.t or q.carry != job.carry:", "if job.slot < 0 or q.carry != job.carry:", SKIPPED,
+        "if job.place < 0 or q.t != job.t or not same_numbers(", "if job.place < 0 or not same_numbers(", SKIPPED,
     ),
     Mutant(
         "scalars shared in spite of another past", ENGINE,
-        "if job.slot < 0 or q.t != job.t or q.carry != job.carry:", "if job.slot < 0 or q.t != job.t:", SKIPPED,
+        "if job.place < 0 or q.t != job.t or not same_numbers(q.numbers, job.numbers):",
+        "if job.place < 0 or q.t != job.t:", SKIPPED,
+    ),
+    Mutant(
+        "scalars shared in spite of another second number", SCALARS,
+        "for k in range(MAX_NUMBERS):\n        if a[k]", "for k in range(1):\n        if a[k]",
+        "test_engine.py -k differ_in_any_number",
     ),
     Mutant(
         "groups that share their scalars", ENGINE,
-        "            job.slot = -1\n", "            pass\n", SKIPPED,
+        "            job.place = -1\n", "            pass\n", SKIPPED,
     ),
     Mutant(
         "one group is edited although another is refused", ENGINE,
         "edited = edited or []\n            edited.append((k, fresh, self.lacking(fresh, fresh.slots)))\n",
-        "self.take_up([(k, fresh, self.lacking(fresh, fresh.slots))])\n",
+        "self.commit_groups([(k, fresh, self.lacking(fresh, fresh.slots))])\n",
         "test_optimizer.py -k 'after_an_edit or switched_on'",
     ),
     Mutant(
@@ -533,12 +570,12 @@ MUTANTS = [
     ),
     Mutant(
         "state of before under a dict without any", ENGINE,
-        "        for group in self.groups:\n            self.fill(group, group.slots)\n",
+        "        for group in self.groups:\n            self.fill(group, group.slots, &self.team)\n",
         "        for group in self.groups:\n", LOADING,
     ),
     Mutant(
         "loading into state that changed since", ENGINE,
-        "        self.check_states()\n        for i, record in", "        for i, record in",
+        "        self.check_states()\n        self.check_records(records)\n", "        self.check_records(records)\n",
         "test_arrays.py -k no_longer",
     ),
     Mutant(
@@ -547,8 +584,8 @@ MUTANTS = [
         f"test_optimizer.py {GAPS} -k grad_scale",
     ),
     Mutant(
-        "state always in C order", ENGINE,
-        'order="C" if array.flags.c_contiguous else "F")\n                place', 'order="C")\n                place',
+        "state always in C order", OPERANDS,
+        'order="C" if array.flags.c_contiguous else "F")\n        place', 'order="C")\n        place',
         "test_optimizer.py -k switched_on",
     ),
 
@@ -580,14 +617,14 @@ MUTANTS = [
     ),
     Mutant(
         "an array that was cut is begun anew", WALK,
-        "walk_array(w, slots, max(0, begin - w.first_block) * per_block,", "walk_array(w, slots, 0,", CUT,
+        "walk_array(w, bank, max(0, begin - w.first_block) * per_block,", "walk_array(w, bank, 0,", CUT,
     ),
     Mutant(
         "blocks of as many elements for both types", WALK,
         "per_block = BLOCK // (8 if w.q.type == cnp.NPY_DOUBLE else 4)", "per_block = BLOCK // 8", CUT,
     ),
     Mutant(
-        "the last block only if it is full", ENGINE,
+        "the last block only if it is full", OPERANDS,
         "q.blocks = (q.n_bytes + BLOCK - 1) // BLOCK", "q.blocks = q.n_bytes // BLOCK", bits("Lion"),
     ),
     Mutant(
@@ -647,15 +684,15 @@ MUTANTS = [
         "#define FO_MXCSR_DEFAULT 0x1f80u", "#define FO_MXCSR_DEFAULT 0x9fc0u", bits("Lion"),
     ),
     Mutant(
-        "small steps go to a team", ENGINE,
+        "small steps go to a team", TEAM,
         "if job.moved < serial_blocks or job.blocks < 2 or", "if job.blocks < 2 or", "test_engine.py -k one_region",
     ),
     Mutant(
-        "late teams for ever", ENGINE,
-        "if n_threads > 1 and self.alone > 0:", "if False:", "test_engine.py -k too_late",
+        "late teams for ever", TEAM,
+        "if n_threads > 1 and team.serial_left > 0:", "if False:", "test_engine.py -k too_late",
     ),
     Mutant(
-        "as many threads as somebody grants", ENGINE,
+        "as many threads as somebody grants", TEAM,
         "return <int>min(n, job.blocks, MOST_THREADS)", "return <int>min(n, job.blocks)",
         f"{GAPS} -k threads",
     ),
@@ -739,7 +776,7 @@ MUTANTS = [
     ),
     Mutant(
         "eps_root edited unseen", DECLARE,
-        'key in ("momentum", "eps_root")', 'key == "momentum"', f"test_optimizer.py {GAPS} -k eps_root",
+        'DECIDING = ("momentum", "eps_root",', 'DECIDING = ("momentum",', f"test_optimizer.py {GAPS} -k eps_root",
     ),
     Mutant(
         "decay of a kind that the convention does not have", DECLARE,
@@ -851,7 +888,7 @@ MUTANTS = [
     ),
     Mutant(
         "state of before a load that the loaded options have no slot for", ENGINE,
-        "for name in dict.fromkeys([*held[k], *kept])", "for name in held[k]", LOADING,
+        "for name in dict.fromkeys([*recorded[k], *present])", "for name in recorded[k]", LOADING,
     ),
     Mutant(
         "an attribute that looks like an option is taken", OPTIMIZER,

@@ -1132,3 +1132,23 @@ def test_a_tensor_that_was_given_the_memory_of_an_inference_tensor_is_stepped():
         p.grad = torch.ones(3)
         module.SGD([p], lr=0.5).step()
         assert p[0] == 0.5
+
+
+def test_every_number_that_a_parameter_carries_has_a_tensor_of_its_own(way, monkeypatch):
+    second, record = torch.tensor(0.25, dtype=torch.float64), ft.NAdam._record
+
+    def with_a_second(self, *args):
+        *rest, numbers, steps = record(self, *args)
+        return *rest, (*numbers, second), steps
+
+    monkeypatch.setattr(ft.NAdam, "_record", with_a_second)
+    p, q = parameter(), parameter()
+    opt, other = ft.NAdam([p]), torch.optim.NAdam([q])
+    for value in (0.25, 0.75):
+        second.fill_(value)
+        for x in (p, q):
+            x.grad = tensor((3, 4), seed=1)
+        opt.step()
+        other.step()
+        assert opt._plan.count(0)[1] == (opt.state[p]["mu_product"].item(), value) and second.item() == value
+    assert opt.state[p]["mu_product"].item() == other.state[q]["mu_product"].item()
