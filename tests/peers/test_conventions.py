@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from facts import FACTS
 from peers import oracles
 from peers.oracles import Arrays, Case, Grads
 
@@ -31,12 +32,6 @@ FLOAT32 = 1e-4
 FLOAT32_POWERS = 5e-4
 #: optax forms RAdam's rho = rho_inf - 2 t b2^t / (1 - b2^t) in float32, where nearly all digits cancel. Seen: 3e-3.
 FLOAT32_OPTAX_RADAM = 1e-2
-
-CLASSES = (
-    "SGD", "Momentum", "NAG", "Adagrad", "Adadelta", "RMSprop",
-    "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Lion",
-)  # fmt: skip
-
 
 # --- the cases -------------------------------------------------------------------------------------------
 
@@ -271,6 +266,15 @@ def test_follows_a_learning_rate_that_changes(case: Case) -> None:
         check(params[i], want, tol, f"edited, parameter {i}")
 
 
+def test_every_convention_of_every_optimizer_is_compared():
+    compared = {(case.convention, case.optimizer) for case in CASES}
+    for name, cls in fastopt.OPTIMIZERS.items():
+        for convention in set(cls.conventions) - {"paper"}:
+            where = f"{name} under {convention}"
+            assert (convention, name) in EXISTING, f"tests/peers/oracles.py has no constructor for {where}"
+            assert (convention, name) in compared, f"tests/peers/test_conventions.py has no case of {where}"
+
+
 @pytest.mark.parametrize(("convention", "name"), EXISTING, ids="-".join)
 def test_defaults_are_the_librarys(convention: str, name: str) -> None:
     need(convention)
@@ -281,7 +285,7 @@ def test_defaults_are_the_librarys(convention: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("convention", oracles.CONSTRUCTORS)
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", FACTS)
 def test_an_optimizer_that_the_library_lacks_is_an_error(convention: str, name: str) -> None:
     if (convention, name) in EXISTING:
         pytest.skip("exists")

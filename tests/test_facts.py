@@ -1,0 +1,43 @@
+"""tests/facts.py has a complete row for each optimizer: the one place that fails where a new class has none."""
+
+from __future__ import annotations
+
+import pytest
+from facts import COUPLED, FACTS, FLUSHED, KEPT, Fact, Offer, no_row
+
+from fastopt import OPTIMIZERS
+
+
+def test_every_optimizer_has_a_row():
+    for name in OPTIMIZERS:
+        assert name in FACTS, no_row(name)
+    for name in FACTS:
+        assert name in OPTIMIZERS, f"tests/facts.py has a row for {name}, which is no optimizer"
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_a_row_has_every_convention_and_every_slot(name):
+    cls, row = OPTIMIZERS[name], FACTS[name]
+    assert list(row.offers) == list(cls.conventions), f"the conventions of {name} in tests/facts.py"
+    slots = {slot for names in row.slots.values() for slot in names.split()}
+    assert slots == {*cls.slots, *cls.optional_slots}, f"the slots of {name} in tests/facts.py"
+    for convention, offer in row.offers.items():
+        assert dict(cls.conventions[convention].names) == offer.names, f"renamed state of {name} under {convention}"
+        assert tuple(cls.conventions[convention].decay) == offer.decay, f"weight decay of {name} under {convention}"
+        for slot in slots:
+            here = offer.names.get(slot, slot)
+            assert here in FLUSHED or here in KEPT, f"tests/facts.py does not say whether {here} is flushed"
+
+
+def test_no_slot_is_both_flushed_and_kept():
+    assert not FLUSHED.keys() & KEPT
+
+
+def test_a_row_tells_which_slots_options_bring():
+    row = Fact(
+        {"paper": Offer({"lr": 0.1, "momentum": 0.0}, COUPLED), "torch": Offer({"lr": None, "momentum": 0.9})},
+        {(): "a", ("momentum",): "a b"},
+    )
+    assert (row.default, row.positional) == ("paper", ("lr", "momentum"))
+    assert row.slots_of() == ["a"]
+    assert row.slots_of("torch") == row.slots_of(momentum=0.1) == ["a", "b"]
