@@ -24,8 +24,9 @@ CALLS = {
 }  # fmt: skip
 # Function, class, options, state slots in the order of the arguments.
 CASES = [
-    (getattr(functional, f"{name.lower()}_"), OPTIMIZERS[name], options, row.slots_of(**options))
-    for name, row in FACTS.items() if "mu_product" not in row.numbers for options in CALLS.get(name, ({},))
+    (getattr(functional, f"{name.lower()}_"), cls, options, FACTS[name].slots_of(**options))
+    for name, cls in OPTIMIZERS.items() if name in FACTS and "mu_product" not in FACTS[name].numbers
+    for options in CALLS.get(name, ({},))
 ]  # fmt: skip
 
 
