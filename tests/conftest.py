@@ -9,7 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import fastopt
 from fastopt import engine
+from fastopt.optimizer import Convention
 
 COUNT: pytest.StashKey[SimpleNamespace] = pytest.StashKey()
 TALLY: pytest.StashKey[Counter[str]] = pytest.StashKey()
@@ -162,6 +164,26 @@ def same_bits(bit_matrix):
         )
 
     return check
+
+
+@pytest.fixture
+def newcomer(monkeypatch):
+    """The name of an optimizer that no table knows, in ``fastopt.OPTIMIZERS`` for one test: Lion, less what it can."""
+
+    class Newcomer(fastopt.Optimizer):
+        hyperparameters = ("lr", "betas")
+        slots = ("exp_avg",)
+        conventions = {"paper": Convention({"lr": 1e-3, "betas": (0.9, 0.99)})}
+
+        def __init__(self, params, lr=None, betas=None, *, convention=None, **common):
+            super().__init__(params, {"lr": lr, "betas": betas}, convention=convention, **common)
+
+        @staticmethod
+        def rule(group, convention):
+            return "lion", ("exp_avg",)
+
+    monkeypatch.setitem(fastopt.OPTIMIZERS, "Newcomer", Newcomer)
+    return "Newcomer"
 
 
 @pytest.fixture(scope="session")

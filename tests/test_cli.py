@@ -210,6 +210,17 @@ def test_a_missing_extra_is_named_in_one_line(name, monkeypatch, capsys, tmp_pat
     assert err.count("\n") == 1
 
 
+def test_commands_take_an_optimizer_that_nobody_told_of(extras, newcomer, tmp_path, capsys):
+    out = ["--optimizer=newcomer,adam", "--format=png", "--quiet", "--out"]
+    assert exit_code("compare", "ravine", "rates", "--steps=5", *out, tmp_path / "scenes") == 0
+    assert exit_code("compare", "--data=diabetes", "--epochs=1", *out, tmp_path / "data") == 0
+    assert exit_code("demo", "--optimizer=newcomer", "--quiet", "--json", "--out", tmp_path / "demo") == 0
+    assert "Newcomer" in (tmp_path / "scenes" / "index.html").read_text("utf-8")
+    (row,) = json.loads((tmp_path / "demo" / "results.json").read_text())["results"]
+    assert row["optimizer"] == "Newcomer" and row["equal_bits"] is True
+    capsys.readouterr()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_every_optimizer_learns_with_the_bits_of_the_reference(extras, dtype, capsys, tmp_path):
     assert exit_code("demo", "--dtype", dtype, "--out", tmp_path, "--json") == 0
