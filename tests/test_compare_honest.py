@@ -150,7 +150,7 @@ def test_an_optimizer_that_a_scene_does_not_list_gets_a_rate_that_suits_it(name)
     raced = run_scene(replace(scene, steps=min(scene.steps, 1000)))
     floor = scene.surface.floor
     for path in raced.paths.values():
-        assert path.runner.options == suited(path.name, scene) and moved(raced, path)
+        assert path.runner.options == suited(path.name, SCENES[name]) and moved(raced, path)
         assert path.finite and path.losses[-10:].mean() - floor < 0.5 * (path.losses[0] - floor), path.name
     assert dict(changed(scene, ["Lion"]).runners[0].options) == dict(scene.others.get("Lion", {"lr": 0.13}))
 

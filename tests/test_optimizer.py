@@ -374,6 +374,8 @@ def test_options_exist_where_the_library_has_them(cls, convention):
             value = True
         if key in offered:
             extra = {"momentum": 0.5} if key == "nesterov" else {}
+            if key == "eps_placement" and row.offers[convention].options.get("eps_root"):
+                extra = {"eps_root": 0.0}  # which goes with one placement only
             opt = build(cls, values(), convention, **{key: value}, **extra)
             assert opt.param_groups[0][key] == value
             opt.step(values())
