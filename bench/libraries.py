@@ -105,9 +105,9 @@ def roofline(case, grads, threads=None):
 
 
 def torch(case, grads, fused):
-    if fused != (case.optimizer in FUSED) or case.optimizer == "Lion":
-        return None
     name, more = TORCH.get(case.optimizer, (case.optimizer, {}))
+    if fused != (case.optimizer in FUSED) or name not in pytorch.optim.__all__:
+        return None
     params = [pytorch.from_numpy(p).requires_grad_() for p in case.arrays(0)]
     way = {"fused" if fused else "foreach": True}
     optimizer = getattr(pytorch.optim, name)(params, **way, **case.options, **more)
@@ -119,6 +119,8 @@ def drop_in(case, grads):
     import fastopt.torch
 
     name, more = TORCH.get(case.optimizer, (case.optimizer, {}))
+    if name not in fastopt.torch.__all__:
+        return None
     params = [pytorch.from_numpy(p).requires_grad_() for p in case.arrays(0)]
     optimizer = getattr(fastopt.torch, name)(params, n_threads=case.threads, **case.options, **more)
     return handing_over(case, grads, params, optimizer.step)

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fastopt import engine
+import fastopt
+from fastopt import Convention, Slot, engine
 
 COUNT: pytest.StashKey[SimpleNamespace] = pytest.StashKey()
 TALLY: pytest.StashKey[Counter[str]] = pytest.StashKey()
@@ -162,6 +163,26 @@ def same_bits(bit_matrix):
         )
 
     return check
+
+
+@pytest.fixture
+def newcomer(monkeypatch):
+    """The name of an optimizer that no table knows, in ``fastopt.OPTIMIZERS`` for one test: Lion, less what it can."""
+
+    class Newcomer(fastopt.Optimizer):
+        hyperparameters = ("lr", "betas")
+        slots = (Slot("exp_avg"),)
+        conventions = {"paper": Convention({"lr": 1e-3, "betas": (0.9, 0.99)})}
+
+        def __init__(self, params, lr=None, betas=None, *, convention=None, **common):
+            super().__init__(params, {"lr": lr, "betas": betas}, convention=convention, **common)
+
+        @staticmethod
+        def rule(group, convention):
+            return "lion"
+
+    monkeypatch.setitem(fastopt.OPTIMIZERS, "Newcomer", Newcomer)
+    return "Newcomer"
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from facts import FLUSHED, fact
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -147,15 +148,6 @@ SIZES = (
 TOTAL = sum(SIZES)
 OFFSETS = list(itertools.product(range(3), repeat=3))  # of parameters, gradients and states, in elements
 LAYOUTS = ("sizes", "whole", "cut", "edge")
-# State below these (float32, float64) becomes 0 at every 64th step; slots that are not listed never do.
-LOW = {
-    **dict.fromkeys(("exp_avg", "momentum_buffer", "velocity", "scaled_momentum_buffer"), (2.0**-96, 2.0**-992)),
-    **dict.fromkeys(
-        ("exp_avg_sq", "exp_inf", "exp_inf_without_eps", "square_avg", "acc_delta"), (2.0**-116, 2.0**-1012)
-    ),
-    "grad_avg": (2.0**-58, 2.0**-506),
-}
-NEVER_FLUSHED = {("lion", "exp_avg")}  # but for it, a slot's name says it
 
 
 def turns(number: int) -> list[int]:
@@ -171,12 +163,12 @@ def n_steps(config: Config) -> int:
 
 
 def around_thresholds(dtype) -> np.ndarray:
-    """State that the next step takes to just below, onto and just above each threshold of `LOW`, of either sign.
+    """State that the next step takes to just below, onto and just above each threshold of `FLUSHED`, of either sign.
 
     Where the gradient is 0 a step only multiplies by a decay rate, or leaves the state as it is.
     """
     rates = [1.0, 0.5, VALUES["momentum"][0], VALUES["alpha"][0], VALUES["rho"][0], *VALUES["betas"][0]]
-    lows = {low[dtype is np.float64] for low in LOW.values()}
+    lows = {low[dtype is np.float64] for low in FLUSHED.values()}
     values = np.array([low / rate for low in lows for rate in rates], dtype)
     steps = 1 + np.arange(-4, 5, dtype=dtype) * np.finfo(dtype).epsneg
     return np.outer((1, -1), np.outer(values, steps)).ravel().astype(dtype)
@@ -394,11 +386,12 @@ def test_a_flush_takes_what_is_below_the_threshold_and_nothing_else(rule, dtype,
     """Said without the reference: beside the same step without a flush, with the thresholds of this file."""
     # Not PyTorch's Adamax, which adds eps to its maximum.
     config = next(c for c in CONFIGS if c.rule == rule and (rule, c.options["convention"]) != ("adamax", "torch"))
+    never = fact(config.cls).never_flushed.split()
     for count in (0, 31, 62, 63, 64, 95, 126, 127, 128, 6399, 2**40 - 1, 2**40):
         flushed = after_one_step(config, dtype, count, nasties)
         for slot, kept in after_one_step(config, dtype, count, nasties, flush_subnormal=False).items():
-            flushes = slot in LOW and (rule, slot) not in NEVER_FLUSHED and (count + 1) % 64 == 0
-            low = dtype(LOW[slot][dtype is np.float64] if flushes else 0)
+            flushes = slot in FLUSHED and slot not in never and (count + 1) % 64 == 0
+            low = dtype(FLUSHED[slot][dtype is np.float64] if flushes else 0)
             want = np.where(np.abs(kept) < low, dtype(0), kept)
             same_bits(f"{rule}: {slot} after step {count + 1}", [flushed[slot]], [want])
             if flushes:

@@ -13,6 +13,8 @@ import pytest
 import fastopt
 from fastopt.cli import build_parser, demo, info, main
 
+LAST = list(fastopt.OPTIMIZERS)[-1]  # with which the list of choices ends
+
 
 def python_m_fastopt(*arguments, **options):
     command = [sys.executable, "-m", "fastopt", *arguments]
@@ -128,8 +130,8 @@ def test_bad_arguments_are_one_line_and_exit_code_2(arguments, capsys, tmp_path)
         ("compare --epochs 3", "fastopt compare: error: --epochs is for --data (see fastopt compare --help)"),
         ("compare --data no.csv", "fastopt compare: error: no.csv: no such file (see fastopt compare --help)"),
         ("compare --data digits --task=regression", "--task is for CSV files: digits comes with its own (see fastopt"),
-        ("compare --optimizer adadelat", "Lion; did you mean Adadelta? (see fastopt compare --help)"),
-        ("demo --optimizer adm", "Lion; did you mean Adam or RAdam? (see fastopt demo --help)"),
+        ("compare --optimizer adadelat", f"{LAST}; did you mean Adadelta? (see fastopt compare --help)"),
+        ("demo --optimizer adm", f"{LAST}; did you mean Adam or RAdam? (see fastopt demo --help)"),
     ],
 )
 def test_errors_point_to_the_help_of_their_command_and_to_what_was_meant(extras, arguments, said, capsys, tmp_path):
@@ -206,6 +208,17 @@ def test_a_missing_extra_is_named_in_one_line(name, monkeypatch, capsys, tmp_pat
     assert 'pip install "fastopt[demo]"' in err
     assert "--help" not in err  # which says nothing about it
     assert err.count("\n") == 1
+
+
+def test_commands_take_an_optimizer_that_nobody_told_of(extras, newcomer, tmp_path, capsys):
+    out = ["--optimizer=newcomer,adam", "--format=png", "--quiet", "--out"]
+    assert exit_code("compare", "ravine", "rates", "--steps=5", *out, tmp_path / "scenes") == 0
+    assert exit_code("compare", "--data=diabetes", "--epochs=1", *out, tmp_path / "data") == 0
+    assert exit_code("demo", "--optimizer=newcomer", "--quiet", "--json", "--out", tmp_path / "demo") == 0
+    assert "Newcomer" in (tmp_path / "scenes" / "index.html").read_text("utf-8")
+    (row,) = json.loads((tmp_path / "demo" / "results.json").read_text())["results"]
+    assert row["optimizer"] == "Newcomer" and row["equal_bits"] is True
+    capsys.readouterr()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

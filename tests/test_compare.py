@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import csv
+import graphlib
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import fastopt
+from fastopt import _compare
 from fastopt._compare.findings import crossings, left_saddle, length, overshoot, settled, turns
 from fastopt._compare.lessons import (
     ANEW,
@@ -143,6 +147,19 @@ def test_every_optimizer_can_run_in_every_scene(name):
     assert {path.runner.optimizer for path in raced.paths.values()} == set(fastopt.OPTIMIZERS)
     assert all(len(path.points) == 4 for path in raced.paths.values())
     assert scene.headline(raced)
+
+
+def test_modules_import_each_other_one_way():
+    """Each module stands above all that it imports, at its head or in a function."""
+    folder = Path(_compare.__file__).parent
+    modules = {path.stem: path for path in folder.glob("*.py") if path.stem != "__init__"}
+    below = {}
+    for name, path in modules.items():
+        found = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.ImportFrom)]
+        own = {part for node in found if node.level == 1 for part in [node.module, *(a.name for a in node.names)]}
+        below[name] = own & modules.keys()
+    layers = list(graphlib.TopologicalSorter(below).static_order())  # raises CycleError
+    assert {*layers} == modules.keys() and below["curve_pictures"] >= {"curves"}
 
 
 @pytest.mark.parametrize("name", SCENES)

@@ -823,7 +823,7 @@ def test_csv_has_a_row_for_each_measurement(house_race, tmp_path):
 
 
 def test_a_section_has_pictures_table_findings_and_files(flower_race, tmp_path):
-    section = curves.section(flower_race, tmp_path / "out", ("png", "svg"))
+    section = stage.of_curves(flower_race, tmp_path / "out", ("png", "svg"), curves.findings(flower_race))
     assert section.name == "flowers"
     assert [picture.files[0].name for picture in section.pictures] == [
         "flowers-curves.png",
@@ -857,7 +857,7 @@ def test_pictures_when_nothing_is_learned_or_names_are_hostile(flower_race, tmp_
     runners = (Runner("SGD", {"lr": 1e300}, "$\\bad{$"), Runner("Momentum", {"lr": 1e300}, "_hidden"))
     raced = learning.race(dataset, runners, epochs=1, batch_size=8, seeds=(0,))
     assert math.isnan(raced.to_loss)
-    section = curves.section(raced, tmp_path, ("png",))
+    section = stage.of_curves(raced, tmp_path, ("png",))
     assert [picture.files[0].name.split("-")[-1] for picture in section.pictures] == ["curves.png", "scores.png"]
     assert section.pictures[0].title.startswith("No optimizer learns")
     names = [path.name for path in tmp_path.iterdir()]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from fastopt import OPTIMIZERS
-from fastopt._compare import learning, pictures, stage
+from fastopt._compare import learning, pictures, rates, stage
 from fastopt._compare.findings import (
     RATES,
     all_before,
@@ -150,9 +150,31 @@ def test_an_optimizer_that_a_scene_does_not_list_gets_a_rate_that_suits_it(name)
     raced = run_scene(replace(scene, steps=min(scene.steps, 1000)))
     floor = scene.surface.floor
     for path in raced.paths.values():
-        assert path.runner.options == suited(path.name, scene) and moved(raced, path)
+        assert path.runner.options == suited(path.name, SCENES[name]) and moved(raced, path)
         assert path.finite and path.losses[-10:].mean() - floor < 0.5 * (path.losses[0] - floor), path.name
     assert dict(changed(scene, ["Lion"]).runners[0].options) == dict(scene.others.get("Lion", {"lr": 0.13}))
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_an_optimizer_that_nobody_told_of_runs_in_every_scene(name, newcomer):
+    raced = run_scene(changed(SCENES[name], [newcomer], steps=5))
+    (path,) = raced.paths.values()
+    assert path.finite and moved(raced, path) and raced.headline
+    at_adams = [runner.options["lr"] for runner in SCENES[name].runners if runner.optimizer == "Adam"]
+    assert path.runner.options == {"lr": at_adams[0] if at_adams else suited("Adam", SCENES[name])["lr"]}
+
+
+def test_an_optimizer_without_a_rate_takes_that_of_one_like_it(monkeypatch):
+    """By its base class, else by what it has: asked of those that have a rate, as if they had none."""
+    monkeypatch.setattr(rates, "_VALLEY", {"NAG": {}, "Adam": {}})
+    adams = dict.fromkeys(("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Lion"), "Adam")
+    others = {"SGD": "SGD", "Momentum": "Momentum", "NAG": "Momentum", "Adagrad": "Adagrad", "Adadelta": "RMSprop",
+              "RMSprop": "RMSprop"}  # fmt: skip
+    wanted = {**others, **adams}
+    assert {name: rates.like(name) for name in wanted} == wanted
+    monkeypatch.setitem(OPTIMIZERS, "Mine", type("Mine", (OPTIMIZERS["NAG"],), {}))
+    assert rates.like("Mine") == "NAG"
+    assert rates.suited("Mine", SCENES["beale"]) == {"lr": 0.01}  # NAG's there
 
 
 # --- Three verdicts

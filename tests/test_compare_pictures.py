@@ -239,9 +239,23 @@ def test_the_variables_are_called_as_in_the_formula(scene):
 
 
 def test_every_optimizer_has_a_look_of_its_own():
+    without = fastopt.OPTIMIZERS.keys() - style.COLORS.keys()
+    assert len(without) <= len(style.SPARE_COLORS), f"give some of {without} a colour in fastopt/_compare/style.py"
     every = [style.look(name) for name in fastopt.OPTIMIZERS]
-    assert set(fastopt.OPTIMIZERS) <= set(style.COLORS)
-    assert len({look.color for look in every}) == len({look.marker for look in every}) == len(every)
+    assert len({look.color for look in every}) == len(every)
+    own = [style.look(name) for name in style.COLORS]
+    assert len({look.color for look in own}) == len({look.marker for look in own}) == len(own)
+    assert style.COLORS.keys() == style.DASHES.keys() == style.MARKERS.keys()
+
+
+def test_spare_looks_are_given_in_turn(monkeypatch):
+    names = [f"New{k}" for k in range(len(style.SPARE_COLORS) + 1)]
+    for name in names:
+        monkeypatch.setitem(fastopt.OPTIMIZERS, name, fastopt.Adam)
+    colors = [style.look(name).color for name in names if name in fastopt.OPTIMIZERS]
+    n = len(style.SPARE_COLORS)
+    assert len({*colors[:n]}) == n and not {*colors} & {*style.COLORS.values(), style.OTHER}
+    assert colors[n] == colors[0] and style.look("Unheard").color == style.OTHER
 
 
 def test_the_seven_of_the_notes_are_told_apart_in_grey():
@@ -477,10 +491,10 @@ def test_every_optimizer_has_a_portrait(tmp_path, name):
         assert low[int(title[2]) :].all() and not low[int(title[2]) - 1]
 
 
-def test_an_optimizer_without_a_colour_has_a_portrait_too(tmp_path, monkeypatch):
-    monkeypatch.setitem(fastopt.OPTIMIZERS, "Newcomer", type("Newcomer", (fastopt.Adam,), {}))
-    file = pictures.portrait("Newcomer", tmp_path / "newcomer.png")
+def test_an_optimizer_that_nobody_told_of_has_a_portrait_too(tmp_path, newcomer):
+    file = pictures.portrait(newcomer, tmp_path / "newcomer.png")
     assert file.read_bytes().startswith(PNG)
+    portraits._way.cache_clear()
 
 
 def test_crossings_count_what_can_be_seen():

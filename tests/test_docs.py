@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import doctest
-import importlib.util
+import importlib
 import inspect
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +26,10 @@ if not (DOCS / "conf.py").exists():
     pytest.skip("the documentation is not beside the tests", allow_module_level=True)
 
 
-def load_facts():
-    spec = importlib.util.spec_from_file_location("facts", DOCS / "_ext" / "facts.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+sys.path.insert(0, str(DOCS / "_ext"))
+library, pages = importlib.import_module("library"), importlib.import_module("pages")
+sys.path.remove(str(DOCS / "_ext"))
 
-
-facts = load_facts()
 PAGES = sorted(path for path in DOCS.rglob("*.md") if not {"_build", "_generated"} & set(path.parts))
 OTHERS = [ROOT / name for name in ("README.md", "SECURITY.md", "CHANGELOG.md", "CONTRIBUTING.md", "examples/README.md")]
 every_optimizer = pytest.mark.parametrize("cls", fastopt.OPTIMIZERS.values(), ids=lambda cls: cls.__name__)
@@ -45,13 +42,87 @@ def named(path: Path) -> str:
 # --- Nothing is left out
 
 
-@every_optimizer
-def test_every_optimizer_has_a_page(cls):
-    page = (DOCS / "optimizers" / f"{cls.__name__.lower()}.md").read_text("utf-8")
+GENERATED = {
+    "optimizers/index.md": ("optimizer-index", lambda: pages.index() + pages.contents()),
+    "choosing.md": ("optimizer-families", pages.families),
+    "genealogy.md": ("genealogy-table", pages.genealogy),
+    "conventions.md": ("convention-table", library.conventions),
+}
+"""Pages that name every optimizer -> the directive that writes the names, and what it writes."""
+
+
+def test_every_optimizer_has_a_page():
+    for name in fastopt.OPTIMIZERS:
+        pages.page(name)  # raises ValueError: docs/optimizers/NAME.md is missing, or lacks a line of its header
+
+
+def with_page() -> list[str]:
+    return [name for name in fastopt.OPTIMIZERS if (DOCS / "optimizers" / f"{name.lower()}.md").exists()]
+
+
+def complete() -> bool:
+    try:
+        return bool(pages.pages())
+    except ValueError:
+        return False
+
+
+needs_all_pages = pytest.mark.skipif(not complete(), reason="test_every_optimizer_has_a_page says what is missing")
+
+
+@pytest.mark.parametrize("name", with_page())
+def test_the_page_of_an_optimizer_has_all_parts(name):
+    text = (DOCS / "optimizers" / f"{name.lower()}.md").read_text("utf-8")
     for part in ("autoclass:: ", "{optimizer-options} ", "{optimizer-state} ", "{drawing} portrait-"):
-        assert re.search(rf"{re.escape(part)}{cls.__name__}$", page, re.M), part
-    for page in ("optimizers/index.md", "choosing.md", "genealogy.md", "conventions.md"):
-        assert re.search(rf"\b{cls.__name__}\b", (DOCS / page).read_text("utf-8")), page
+        assert re.search(rf"{re.escape(part)}{name}$", text, re.M), part
+    assert f"# {name}\n" in text
+
+
+@needs_all_pages
+@pytest.mark.parametrize("page", GENERATED)
+def test_every_optimizer_is_on_the_pages_that_list_them(page):
+    directive, write = GENERATED[page]
+    text = (DOCS / page).read_text("utf-8")
+    assert f"```{{{directive}}}\n" in text
+    for name in fastopt.OPTIMIZERS:
+        assert re.search(rf"\[{name}\]\((optimizers/)?{name.lower()}\.md\)", write()), name
+    assert re.findall(r"^([a-z]+)$", pages.contents(), re.M) == [name.lower() for name in fastopt.OPTIMIZERS]
+
+
+@needs_all_pages
+def test_every_optimizer_is_in_the_options_and_in_the_family_tree():
+    text = (DOCS / "conventions.md").read_text("utf-8")
+    assert "```{all-options}\n" in text and "```{own-options}\n" in text
+    tree = [pages.FIRST, *pages.pages()]
+    places = pages.places(tree)
+    assert {*fastopt.OPTIMIZERS} < places.keys() and len(set(places.values())) == len(places)
+    for member in tree:
+        assert all(places[parent][1] < places[member.name][1] for parent in member.parents), member.name
+        assert len(member.idea) <= 18 and re.search(rf"\b{member.name}\b", pages.descent())
+
+
+@pytest.mark.parametrize("text, said", [
+    ("# Adam\n", "header of these lines: short, year, by"), ("---\nshort: a\nyear: 1\n---\n", "header of these lines"),
+    ("{}family: none\nparents: SGD\n---\n", "family has to be one of"),
+    ("{}family: both\nparents: SGDD\n---\n", "parents has 'SGDD', which is no optimizer"), (None, "adam.md is missing"),
+])  # fmt: skip
+def test_what_is_wrong_with_a_header_is_said(text, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "FOLDER", tmp_path)
+    if text is not None:
+        text = text.replace("{}", "---\nshort: a\nyear: 1\nby: a\nnew: b\nidea: c\n")
+        (tmp_path / "adam.md").write_text(text, "utf-8")
+    with pytest.raises(ValueError, match=said):
+        pages.page("Adam")
+
+
+@needs_all_pages
+def test_a_full_row_of_the_family_tree_gets_wider_and_then_goes_on_below():
+    many = [pages.AMSGRAD._replace(name=f"A{k}", parents=("Adam",)) for k in range(9)]
+    places = pages.places([*many, *pages.pages(), pages.FIRST])
+    assert len(set(places.values())) == len(places) == len(many) + len(fastopt.OPTIMIZERS) + 1
+    assert max(x for x, _ in places.values()) == pages.MOST_COLUMNS - 0.5
+    with pytest.raises(ValueError, match="their own ancestors: A and B"):
+        pages.places([many[0]._replace(name=a, parents=(b,)) for a, b in ("AB", "BA")])
 
 
 def test_every_schedule_is_drawn():
@@ -62,7 +133,7 @@ def test_every_schedule_is_drawn():
 
 def test_every_command_shows_its_help():
     page = (DOCS / "command_line.md").read_text("utf-8")
-    assert not [name for name in ("fastopt", *facts.commands()) if f"{{command-help}} {name}\n" not in page]
+    assert not [name for name in ("fastopt", *library.commands()) if f"{{command-help}} {name}\n" not in page]
 
 
 def test_every_public_name_is_in_the_reference():
@@ -72,10 +143,11 @@ def test_every_public_name_is_in_the_reference():
     single = set(re.findall(r"^\.\. auto(?:class|exception|function|data):: (\w+)$", text, re.M))
     missing = {
         f"{path}.{name}"
-        for path in facts.MODULES if path not in modules
-        for name in set(facts.exported(importlib.import_module(path))) - single
+        for path in library.MODULES if path not in modules
+        for name in set(library.exported(importlib.import_module(path))) - single
     }  # fmt: skip
-    assert not missing - modules
+    without_page = {f"fastopt.{name}" for name in fastopt.OPTIMIZERS} - {f"fastopt.{name}" for name in with_page()}
+    assert not missing - modules - without_page  # test_every_optimizer_has_a_page says it of these
     assert ".. torch-classes::" in text
 
 
@@ -90,7 +162,7 @@ def cells(table: str) -> list[list[str]]:
 
 @every_optimizer
 def test_the_defaults_shown_are_those_of_the_optimizer(cls):
-    heads, *rows = cells(facts.options(cls))
+    heads, *rows = cells(library.options(cls))
     assert [head.strip('"') for head in heads[1:]] == list(cls.conventions)
     for column, convention in enumerate(cls.conventions, 1):
         shown = {row[0]: row[column] for row in rows}
@@ -98,15 +170,15 @@ def test_the_defaults_shown_are_those_of_the_optimizer(cls):
         assert set(needed) == {key for key, value in cls.conventions[convention].defaults.items() if value is None}
         made = cls(np.zeros(1), convention=convention, **needed).defaults
         for key in cls.hyperparameters:
-            if shown[key] not in ("give one", facts.NONE):
-                assert shown[key].removeprefix("always ") == facts.number(made[key]), (convention, key)
-        decays = {key for key, value in shown.items() if key.startswith("decoupled") and value != facts.NONE}
+            if shown[key] not in ("give one", library.NONE):
+                assert shown[key].removeprefix("always ") == library.number(made[key]), (convention, key)
+        decays = {key for key, value in shown.items() if key.startswith("decoupled") and value != library.NONE}
         assert decays == {f"decoupled_weight_decay={choice}" for choice in cls.conventions[convention].decay}
 
 
 @every_optimizer
 def test_the_state_shown_is_that_of_the_optimizer(cls):
-    _, *rows = cells(facts.state(cls))
+    _, *rows = cells(library.state(cls))
     for convention, offered in cls.conventions.items():
         always = {under(names, convention) for names, _, when in rows if when.startswith("always")} - {None}
         plain = {"momentum": 0.0, "nesterov": False} if "momentum" in offered.defaults else {}
@@ -134,7 +206,7 @@ def under(names: str, convention: str) -> str | None:
 
 
 def test_the_table_of_meanings_has_every_pair_of_names_once():
-    _, *rows = cells(facts.meanings())
+    _, *rows = cells(library.meanings())
     assert len(rows) == len({tuple(row[:3]) for row in rows}) == 2 + 2 + 2 + 2 + 4
     assert {row[0]: row[3].split(":")[0] for row in rows} == {
         "SGD": "converted", "RMSprop": "converted", "Adam": "refused", "Adamax": "refused", "NAdam": "refused",
@@ -144,26 +216,26 @@ def test_the_table_of_meanings_has_every_pair_of_names_once():
 def test_the_signatures_of_the_torch_classes_are_right():
     pytest.importorskip("torch")
     module = importlib.import_module("fastopt.torch")
-    assert set(facts.torch_names()) == set(module.__all__)
-    for name in facts.torch_names():
+    assert set(library.torch_names()) == set(module.__all__)
+    for name in library.torch_names():
         parameters = inspect.signature(getattr(module, name)).parameters
         by_position = [key for key, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
-        shown = facts.torch_defaults(name)
+        shown = library.torch_defaults(name)
         assert by_position[: len(shown) + 1] == ["params", *shown], name
         for key, value in shown.items():
             assert float(np.sum(parameters[key].default)) == float(np.sum(value)), (name, key)
         assert {"n_threads", "flush_subnormal", "fallback"} <= parameters.keys()
-        assert facts.torch_docstrings()[name] == inspect.getdoc(getattr(module, name))
+        assert library.torch_docstrings()[name] == inspect.getdoc(getattr(module, name))
 
 
 def test_the_functions_of_the_torch_module_are_in_the_reference():
     pytest.importorskip("torch")
     module = importlib.import_module("fastopt.torch")
-    assert {*facts.torch_functions()} == {name for name in dir(module) if inspect.isfunction(vars(module).get(name))
+    assert {*library.torch_functions()} == {name for name in dir(module) if inspect.isfunction(vars(module).get(name))
                                           and not name.startswith("_")}  # fmt: skip
-    for name, (signature, text) in facts.torch_functions().items():
+    for name, (signature, text) in library.torch_functions().items():
         assert signature == f"{name}(*names: str)" and text == inspect.getdoc(getattr(module, name))
-        assert f"fastopt.torch.{name}" in facts.public_names()
+        assert f"fastopt.torch.{name}" in library.public_names()
 
 
 # --- The code in the pages
@@ -173,7 +245,7 @@ def code(path: Path) -> list[str]:
     return python_blocks(path.read_text("utf-8"))
 
 
-RUN = [path for path in PAGES if path.stem not in facts.NOT_RUN and code(path)]
+RUN = [path for path in PAGES if path.stem not in library.NOT_RUN and code(path)]
 
 
 @pytest.mark.parametrize("path", RUN, ids=named)
@@ -214,7 +286,7 @@ def test_each_block_of_readme_runs_when_pasted(block, tmp_path):
 
 
 def test_pages_that_do_not_run_are_pages():
-    assert {path.stem for path in PAGES if path.stem in facts.NOT_RUN and code(path)} == set(facts.NOT_RUN)
+    assert {path.stem for path in PAGES if path.stem in library.NOT_RUN and code(path)} == set(library.NOT_RUN)
     assert len(RUN) >= 8
 
 

@@ -377,10 +377,11 @@ def arrays(n, size, dtype=np.float32):
 for name, cls in fastopt.OPTIMIZERS.items():
     params = arrays(1000, 700) + arrays(3, 70_000, np.float64)
     grads = [np.ones_like(p) for p in params]
-    opt = cls(params, weight_decay=0.1, n_threads=2, nonfinite="skip", maximize=True)
+    decay = {"weight_decay": 0.1} if next(iter(cls.conventions.values())).decay else {}
+    opt = cls(params, **decay, n_threads=2, nonfinite="skip", maximize=True)
     assert regions(opt, grads) == (1, 2), name
     opt = cls([{"params": arrays(5, 70_000), "lr": 0.1}, {"params": arrays(5, 70_000), "lr": 0.2}], n_threads=2,
-              weight_decay=0.1)
+              **decay)
     assert regions(opt, arrays(10, 70_000)) == (1, 2), name
     assert regions(opt, [None] * 10) == (0, 2), name
 opt = fastopt.Adam(arrays(1, 8_000_000), n_threads=3)

@@ -2,31 +2,32 @@
 
 import numpy as np
 import pytest
+from facts import FACTS
 
 import fastopt
-from fastopt import errors, functional
+from fastopt import OPTIMIZERS, errors, functional
 from fastopt.declare import numbers_at, saved_numbers
 
-# function, class, options, state slots in the order of the arguments
+# Calls with more options than the defaults.
+CALLS = {
+    "SGD": (
+        {}, {"momentum": 0.8, "dampening": 0.3, "weight_decay": 0.1},
+        {"momentum": 0.8, "nesterov": True, "maximize": True}, {"convention": "sklearn"},
+    ),
+    "Momentum": ({"momentum": 0.7},),
+    "NAG": ({"momentum": 0.7},),
+    "Adagrad": ({"lr_decay": 0.1},),
+    "Adadelta": ({"rho": 0.7},),
+    "RMSprop": ({}, {"centered": True, "momentum": 0.5}),
+    "Adam": ({"betas": (0.7, 0.9)}, {"amsgrad": True}, {"convention": "thinc", "weight_decay": 0.1}),
+    "RAdam": ({"betas": (0.9, 0.6)},),
+    "Lion": ({"weight_decay": 0.3},),
+}  # fmt: skip
+# Function, class, options, state slots in the order of the arguments.
 CASES = [
-    (functional.sgd_, fastopt.SGD, {}, []),
-    (functional.sgd_, fastopt.SGD, {"momentum": 0.8, "dampening": 0.3, "weight_decay": 0.1}, ["momentum_buffer"]),
-    (functional.sgd_, fastopt.SGD, {"momentum": 0.8, "nesterov": True, "maximize": True}, ["momentum_buffer"]),
-    (functional.sgd_, fastopt.SGD, {"convention": "sklearn"}, ["momentum_buffer"]),
-    (functional.momentum_, fastopt.Momentum, {"momentum": 0.7}, ["velocity"]),
-    (functional.nag_, fastopt.NAG, {"momentum": 0.7}, ["velocity"]),
-    (functional.adagrad_, fastopt.Adagrad, {"lr_decay": 0.1}, ["sum"]),
-    (functional.adadelta_, fastopt.Adadelta, {"rho": 0.7}, ["square_avg", "acc_delta"]),
-    (functional.rmsprop_, fastopt.RMSprop, {}, ["square_avg"]),
-    (functional.rmsprop_, fastopt.RMSprop, {"centered": True, "momentum": 0.5},
-     ["square_avg", "grad_avg", "momentum_buffer"]),
-    (functional.adam_, fastopt.Adam, {"betas": (0.7, 0.9)}, ["exp_avg", "exp_avg_sq"]),
-    (functional.adam_, fastopt.Adam, {"amsgrad": True}, ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]),
-    (functional.adam_, fastopt.Adam, {"convention": "thinc", "weight_decay": 0.1}, ["exp_avg", "exp_avg_sq"]),
-    (functional.adamw_, fastopt.AdamW, {}, ["exp_avg", "exp_avg_sq"]),
-    (functional.adamax_, fastopt.Adamax, {}, ["exp_avg", "exp_inf"]),
-    (functional.radam_, fastopt.RAdam, {"betas": (0.9, 0.6)}, ["exp_avg", "exp_avg_sq"]),
-    (functional.lion_, fastopt.Lion, {"weight_decay": 0.3}, ["exp_avg"]),
+    (getattr(functional, f"{name.lower()}_"), cls, options, FACTS[name].slots_of(**options))
+    for name, cls in OPTIMIZERS.items() if name in FACTS and "mu_product" not in FACTS[name].numbers
+    for options in CALLS.get(name, ({},))
 ]  # fmt: skip
 
 
@@ -160,5 +161,5 @@ def test_a_bad_call_raises_and_writes_nothing(case):
 
 
 def test_every_class_has_its_function():
-    names = {name.lower() + "_" for name in fastopt.OPTIMIZERS}
+    names = {name.lower() + "_" for name in OPTIMIZERS}
     assert names == set(functional.__all__)

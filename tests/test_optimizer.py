@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from facts import FACTS, fact
 from support import ALL, ALL_IDS, build, frozen, needed, same_bits, three, unchanged, values
 
 import fastopt
@@ -160,65 +161,20 @@ def test_add_param_group_between_steps():
 
 
 def test_positional_arguments_are_in_the_order_of_pytorch():
-    orders = {
-        "SGD": "lr momentum dampening weight_decay nesterov",
-        "Adagrad": "lr lr_decay weight_decay initial_accumulator_value eps",
-        "Adadelta": "lr rho eps weight_decay",
-        "RMSprop": "lr alpha eps weight_decay momentum centered",
-        "Adam": "lr betas eps weight_decay amsgrad",
-        "AdamW": "lr betas eps weight_decay amsgrad",
-        "Adamax": "lr betas eps weight_decay",
-        "NAdam": "lr betas eps weight_decay momentum_decay",
-        "RAdam": "lr betas eps weight_decay",
-        "Momentum": "lr momentum weight_decay",
-        "NAG": "lr momentum weight_decay",
-        "Lion": "lr betas weight_decay",
-    }
     samples = {"nesterov": False, "centered": True, "amsgrad": True, "betas": (0.5, 0.75)}
-    assert orders.keys() == OPTIMIZERS.keys()
-    for name, order in orders.items():
-        given = {key: samples.get(key, (i + 1) / 16) for i, key in enumerate(order.split())}
+    for name, row in FACTS.items():
+        given = {key: samples.get(key, (i + 1) / 16) for i, key in enumerate(row.positional)}
         group = OPTIMIZERS[name](values(), *given.values()).param_groups[0]
         assert {key: group[key] for key in given} == given
 
 
-def test_defaults_are_those_of_the_library():
-    def group(name: str, convention: str) -> dict[str, Any]:
-        return build(OPTIMIZERS[name], values(), convention).param_groups[0]
-
-    wanted = {
-        ("SGD", "torch"): {"lr": 1e-3, "momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False},
-        ("SGD", "keras"): {"lr": 0.01, "momentum": 0, "nesterov": False},
-        ("SGD", "sklearn"): {"lr": 0.1, "momentum": 0.9, "nesterov": True},
-        ("Adagrad", "torch"): {"lr": 0.01, "lr_decay": 0, "initial_accumulator_value": 0, "eps": 1e-10},
-        ("Adagrad", "keras"): {"lr": 1e-3, "initial_accumulator_value": 0.1, "eps": 1e-7},
-        ("Adagrad", "optax"): {"initial_accumulator_value": 0.1, "eps": 1e-7},
-        ("Adagrad", "paper"): {"lr": 0.01, "eps": 0},
-        ("Adadelta", "torch"): {"lr": 1.0, "rho": 0.9, "eps": 1e-6},
-        ("Adadelta", "keras"): {"lr": 1e-3, "rho": 0.95, "eps": 1e-7},
-        ("Adadelta", "optax"): {"rho": 0.9, "eps": 1e-6},
-        ("Adadelta", "paper"): {"lr": 1.0, "rho": 0.95, "eps": 1e-6},
-        ("RMSprop", "torch"): {"lr": 0.01, "alpha": 0.99, "eps": 1e-8, "momentum": 0, "centered": False},
-        ("RMSprop", "keras"): {"lr": 1e-3, "alpha": 0.9, "eps": 1e-7},
-        ("RMSprop", "optax"): {"alpha": 0.9, "eps": 1e-8, "initial_accumulator_value": 0},
-        ("RMSprop", "paper"): {"lr": 1e-3, "alpha": 0.9, "eps": 0},
-        ("Adam", "torch"): {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0},
-        ("Adam", "keras"): {"lr": 1e-3, "eps": 1e-7}, ("Adam", "optax"): {"eps": 1e-8, "eps_root": 0},
-        ("Adam", "sklearn"): {"lr": 1e-3, "eps": 1e-8}, ("Adam", "thinc"): {"lr": 1e-3, "eps": 1e-8},
-        ("Adam", "paper"): {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8},
-        ("AdamW", "torch"): {"lr": 1e-3, "weight_decay": 0.01}, ("AdamW", "keras"): {"weight_decay": 0.004},
-        ("AdamW", "optax"): {"weight_decay": 1e-4}, ("AdamW", "thinc"): {"weight_decay": 0},
-        ("Adamax", "torch"): {"lr": 2e-3, "eps": 1e-8}, ("Adamax", "keras"): {"lr": 1e-3, "eps": 1e-7},
-        ("Adamax", "paper"): {"lr": 2e-3, "eps": 0},
-        ("NAdam", "torch"): {"lr": 2e-3, "momentum_decay": 0.004, "eps": 1e-8},
-        ("NAdam", "keras"): {"lr": 1e-3, "eps": 1e-7}, ("NAdam", "paper"): {"momentum_decay": 0.004},
-        ("RAdam", "torch"): {"lr": 1e-3, "eps": 1e-8}, ("RAdam", "thinc"): {"lr": 1e-3, "eps": 1e-8},
-        ("Lion", "paper"): {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0},
-        ("Lion", "keras"): {"lr": 1e-3, "betas": (0.9, 0.99)}, ("Lion", "optax"): {"weight_decay": 1e-3},
-    }  # fmt: skip
-    for (name, convention), want in wanted.items():
-        got = group(name, convention)
-        assert {key: got[key] for key in want} == want, (name, convention)
+@pytest.mark.parametrize(("cls", "convention"), ALL, ids=ALL_IDS)
+def test_defaults_are_those_of_the_library(cls, convention):
+    offer = fact(cls).offers[convention]
+    want = {key: value for key, value in {**offer.options, **offer.also}.items() if value is not None}
+    got = build(cls, values(), convention).param_groups[0]
+    assert {key: got[key] for key in want} == want
+    assert got["decoupled_weight_decay"] is next(iter(offer.decay), False)
 
 
 def test_what_a_library_has_no_default_for_must_be_given():
@@ -226,21 +182,13 @@ def test_what_a_library_has_no_default_for_must_be_given():
         for key in needed(cls, convention):
             with pytest.raises(HyperparameterError, match=rf"no default for {key}"):
                 build(cls, values(), convention, **{key: None})
-    no_lr = {
-        c.__name__ for c in OPTIMIZERS.values() if "optax" in c.conventions and "lr" in needed(c, "optax")
-    }
-    assert no_lr == {
-        "SGD",
-        "Adagrad",
-        "Adadelta",
-        "RMSprop",
-        "Adam",
-        "AdamW",
-        "Adamax",
-        "NAdam",
-        "RAdam",
-        "Lion",
-    }
+
+
+@pytest.mark.parametrize(("cls", "convention"), ALL, ids=ALL_IDS)
+def test_the_library_has_a_default_for_all_but_these(cls, convention):
+    options = fact(cls).offers[convention].options
+    assert needed(cls, convention).keys() == {key for key, value in options.items() if value is None}
+    assert convention != "optax" or "lr" in options and options["lr"] is None  # optax has no default for any
 
 
 # --- Hyperparameters: what is accepted
@@ -381,53 +329,8 @@ def test_settings_are_checked():
 
 # --- Conventions
 
-# What each library's optimizer lets one choose, from its signature. What is in no list is an error.
-OFFERED = {
-    "SGD": {"torch": "lr momentum dampening weight_decay nesterov",
-            "keras": "lr momentum weight_decay nesterov", "optax": "lr momentum nesterov",
-            "sklearn": "lr momentum nesterov", "thinc": "lr weight_decay"},
-    "Momentum": {"paper": "lr momentum weight_decay"},
-    "NAG": {"paper": "lr momentum weight_decay"},
-    "Adagrad": {"torch": "lr lr_decay weight_decay initial_accumulator_value eps",
-                "keras": "lr weight_decay initial_accumulator_value eps",
-                "optax": "lr initial_accumulator_value eps", "paper": "lr eps"},
-    "Adadelta": {"torch": "lr rho eps weight_decay", "keras": "lr rho eps weight_decay",
-                 "optax": "lr rho eps weight_decay", "paper": "lr rho eps"},
-    "RMSprop": {"torch": "lr alpha eps weight_decay momentum centered",
-                "keras": "lr alpha eps weight_decay momentum centered",
-                "optax": "lr alpha eps momentum centered nesterov bias_correction initial_accumulator_value",
-                "paper": "lr alpha eps"},
-    "Adam": {"torch": "lr betas eps weight_decay amsgrad", "keras": "lr betas eps weight_decay amsgrad",
-             "optax": "lr betas eps amsgrad eps_root", "sklearn": "lr betas eps",
-             "thinc": "lr betas eps weight_decay", "paper": "lr betas eps amsgrad"},
-    "AdamW": {"torch": "lr betas eps weight_decay amsgrad", "keras": "lr betas eps weight_decay amsgrad",
-              "optax": "lr betas eps weight_decay eps_root", "thinc": "lr betas eps weight_decay",
-              "paper": "lr betas eps weight_decay"},
-    "Adamax": {"torch": "lr betas eps weight_decay", "keras": "lr betas eps weight_decay",
-               "optax": "lr betas eps weight_decay", "paper": "lr betas"},
-    "NAdam": {"torch": "lr betas eps weight_decay momentum_decay", "keras": "lr betas eps weight_decay",
-              "optax": "lr betas eps weight_decay eps_root", "paper": "lr betas eps momentum_decay"},
-    "RAdam": {"torch": "lr betas eps weight_decay", "optax": "lr betas eps eps_root",
-              "thinc": "lr betas eps weight_decay", "paper": "lr betas eps"},
-    "Lion": {"paper": "lr betas weight_decay", "keras": "lr betas weight_decay",
-             "optax": "lr betas weight_decay"},
-}  # fmt: skip
-# What fastopt adds under every convention; RMSprop's bias correction is optax's alone.
+# What fastopt adds under every convention, but where a library has an option of that name (RMSprop's bias correction).
 OURS = {"eps_placement", "bias_correction"}
-# Whether weight decay can be coupled, decoupled or both; nothing where there is none.
-DECAY = {
-    "SGD": {"torch": {False}, "keras": {True}, "thinc": {True, False}},
-    "Momentum": {"paper": {False, True}}, "NAG": {"paper": {False, True}},
-    "Adagrad": {"torch": {False}, "keras": {True}},
-    "Adadelta": {"torch": {False}, "keras": {True}, "optax": {False}},
-    "RMSprop": {"torch": {False}, "keras": {True}},
-    "Adam": {"torch": {False, True}, "keras": {True}, "thinc": {True, False}},
-    "AdamW": {"torch": {True}, "keras": {True}, "optax": {True}, "thinc": {True}, "paper": {True}},
-    "Adamax": {"torch": {False}, "keras": {True}, "optax": {True}},
-    "NAdam": {"torch": {False, True}, "keras": {True}, "optax": {True}},
-    "RAdam": {"torch": {False, True}, "thinc": {True, False}},
-    "Lion": {"paper": {True}, "keras": {True}, "optax": {True}},
-}  # fmt: skip
 OTHER_THAN_USUAL: dict[str, Any] = {
     "lr": 0.3, "betas": (0.5, 0.75), "eps": 0.01, "weight_decay": 0.125, "momentum": 0.5, "dampening": 0.25,
     "nesterov": True, "centered": True, "amsgrad": True, "lr_decay": 0.1, "momentum_decay": 0.01,
@@ -439,7 +342,7 @@ OTHER_THAN_USUAL: dict[str, Any] = {
 @pytest.mark.parametrize("cls", OPTIMIZERS.values())
 @pytest.mark.parametrize("convention", [*CONVENTIONS, "pytorch", "", 3, ["torch"]])
 def test_convention_that_does_not_exist_lists_those_that_do(cls, convention):
-    existing = OFFERED[cls.__name__]
+    existing = fact(cls).offers
     if isinstance(convention, str) and convention in existing:
         assert build(cls, values(), convention).convention == convention
         return
@@ -457,30 +360,30 @@ def test_a_convention_that_is_nearly_one_is_recognised():
 
 
 def test_default_convention():
-    default = {name: cls(values()).convention for name, cls in OPTIMIZERS.items()}
-    assert default == {
-        name: "paper" if name in ("Momentum", "NAG", "Lion") else "torch" for name in OPTIMIZERS
-    }
+    for name, row in FACTS.items():
+        assert OPTIMIZERS[name](values()).convention == row.default == ("torch" if "torch" in row.offers else "paper")
 
 
 @pytest.mark.parametrize(("cls", "convention"), ALL, ids=ALL_IDS)
 def test_options_exist_where_the_library_has_them(cls, convention):
-    offered = {*OFFERED[cls.__name__][convention].split(), *OURS}
-    if cls is RMSprop and convention != "optax":
-        offered.remove("bias_correction")
+    row = fact(cls)
+    theirs = {key for offer in row.offers.values() for key in offer.options}
+    offered = {*row.offers[convention].options, *(OURS - theirs)}
     for key in cls.hyperparameters:
         value = OTHER_THAN_USUAL[key]
-        if cls is RMSprop and key == "bias_correction":
+        if key == "bias_correction" and key in theirs:  # where it is off by default
             value = True
         if key in offered:
             extra = {"momentum": 0.5} if key == "nesterov" else {}
+            if key == "eps_placement" and row.offers[convention].options.get("eps_root"):
+                extra = {"eps_root": 0.0}  # which goes with one placement only
             opt = build(cls, values(), convention, **{key: value}, **extra)
             assert opt.param_groups[0][key] == value
             opt.step(values())
             continue
         with pytest.raises(ConventionError, match=key) as caught:
             build(cls, values(), convention, **{key: value})
-        having = [c for c, keys in OFFERED[cls.__name__].items() if key in keys.split()]
+        having = [name for name, offer in row.offers.items() if key in offer.options]
         assert all(name in str(caught.value) for name in having)
         if key in ("lr", "momentum", "weight_decay"):
             with pytest.raises(ConventionError, match=key):
@@ -494,8 +397,8 @@ def test_options_exist_where_the_library_has_them(cls, convention):
 @pytest.mark.parametrize(("cls", "convention"), ALL, ids=ALL_IDS)
 @pytest.mark.parametrize("decoupled", [False, True])
 def test_weight_decay_is_coupled_or_decoupled_as_the_library_has_it(cls, convention, decoupled):
-    having = DECAY[cls.__name__].get(convention)
-    if having is None or decoupled in having:
+    having = fact(cls).offers[convention].decay
+    if not having or decoupled in having:
         options = {"weight_decay": 0.1} if having else {}
         build(cls, values(), convention, decoupled_weight_decay=decoupled, **options).step(values())
     else:
@@ -535,7 +438,7 @@ def test_schedules_are_called_with_the_steps_already_taken():
 def test_scheduled_path_is_the_path_of_edited_groups(cls, convention):
     steps = {"lr": (0.5, 0.25, 0.125), "momentum": (0.5, 0.75, 0.9), "weight_decay": (0.1, 0.0, 0.3),
              "betas": ((0.5, 0.75), (0.6, 0.8), (0.9, 0.99))}  # fmt: skip
-    keys = [key for key in OFFERED[cls.__name__][convention].split() if key in steps]
+    keys = [key for key in fact(cls).offers[convention].options if key in steps]
     for key in keys:
         start = {} if key == "momentum" else {"momentum": 0.5} if "momentum" in keys else {}
         variants = [Recorded(*steps[key])]
@@ -909,8 +812,8 @@ def test_largest_finite_numbers_are_finite():
 @pytest.mark.parametrize(("cls", "convention"), ALL, ids=ALL_IDS)
 @pytest.mark.parametrize("decay", [0.0, 0.25])
 def test_maximize_negates_the_gradient_and_nothing_else(cls, convention, decay):
-    having = DECAY[cls.__name__].get(convention, set())
-    for decoupled in having or {False}:
+    having = fact(cls).offers[convention].decay
+    for decoupled in having or (False,):
         options = {"weight_decay": decay, "decoupled_weight_decay": decoupled} if having else {}
         up = build(cls, three(), convention, maximize=True, **options)
         down = build(cls, three(), convention, **options)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from facts import FACTS, ON, with_convention
 from support import ALL, ALL_IDS, build, frozen, same_bits, three, unchanged, values
 
 import fastopt
@@ -43,24 +44,11 @@ def foreign(opt: Any) -> dict[str, Any]:
 
 # --- Layout
 
+# (name, the options that bring state) -> the keys that PyTorch's state has
 SLOTS = {
-    ("SGD", ()): "",
-    ("SGD", ("momentum",)): "momentum_buffer",
-    ("Adagrad", ()): "step sum",
-    ("Adadelta", ()): "step square_avg acc_delta",
-    ("RMSprop", ()): "step square_avg",
-    ("RMSprop", ("momentum",)): "step square_avg momentum_buffer",
-    ("RMSprop", ("centered",)): "step square_avg grad_avg",
-    ("RMSprop", ("centered", "momentum")): "step square_avg grad_avg momentum_buffer",
-    ("Adam", ()): "step exp_avg exp_avg_sq",
-    ("Adam", ("amsgrad",)): "step exp_avg exp_avg_sq max_exp_avg_sq",
-    ("AdamW", ()): "step exp_avg exp_avg_sq",
-    ("AdamW", ("amsgrad",)): "step exp_avg exp_avg_sq max_exp_avg_sq",
-    ("Adamax", ()): "step exp_avg exp_inf",
-    ("NAdam", ()): "step mu_product exp_avg exp_avg_sq",
-    ("RAdam", ()): "step exp_avg exp_avg_sq",
-}
-ON = {"momentum": 0.5, "centered": True, "amsgrad": True}
+    (name, options): f"{FACTS[name].numbers} {slots}"
+    for name in with_convention("torch") for options, slots in FACTS[name].slots.items()
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "options"), SLOTS, ids=lambda x: x if isinstance(x, str) else "-".join(x))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib as mpl
+import pages
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-import fastopt
 from fastopt.schedules import ReduceOnPlateau
 
 mpl.rcParams.update({"svg.hashsalt": "fastopt", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
@@ -35,47 +36,22 @@ def draw(name: str, path: Path) -> None:
 # --- Where optimizers come from
 
 
-class Member(NamedTuple):
-    """An optimizer in the family tree."""
-
-    name: str
-    source: str
-    idea: str
-    x: float
-    row: int
-    parents: tuple[str, ...]
-    lane: str
-
-
-FAMILY = (
-    Member("Gradient descent", "Cauchy, 1847", "all the data", 2.0, 0, (), "#000000"),
-    Member("SGD", "Robbins, Monro, 1951", "a sample of it", 2.0, 1, ("Gradient descent",), "#000000"),
-    Member("Momentum", "Polyak, 1964", "inertia", 0.5, 2, ("SGD",), BLUE),
-    Member("NAG", "Nesterov, 1983", "looks ahead", 0.5, 3, ("Momentum",), BLUE),
-    Member("Adagrad", "Duchi et al., 2011", "sum of squares", 3.5, 2, ("SGD",), ORANGE),
-    Member("RMSprop", "Hinton, 2012", "average of squares", 2.5, 3, ("Adagrad",), ORANGE),
-    Member("Adadelta", "Zeiler, 2012", "the units fit, too", 3.5, 3, ("Adagrad",), ORANGE),
-    Member("Adam", "Kingma, Ba, 2014", "corrects its start", 1.5, 4, ("Momentum", "RMSprop"), GREEN),
-    Member("NAdam", "Dozat, 2016", "with lookahead", 0.5, 5, ("NAG", "Adam"), GREEN),
-    Member("AdamW", "Loshchilov, 2017", "decay apart", 1.5, 5, ("Adam",), GREEN),
-    Member("Adamax", "Kingma, Ba, 2014", "largest, not mean", 2.5, 5, ("Adam",), GREEN),
-    Member("RAdam", "Liu et al., 2019", "waits for v", 3.5, 5, ("Adam",), GREEN),
-    Member("Lion", "Chen et al., 2023", "sign of momentum", 1.5, 6, ("AdamW",), GREEN),
-)
+COLORS = {"gradient": "#000000", "direction": BLUE, "step size": ORANGE, "both": GREEN}
 LANES = (("which direction", 0.5, BLUE), ("both", 2.0, GREEN), ("how long a step", 3.5, ORANGE))
 
 
 def genealogy(path: Path) -> None:
     """Draw the family tree: from gradient descent by direction, by step size, and by both."""
-    left_out = fastopt.OPTIMIZERS.keys() - {member.name for member in FAMILY}
-    assert not left_out, f"not in the family tree: {left_out}"
-    figure = Figure(figsize=(5.6, 6.6))
+    tree = [pages.FIRST, *pages.pages()]
+    places = pages.places(tree)
+    right = max(pages.COLUMNS, max(x for x, _ in places.values()) + 0.5)
+    bottom = max(row for _, row in places.values())
+    figure = Figure(figsize=(1.37 * (right + 0.08), 0.924 * (bottom + 1.14)))
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(-0.04, 4.04), ylim=(6.42, -0.72))
+    axes.set(xlim=(-0.04, right + 0.04), ylim=(bottom + 0.42, -0.72))
     axes.axis("off")
-    places = {member.name: (member.x, member.row) for member in FAMILY}
-    for member in FAMILY:
-        box(axes, member)
+    for member in tree:
+        box(axes, member, places[member.name])
         for parent in member.parents:
             arrow(axes, places[parent], places[member.name])
     for text, x, color in LANES:
@@ -83,19 +59,30 @@ def genealogy(path: Path) -> None:
     save(figure, path)
 
 
-def box(axes: Any, member: Member) -> None:
+def source(member: pages.Page) -> str:
+    """Authors and year, as far as they fit in a box."""
+    first, *others = re.split(", | & ", member.by)
+    both = f"{first}, {', '.join(others)}, {member.year}" if others else f"{first}, {member.year}"
+    if len(both) <= 20:
+        return both
+    return f"{first} et al., {member.year}" if len(others) > 1 else f"{first}, {member.year}"
+
+
+def box(axes: Any, member: pages.Page, place: tuple[float, int]) -> None:
     """Draw an optimizer: its name, its source, its idea."""
+    x, row = place
+    color = COLORS[member.family]
     shape = FancyBboxPatch(
-        (member.x - 0.42, member.row - 0.22), 0.84, 0.46, boxstyle="round,pad=0.04", mutation_aspect=1.3,
-        facecolor=PALE[member.lane], edgecolor=member.lane, linewidth=1.2, zorder=3,
+        (x - 0.42, row - 0.22), 0.84, 0.46, boxstyle="round,pad=0.04", mutation_aspect=1.3, facecolor=PALE[color],
+        edgecolor=color, linewidth=1.2, zorder=3,
     )  # fmt: skip
     axes.add_patch(shape)
     for text, dy, size, style in (
         (member.name, -0.13, 8.4 if len(member.name) > 12 else 9.5, {"weight": "bold"}),
-        (member.source, 0.03, 7.6, {}),
+        (source(member), 0.03, 7.6, {}),
         (member.idea, 0.18, 7.6, {"style": "italic"}),
     ):
-        axes.text(member.x, member.row + dy, text, ha="center", va="center", size=size, zorder=4, **style)
+        axes.text(x, row + dy, text, ha="center", va="center", size=size, zorder=4, **style)
 
 
 def arrow(axes: Any, start: tuple[float, int], end: tuple[float, int]) -> None:

@@ -1,10 +1,15 @@
-"""Sphinx's side of ``facts`` and ``drawings``: directives that write from the library, checks that nothing is missing.
+"""Sphinx's side of ``library``, ``pages`` and ``drawings``: directives that write from them, checks of completeness.
 
 In Markdown pages::
 
     ```{optimizer-options} Adam      its options, and their defaults by convention
     ```{optimizer-state} Adam        its state
     ```{rule-source} adam            functions of fastopt.reference
+    ```{all-options}                 the same of every optimizer, a section each
+    ```{optimizer-index}             the table of optimizers, and their pages in the table of contents
+    ```{genealogy-table}             every method by its year; what was new in it
+    ```{optimizer-families}          the families and their members
+    ```{own-options}                 the options that are fastopt's own, and who has them
     ```{convention-table}            which optimizer exists in which convention
     ```{state-meanings}              state that differs by convention, and what a load makes of it
     ```{command-help} info           what a command's --help prints
@@ -23,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import drawings
-import facts
+import library
+import pages
 from docutils import nodes
 from numpydoc.docscrape_sphinx import SphinxDocString
 from sphinx.application import Sphinx
@@ -66,13 +72,64 @@ class FromLibrary(SphinxDirective):
                 self.env.note_dependency(str(source))
 
 
+class FromPages(FromLibrary):
+    """A directive that writes from the headers of the optimizers' pages; what it holds is for readers of the source."""
+
+    has_content = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for source in pages.FOLDER.glob("*.md"):
+            self.env.note_dependency(str(source))
+
+
+class OptimizerIndex(FromPages):
+    """The table of optimizers; their pages become part of the table of contents."""
+
+    def run(self) -> list[nodes.Node]:
+        return self.parse_text_to_nodes(f"{pages.contents()}\n\n{pages.index()}")
+
+
+class GenealogyTable(FromPages):
+    """Every method by its year."""
+
+    def run(self) -> list[nodes.Node]:
+        return self.parse_text_to_nodes(pages.genealogy())
+
+
+class OptimizerFamilies(FromPages):
+    """The families and their members."""
+
+    def run(self) -> list[nodes.Node]:
+        return self.parse_text_to_nodes(pages.families())
+
+
+class OwnOptions(FromPages):
+    """The options that are fastopt's own."""
+
+    def run(self) -> list[nodes.Node]:
+        return self.parse_text_to_nodes(pages.own_options())
+
+
+class AllOptions(FromPages):
+    """The options of every optimizer, a section each."""
+
+    def run(self) -> list[nodes.Node]:
+        sections = []
+        for name, cls in fastopt.OPTIMIZERS.items():
+            section = nodes.section("", nodes.title("", name), ids=[nodes.make_id(name)], names=[name.lower()])
+            section += self.parse_text_to_nodes(library.options(cls))
+            sections.append(section)
+        return sections
+
+
 class OptimizerOptions(FromLibrary):
     """The options of an optimizer, and their defaults by convention."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        return self.parse_text_to_nodes(facts.options(fastopt.OPTIMIZERS[self.arguments[0]]))
+        return self.parse_text_to_nodes(library.options(fastopt.OPTIMIZERS[self.arguments[0]]))
 
 
 class OptimizerState(FromLibrary):
@@ -81,21 +138,21 @@ class OptimizerState(FromLibrary):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        return self.parse_text_to_nodes(facts.state(fastopt.OPTIMIZERS[self.arguments[0]]))
+        return self.parse_text_to_nodes(library.state(fastopt.OPTIMIZERS[self.arguments[0]]))
 
 
 class ConventionTable(FromLibrary):
     """Which optimizer exists in which convention."""
 
     def run(self) -> list[nodes.Node]:
-        return self.parse_text_to_nodes(facts.conventions())
+        return self.parse_text_to_nodes(library.conventions())
 
 
 class StateMeanings(FromLibrary):
     """State that differs by convention, and what a load makes of it."""
 
     def run(self) -> list[nodes.Node]:
-        return self.parse_text_to_nodes(facts.meanings())
+        return self.parse_text_to_nodes(library.meanings())
 
 
 class RuleSource(FromLibrary):
@@ -117,7 +174,7 @@ class CommandHelp(FromLibrary):
 
     def run(self) -> list[nodes.Node]:
         shown_commands(self.env).setdefault(self.env.docname, set()).add(self.arguments[0])
-        text = facts.command_help(self.arguments[0]).rstrip()
+        text = library.command_help(self.arguments[0]).rstrip()
         return [nodes.literal_block(text, text, language="text")]
 
 
@@ -133,16 +190,16 @@ def forget_page(app: Sphinx, env: BuildEnvironment, docname: str) -> None:
     shown_commands(env).pop(docname, None)
 
 
-class Drawing(FromLibrary):
-    """A picture of ``drawings``; the content says what is to be seen."""
+class Drawing(FromPages):
+    """A picture of ``drawings``; the content says what is to be seen. Of the family tree, `pages` says it."""
 
     required_arguments = 1
-    has_content = True
 
     def run(self) -> list[nodes.Node]:
         path = generated(self.env, f"{self.arguments[0]}.svg")
         drawings.draw(self.arguments[0], path)
-        return [picture(self.env, path, " ".join(self.content))]
+        alt = pages.descent() if self.arguments[0] == "genealogy" else " ".join(self.content)
+        return [picture(self.env, path, alt)]
 
 
 class Schedules(FromLibrary):
@@ -196,16 +253,16 @@ class TorchClasses(FromLibrary):
     """The module fastopt.torch, from its source."""
 
     def run(self) -> list[nodes.Node]:
-        texts = facts.torch_docstrings()
+        texts = library.torch_docstrings()
         lines = [".. py:module:: fastopt.torch", "", *texts.pop("").splitlines(), ""]
-        for name in facts.torch_names():
-            lines += [f".. py:class:: {facts.torch_signature(name)}", "   :module: fastopt.torch", ""]
+        for name in library.torch_names():
+            lines += [f".. py:class:: {library.torch_signature(name)}", "   :module: fastopt.torch", ""]
             lines += indented(texts.pop(name))
         for name, text in texts.items():
             signature = {"step": "step(closure=None)", "load_state_dict": "load_state_dict(state_dict)"}
             lines += [f".. py:method:: {signature.get(name, f'{name}(param_group)')}", "   :no-index:", ""]
             lines += indented(text)
-        for signature, text in facts.torch_functions().values():
+        for signature, text in library.torch_functions().values():
             lines += [f".. py:function:: {signature}", "   :module: fastopt.torch", ""]
             lines += indented(text)
         return self.parse_text_to_nodes("\n".join(lines))
@@ -246,7 +303,7 @@ def leave_foreign_names(app: Sphinx, env: BuildEnvironment, node: nodes.Element,
 
 def mark_examples(app: Sphinx, doctree: nodes.document) -> None:
     """Make tests of the Python code in the pages: ``sphinx-build -b doctest`` runs it, each page from top to bottom."""
-    if app.env.docname in facts.NOT_RUN:
+    if app.env.docname in library.NOT_RUN:
         return
     for block in doctree.findall(nodes.literal_block):
         if block.get("language") == "python" and "rule-source" not in block["classes"]:
@@ -261,13 +318,15 @@ def mark_examples(app: Sphinx, doctree: nodes.document) -> None:
 def check_pages(app: Sphinx, env: BuildEnvironment) -> None:
     """Every optimizer has a page, every command its help, every public name its description."""
     for name in fastopt.OPTIMIZERS:
-        if f"optimizers/{name.lower()}" not in env.found_docs:
-            logger.warning("docs/optimizers/%s.md is missing: every optimizer has a page", name.lower())
+        try:
+            pages.page(name)
+        except ValueError as error:
+            logger.warning("%s", error)
     shown = set().union(*shown_commands(env).values())
-    for name in ["fastopt", *facts.commands()]:
+    for name in ["fastopt", *library.commands()]:
         if name not in shown:
             logger.warning("no page has ```{command-help} %s", name)
-    for name in sorted(facts.public_names() - env.get_domain("py").objects.keys()):
+    for name in sorted(library.public_names() - env.get_domain("py").objects.keys()):
         logger.warning("%s is public, and in no page of the API reference", name)
 
 
@@ -275,6 +334,11 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Register it all."""
     app.add_directive("optimizer-options", OptimizerOptions)
     app.add_directive("optimizer-state", OptimizerState)
+    app.add_directive("all-options", AllOptions)
+    app.add_directive("optimizer-index", OptimizerIndex)
+    app.add_directive("genealogy-table", GenealogyTable)
+    app.add_directive("optimizer-families", OptimizerFamilies)
+    app.add_directive("own-options", OwnOptions)
     app.add_directive("convention-table", ConventionTable)
     app.add_directive("state-meanings", StateMeanings)
     app.add_directive("rule-source", RuleSource)

@@ -1,4 +1,4 @@
-"""What a race on real data comes to: the table, what the lecture notes claim of it, the curves as CSV and drawn."""
+"""What a race on real data comes to: the table, what the lecture notes claim of it, the curves as CSV."""
 
 from __future__ import annotations
 
@@ -17,45 +17,12 @@ import numpy.typing as npt
 from .findings import listed
 from .learning import FACTORS, HIDDEN, MEASURED_PER_EPOCH, Curves
 from .race import Finding
-from .report import Picture, Section, Table
-from .report import stem as file_stem
+from .report import Table
 from .results import whole_file
 
-__all__ = ["findings", "headline", "leaders", "section", "table", "write_csv"]
+__all__ = ["findings", "headline", "leaders", "story", "table", "write_csv"]
 
 WHOLE = "{:,.0f}".format
-
-
-def section(
-    curves: Curves, folder: Path, formats: Iterable[str] = ("png", "svg"), found: Iterable[Finding] | None = None
-) -> Section:
-    """Draw the curves into a folder, write them as CSV beside, and return all that is to be said.
-
-    Parameters
-    ----------
-    curves : Curves
-        From `learning.race`.
-    folder : pathlib.Path
-        Where the files go, ``NAME-curves.png`` and so on, with the data set's name. Made if missing.
-    formats : iterable of str, optional
-        The endings of the pictures.
-    found : iterable of Finding, optional
-        The findings, where they are of more than these curves.
-    """
-    from . import curve_pictures
-
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / file_stem(curves.dataset.name)
-    pictures: Sequence[Picture] = curve_pictures.draw(curves, stem, tuple(formats))
-    return Section(
-        name=stem.name,
-        title=f"Real data: {curves.dataset.name}",
-        story=story(curves),
-        table=table(curves),
-        findings=tuple(findings(curves) if found is None else found),
-        pictures=tuple(pictures),
-        files=(write_csv(curves, stem.with_name(f"{stem.name}-curves.csv")),),
-    )
 
 
 def story(curves: Curves) -> str:

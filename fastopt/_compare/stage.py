@@ -14,12 +14,12 @@ import numpy as np
 from . import learning
 from .data import Dataset
 from .findings import length, said, settled
+from .race import Finding, Race, Runner, Scene, run_scene
 from .race import Path as Way
-from .race import Race, Runner, Scene, run_scene
-from .report import Section, Table
+from .report import Section, Table, stem
 from .results import whole_file
 
-__all__ = ["Part", "of_data", "of_scene"]
+__all__ = ["Part", "of_curves", "of_data", "of_scene"]
 
 # What the parts of a run take, in seconds on one core; a progress bar needs no more than a guess.
 STEP, DRAWING, ANIMATION, LEARNING_STEP = 1e-4, 6.0, 6.0, 6e-5
@@ -187,8 +187,39 @@ def of_data(
         shown = by_test if tune else plain
         assert shown is not None
         found = curves.findings(plain, fast, by_test) if plain is not None else []
-        section = curves.section(shown, folder, formats, found)
+        section = of_curves(shown, folder, formats, found)
         tick(DRAWING)
         return section, {**shown.as_json(), "findings": [asdict(finding) for finding in section.findings]}
 
     return Part(dataset.name, LEARNING_STEP * steps + DRAWING, perform, f"{dataset.name}: {dataset.description}")
+
+
+def of_curves(
+    raced: learning.Curves, folder: Path, formats: Sequence[str] = ("png", "svg"), found: Sequence[Finding] = ()
+) -> Section:
+    """Draw the curves into a folder, write them as CSV beside, and return all that is to be said.
+
+    Parameters
+    ----------
+    raced : learning.Curves
+        From `learning.race`.
+    folder : pathlib.Path
+        Where the files go, ``NAME-curves.png`` and so on, with the data set's name. Made if missing.
+    formats : sequence of str, optional
+        The endings of the pictures.
+    found : sequence of Finding, optional
+        What is claimed, and whether it holds; it may rest on more than these curves.
+    """
+    from . import curve_pictures, curves
+
+    folder.mkdir(parents=True, exist_ok=True)
+    name = stem(raced.dataset.name)
+    return Section(
+        name=name,
+        title=f"Real data: {raced.dataset.name}",
+        story=curves.story(raced),
+        table=curves.table(raced),
+        findings=tuple(found),
+        pictures=tuple(curve_pictures.draw(raced, folder / name, tuple(formats))),
+        files=(curves.write_csv(raced, folder / f"{name}-curves.csv"),),
+    )

@@ -45,7 +45,10 @@ COLORS: dict[str, str] = {
     "RAdam": "#B596B2",
     "Lion": "#E20049",
 }
-OTHER = "#444444"  # an optimizer that has no colour yet
+# In turn for optimizers that have no look of their own, by their place in `OPTIMIZERS`. Found by the same search: they
+# differ from the twelve and from each other by at least 10.
+SPARE_COLORS = ("#4884FC", "#6C0C18", "#3000D8", "#606C6C", "#482430", "#9078B4")
+OTHER = "#444444"  # a name that is no optimizer of fastopt
 
 # Families share a dash: plain gradients solid, step sizes dashed, both solid or dotted.
 DASHES: dict[str, Any] = {
@@ -59,6 +62,9 @@ MARKERS: dict[str, str] = {
     "SGD": "o", "Momentum": "s", "NAG": "D", "Adagrad": "^", "Adadelta": "v", "RMSprop": "P", "Adam": "*",
     "AdamW": "X", "Adamax": "h", "NAdam": "<", "RAdam": ">", "Lion": "d",
 }  # fmt: skip
+
+SPARE_DASHES: tuple[Any, ...] = ((0, (8, 2)), (0, (3, 2)), (0, (8, 2, 2, 2)))
+SPARE_MARKERS = ("p", "8", "H")
 
 # Where one optimizer runs several times: its own look, then shades. Black has hues instead: on a grey ground
 # shades of grey are not seen.
@@ -113,8 +119,17 @@ class Look:
 
 
 def look(optimizer: str) -> Look:
-    """Return the look of an optimizer; one that has none yet gets a plain grey one."""
-    return Look(COLORS.get(optimizer, OTHER), DASHES.get(optimizer, "-"), MARKERS.get(optimizer, "o"))
+    """Return the look of an optimizer: its own, or a spare one; a name that is no optimizer gets a plain grey one."""
+    from .. import OPTIMIZERS
+
+    if optimizer in COLORS:
+        return Look(COLORS[optimizer], DASHES[optimizer], MARKERS[optimizer])
+    without = [name for name in OPTIMIZERS if name not in COLORS]
+    if optimizer not in without:
+        return Look(OTHER, "-", "o")
+    place = without.index(optimizer)
+    color, dash, marker = (spare[place % len(spare)] for spare in (SPARE_COLORS, SPARE_DASHES, SPARE_MARKERS))
+    return Look(color, dash, marker)
 
 
 def looks(runners: Iterable[Runner]) -> dict[str, Look]:

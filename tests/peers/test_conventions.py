@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from facts import FACTS
 from peers import oracles
 from peers.oracles import Arrays, Case, Grads
 
@@ -31,12 +32,6 @@ FLOAT32 = 1e-4
 FLOAT32_POWERS = 5e-4
 #: optax forms RAdam's rho = rho_inf - 2 t b2^t / (1 - b2^t) in float32, where nearly all digits cancel. Seen: 3e-3.
 FLOAT32_OPTAX_RADAM = 1e-2
-
-CLASSES = (
-    "SGD", "Momentum", "NAG", "Adagrad", "Adadelta", "RMSprop",
-    "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Lion",
-)  # fmt: skip
-
 
 # --- the cases -------------------------------------------------------------------------------------------
 
@@ -148,9 +143,28 @@ CASES: list[Case] = [
 ]  # fmt: skip
 CASES = [Case(c.convention, c.optimizer, {k: v for k, v in c.options.items() if v is not None}) for c in CASES]
 
+EXISTING = [(convention, name) for convention, names in oracles.CONSTRUCTORS.items() for name in names]
+#: Values of the options of optimizers that are not listed above: those have every combination of what is offered.
+USUAL = {
+    "lr": (0.003,), "betas": BETAS, "eps": EPS, "eps_root": (0.0, 1e-3), "weight_decay": WD, "momentum": (0.0, 0.9),
+    "alpha": (0.95,), "rho": (0.9, 0.8), "nesterov": BOTH, "centered": BOTH, "amsgrad": BOTH,
+}  # fmt: skip
+
+
+def usual(convention: str, name: str) -> list[Case]:
+    """The cases of an optimizer that is not listed; none where it has an option that is not in `USUAL`."""
+    options = FACTS[name].offers[convention].options if name in FACTS else {"": None}
+    more = {"maximize": BOTH} if convention == "torch" else {}
+    known = options.keys() <= USUAL.keys()
+    return grid(convention, name, **{key: USUAL[key] for key in options}, **more) if known else []
+
+
+for pair in EXISTING:
+    if pair not in {(case.convention, case.optimizer) for case in CASES}:
+        CASES += usual(*pair)
+
 #: One case per optimizer and convention, with as many options at work as go together.
 RICH = list({(c.convention, c.optimizer): c for c in CASES}.values())
-EXISTING = [(convention, name) for convention, names in oracles.CONSTRUCTORS.items() for name in names]
 
 
 # --- tools -----------------------------------------------------------------------------------------------
@@ -271,6 +285,22 @@ def test_follows_a_learning_rate_that_changes(case: Case) -> None:
         check(params[i], want, tol, f"edited, parameter {i}")
 
 
+def test_every_convention_of_every_optimizer_is_compared():
+    compared = {(case.convention, case.optimizer) for case in CASES}
+    for name, cls in fastopt.OPTIMIZERS.items():
+        for convention in set(cls.conventions) - {"paper"}:
+            where = f"{name} under {convention}"
+            assert (convention, name) in EXISTING, f"tests/peers/oracles.py has no constructor for {where}"
+            assert (convention, name) in compared, f"tests/peers/test_conventions.py has no case of {where}"
+
+
+def test_an_optimizer_without_cases_of_its_own_gets_those_of_its_row():
+    found = usual("optax", "Adam")
+    assert len(found) == 2 * 2 * 2 * 2 and {case.options["eps_root"] for case in found} == {0.0, 1e-3}
+    assert len(usual("torch", "AdamW")) == 2 * 2 * 2 * 2 * 2
+    assert usual("torch", "SGD") == []  # dampening has no usual values
+
+
 @pytest.mark.parametrize(("convention", "name"), EXISTING, ids="-".join)
 def test_defaults_are_the_librarys(convention: str, name: str) -> None:
     need(convention)
@@ -281,7 +311,7 @@ def test_defaults_are_the_librarys(convention: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("convention", oracles.CONSTRUCTORS)
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", FACTS)
 def test_an_optimizer_that_the_library_lacks_is_an_error(convention: str, name: str) -> None:
     if (convention, name) in EXISTING:
         pytest.skip("exists")

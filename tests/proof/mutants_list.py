@@ -359,7 +359,8 @@ MUTANTS = [
     ),
     Mutant(
         "arrays that a schedule shrank while they were given", ENGINE,
-        "            check_unchanged(group, arrays, labels, fresh, self.flattened)\n", "", "test_hostile.py -k 'shrink'",
+        "            check_unchanged(group, arrays, labels, fresh, self.flattened)\n", "",
+        "test_hostile.py -k 'shrink'",
     ),
     Mutant(
         "arrays that a factory shrank when an option was edited", ENGINE,

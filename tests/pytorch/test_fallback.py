@@ -16,14 +16,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from facts import with_convention  # noqa: E402
+
 import fastopt.torch as ft  # noqa: E402
 from fastopt import _fallback, errors  # noqa: E402
 from fastopt._tensors import Host  # noqa: E402
 from fastopt.engine import TensorPlan  # noqa: E402
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "SGD": {"momentum": 0.9}, "Adam": {}, "AdamW": {"amsgrad": True}, "RMSprop": {"momentum": 0.5, "centered": True},
-    "Adagrad": {}, "Adadelta": {}, "Adamax": {}, "NAdam": {}, "RAdam": {},
+    **{name: {} for name in with_convention("torch")},
+    "SGD": {"momentum": 0.9}, "AdamW": {"amsgrad": True}, "RMSprop": {"momentum": 0.5, "centered": True},
 }  # fmt: skip
 every = pytest.mark.parametrize("name", OPTIONS)
 both = (torch.optim, ft)

@@ -22,6 +22,7 @@ pytest.importorskip("torch.optim", reason="PyTorch is not installed")
 pytest.importorskip("expecttest", reason="torch.testing._internal, which has optim_db, needs expecttest")
 
 import torch
+from facts import with_convention
 from torch.nn import Parameter
 from torch.optim import lr_scheduler, swa_utils
 from torch.optim import optimizer as torch_optimizer
@@ -29,7 +30,7 @@ from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_
 
 import fastopt.torch
 
-NAMES = ("SGD", "Adagrad", "Adadelta", "RMSprop", "Adam", "AdamW", "Adamax", "NAdam", "RAdam")
+NAMES = tuple(with_convention("torch"))
 DB = {info.name: info for info in optim_db if info.name in NAMES}
 # Momentum from the start: PyTorch's RMSprop makes its buffer at the first step or never.
 WITH_MOMENTUM: dict[str, dict[str, Any]] = {"SGD": {"momentum": 0.9}, "RMSprop": {"momentum": 0.5}}

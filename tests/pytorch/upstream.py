@@ -26,7 +26,10 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-NAMES = ("SGD", "Adagrad", "Adadelta", "RMSprop", "Adam", "AdamW", "Adamax", "NAdam", "RAdam")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from facts import with_convention
+
+NAMES = with_convention("torch")
 OUTCOMES = ("passed", "failed", "skipped")
 
 
