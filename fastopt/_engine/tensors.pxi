@@ -450,8 +450,8 @@ cdef class TensorPlan(Plan):
         """Take the steps so far from their tensor; False if they are more than it can count on from."""
         cdef double x = number_at(count)
         if not (0 <= x < LAST_COUNT) or x != <double><int64_t>x:
-            raise TensorStateError(f"state 'step' of {self.label(q - self.params)} is {x!r}; a whole number from 0 on is "
-                                   "needed")
+            raise TensorStateError(f"state 'step' of {self.label(q - self.params)} is {x!r}; a whole number from 0 on "
+                                   "is needed")
         q.t = <int64_t>x
         return count.type == cnp.NPY_DOUBLE or q.t < LAST_FLOAT_COUNT
 

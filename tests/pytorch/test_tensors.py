@@ -888,11 +888,11 @@ def test_steps_over_a_group_of_a_users_own_kind_of_dict_are_tied_once(monkeypatc
     w = parameter((3,))
     opt = ft.Adam([OrderedDict(params=[w])])
     opt.step()
-    tied = []
-    monkeypatch.setattr(type(opt), "_tied", lambda self, groups: tied.append(groups))
+    bound = []
+    monkeypatch.setattr(type(opt), "_bound", lambda self, groups: bound.append(groups))
     for _ in range(3):
         opt.step()
-    assert not tied
+    assert not bound
 
 
 # --- Inference tensors
