@@ -2,7 +2,8 @@
 """The engine: everything about a step but the mathematics.
 
 `Plan` checks arrays, keeps them alive, and steps them all in one call and at most one parallel region. The parts that
-it is made of are in _engine/, one topic a file. The update rules come from the kernel module of one instruction-set level, chosen at import.
+it is made of are in _engine/, one topic a file. The update rules come from the kernel module of one instruction-set
+level, chosen at import.
 
 Design:
 - All arrays form one virtual range of 64-byte blocks, whatever arrays that cuts through. The k-th n-th of it is thread

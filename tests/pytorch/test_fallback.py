@@ -263,7 +263,7 @@ def test_lion_in_half_precision_is_lion():
 
 
 @pytest.mark.parametrize("made", ["parameters", "state"])
-def test_steps_in_inference_mode_are_tied_once(made, monkeypatch):
+def test_steps_in_inference_mode_are_bound_once(made, monkeypatch):
     with torch.inference_mode(made == "parameters"):
         params = [torch.ones(3) for _ in range(3)]
     for p in params:
