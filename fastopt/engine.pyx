@@ -1,8 +1,9 @@
 # cython: profile=False
 """The engine: everything about a step but the mathematics.
 
-`Plan` knows the arrays: it checks them, keeps them alive, and steps them all in one call and at most one parallel
-region. The update rules come from the kernel module of one instruction-set level, chosen at import.
+`Plan` checks arrays, keeps them alive, and steps them all in one call and at most one parallel region. The parts that
+it is made of are in _engine/, one topic a file. The update rules come from the kernel module of one instruction-set
+level, chosen at import.
 
 Design:
 - All arrays form one virtual range of 64-byte blocks, whatever arrays that cuts through. The k-th n-th of it is thread
@@ -423,7 +424,7 @@ cdef class Plan(Operands):
 
     @cython.final                     # and so inline: once for each parameter
     cdef inline int add_work(self, Job *job, Group group, Param *q, PyObject *g, char *data) except -1:
-        """Note that a parameter is to be stepped by the gradient at `data`; raises if that may not be."""
+        """Add the step of a parameter by the gradient at `data`, or raise. The caller counts what it moves."""
         cdef Work *w = &self.work[job.n_work]
         if not self.is_apart(q, data):
             complain_overlap(self, q - self.params, data)

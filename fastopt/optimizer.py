@@ -462,10 +462,11 @@ def _blank(cls: type[_O]) -> _O:
     return cls.__new__(cls)
 
 
-def in_torch(cls: type[Optimizer]) -> str:
-    """What `fastopt.torch` has in the place of a class, for messages."""
-    ours = [base.__name__ for base in cls.__mro__ if base.__module__.startswith("fastopt.") and base is not Optimizer]
-    if not ours:
+def in_torch(cls: type[Optimizer]) -> str | None:
+    """What `fastopt.torch` has in the place of a class, for messages; None if it has nothing."""
+    ours = [base for base in cls.__mro__ if base.__module__.startswith("fastopt.") and issubclass(base, Optimizer)]
+    if ours[0] is Optimizer:
         return "fastopt.torch"
-    forms = {"Momentum": "SGD(momentum=...)", "NAG": "SGD(momentum=..., nesterov=True)"}
-    return f"fastopt.torch.{forms.get(ours[0], ours[0])}"
+    forms = {"Momentum": "SGD(momentum=...)", "NAG": "SGD(momentum=..., nesterov=True)", "Lion": "Lion"}
+    name = forms.get(ours[0].__name__, ours[0].__name__ if "torch" in ours[0].conventions else None)
+    return f"fastopt.torch.{name}" if name else None

@@ -233,7 +233,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             raise
 
     def _take_another_step(self, scale: Any) -> None:
-        """A step after which something is no longer as it was tied, or that is the first, or of several kinds."""
+        """A step after which something is no longer as it was bound, or that is the first, or of several kinds."""
         groups = self._plain_groups()
         if self._mixed is not None and self._mixed.holds(groups):
             if self._tries(self._mixed.plan, groups, scale, check_only=True):
@@ -246,7 +246,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
                 return
         self._plan = self._mixed = self._guarded = None
         left = [] if self._settings["fallback"] == "error" else _fallback.left_to_pytorch(groups, self.state, named)
-        plan, keep = self._tied(groups, left)
+        plan, keep = self._bound(groups, left)
         if not plan.step_tensors(groups, self.state, scale, check_only=bool(left)):
             raise ParameterError("parameters, groups or state changed while the step looked at them")
         if left:
@@ -270,7 +270,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         _fallback.step_by_pytorch(self, self._twin_step, groups, mixed, scale)
         keep = True
         if not mixed.plan.step_tensors(groups, self.state, scale):  # PyTorch has made state
-            plan, keep = self._tied(groups, mixed.left)
+            plan, keep = self._bound(groups, mixed.left)
             if not plan.step_tensors(groups, self.state, scale):
                 raise ParameterError("parameters, groups or state changed while the step looked at them")
             mixed = mixed._replace(plan=plan)
@@ -360,7 +360,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         has_float = any(p.dtype != torch.float64 for p in group["params"])
         self._empty_plan().check_options(dict(group), has_float, NO_SCHEDULES)
 
-    def _tied(self, groups: list[dict[str, Any]], left: list[_fallback.Left]) -> tuple[TensorPlan, bool]:
+    def _bound(self, groups: list[dict[str, Any]], left: list[_fallback.Left]) -> tuple[TensorPlan, bool]:
         """A plan over groups, parameters and state as they are now, and whether it may serve for more than one step.
 
         Without the parameters that are left to PyTorch.

@@ -287,19 +287,18 @@ cdef class Group:
 
     cdef compile(self, double grad_scale):
         cdef Hyper *hyper = &self.hyper
-        cdef Scaled by, factor
+        cdef Scaled by, shrink
         self.stale = True
         hyper.fades = self.flushes and (self.eps < 0 or hyper.x[self.eps] >= least_eps
                                         or (self.eps_root >= 0 and hyper.x[self.eps_root] >= least_eps))
         scale(&by, 0, grad_scale)
         if hyper.has_float and not (0 < by.f[0] and isfinite(by.f[0])):
             raise HyperparameterError(f"{self.owner}: grad_scale={grad_scale!r} is {by.f[0]!r} in float32")
-        if hyper.weight_decay != 0 and hyper.decay == DECAY_LAST:
-            scale(&factor, 0, 1.0 - hyper.x[0] * hyper.weight_decay)
-            if not isfinite(factor.d[0]) or (hyper.has_float and not isfinite(factor.f[0])):
-                raise HyperparameterError(f"{self.owner}: 1 - lr * weight_decay is not finite; "
-                                          f"lr={hyper.x[0]!r}, weight_decay={hyper.weight_decay!r}")
-        compile(&self.program, hyper, grad_scale, &self.faded)
+        scale(&shrink, 0, 1.0 - hyper.x[0] * hyper.weight_decay if hyper.decay == DECAY_LAST else 1.0)
+        if not isfinite(shrink.d[0]) or (hyper.has_float and not isfinite(shrink.f[0])):
+            raise HyperparameterError(f"{self.owner}: 1 - lr * weight_decay is not finite; "
+                                      f"lr={hyper.x[0]!r}, weight_decay={hyper.weight_decay!r}")
+        compile(&self.program, hyper, grad_scale, shrink.d[0], &self.faded)
         self.stale, self.grad_scale = False, grad_scale
 
     cdef compute(self, StepScalars *out, int64_t t, const double *numbers):

@@ -55,10 +55,11 @@ cdef Stage *add(Program *program, int *count, const Rule *kernel, int target, do
     return stage
 
 
-cdef int compile(Program *program, const Hyper *hyper, double grad_scale, const Scaled *low) except -1:
+cdef int compile(Program *program, const Hyper *hyper, double grad_scale, double shrink, const Scaled *low) except -1:
     """The stages around the rule, for hyperparameters and a factor of the loss as they are now.
 
-    `low` holds, for every state slot, below what it has faded; 0 for never.
+    `shrink` is what decay at the end multiplies parameters by. `low` holds, for every state slot, below what it has
+    faded; 0 for never.
     """
     cdef double wd = hyper.weight_decay
     cdef Stage *stage
@@ -71,7 +72,7 @@ cdef int compile(Program *program, const Hyper *hyper, double grad_scale, const 
     elif hyper.maximize:
         add(program, &program.n_before, NEGATE, GRAD)
     if wd != 0 and hyper.decay == DECAY_LAST:
-        add(program, &program.n_after, SHRINK, PARAM, 1.0 - hyper.x[0] * wd)
+        add(program, &program.n_after, SHRINK, PARAM, shrink)
     if hyper.fades:
         for k in range(program.rule.n_states):
             if low.d[k] > 0:

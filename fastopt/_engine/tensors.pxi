@@ -386,6 +386,28 @@ cdef class TensorPlan(Plan):
         return (self.can_view(bound.tensor, &t) and t.data == bound.data and fo_tensor_type(&t) == bound.type
                 and (binding == NULL or fo_tensor_has(&t, binding.ndim, binding.form)))
 
+    @cython.final
+    cdef inline bint is_current(self, Binding *binding, Param *q, int n_slots) except -1:
+        """Whether a parameter and its state are as they were bound; takes count and numbers from their tensors."""
+        cdef int k
+        if binding.version == 0 or binding.version != fo_dict_version(binding.state):
+            if not same_values(binding.state, binding.values) and not self.fresh:
+                return False
+            binding.version = fo_dict_version(binding.state)
+        if not self.is_same(&binding.own, binding):
+            return False
+        for k in range(n_slots):
+            if not self.is_same(&binding.other[k], NULL):       # its form was compared when it was bound
+                return False
+        if binding.other[COUNT].tensor != NULL:
+            if not (self.is_same(&binding.other[COUNT], NULL) and self.read_count(q, &binding.other[COUNT])):
+                return False
+        for k in range(binding.n_numbers):
+            if not self.is_same(&binding.other[NUMBERS + k], NULL):
+                return False
+            q.numbers[k] = number_at(&binding.other[NUMBERS + k])
+        return True
+
     cdef int gather(self, Job *job, list grads) except -2:
         """Check tensors and note what to step: 1; 0 if one is not as it was bound; -1 if a gradient does not fit.
 
@@ -397,7 +419,7 @@ cdef class TensorPlan(Plan):
         cdef Binding *binding
         cdef PyObject *g
         cdef char *data
-        cdef Py_ssize_t i, k, before
+        cdef Py_ssize_t i, before
         self.begin_job(job, NULL)
         self.bank.n = 0
         for group in self.groups:
@@ -413,23 +435,8 @@ cdef class TensorPlan(Plan):
                     g = PyList_GET_ITEM(<PyObject *>grads, i)
                 if g == <PyObject *>None:
                     continue
-                if binding.version == 0 or binding.version != fo_dict_version(binding.state):
-                    if not same_values(binding.state, binding.values) and not self.fresh:
-                        return 0
-                    binding.version = fo_dict_version(binding.state)
-                if not self.is_same(&binding.own, binding):
+                if not self.is_current(binding, q, group.n_slots):
                     return 0
-                for k in range(group.n_slots):
-                    if not self.is_same(&binding.other[k], NULL):   # its form was compared when it was bound
-                        return 0
-                if binding.other[COUNT].tensor != NULL:
-                    if not (self.is_same(&binding.other[COUNT], NULL)
-                            and self.read_count(q, &binding.other[COUNT], i)):
-                        return 0
-                for k in range(binding.n_numbers):
-                    if not self.is_same(&binding.other[NUMBERS + k], NULL):
-                        return 0
-                    q.numbers[k] = number_at(&binding.other[NUMBERS + k])
                 data = self.fitting(g, binding)
                 if data == NULL and (q.n or not self.is_plain(g)):
                     return -1
@@ -440,11 +447,12 @@ cdef class TensorPlan(Plan):
             job.moved += moved_blocks(job.blocks - before, group.program.rule)
         return 1
 
-    cdef bint read_count(self, Param *q, const BoundTensor *count, Py_ssize_t i) except -1:
+    cdef bint read_count(self, Param *q, const BoundTensor *count) except -1:
         """Take the steps so far from their tensor; False if they are more than it can count on from."""
         cdef double x = number_at(count)
         if not (0 <= x < LAST_COUNT) or x != <double><int64_t>x:
-            raise TensorStateError(f"state 'step' of {self.label(i)} is {x!r}; a whole number from 0 on is needed")
+            raise TensorStateError(f"state 'step' of {self.label(q - self.params)} is {x!r}; a whole number from 0 on "
+                                   "is needed")
         q.t = <int64_t>x
         return count.type == cnp.NPY_DOUBLE or q.t < LAST_FLOAT_COUNT
 

@@ -117,12 +117,12 @@ def test_ordinary_parameters_are_stepped_compiled_beside_them(name, monkeypatch)
 
 def test_the_plan_of_the_others_is_kept(monkeypatch):
     opt, params = trained(ft, "Adam", "bfloat16", steps=2)
-    tied = []
-    monkeypatch.setattr(type(opt), "_tied", lambda *args: tied.append(args))
+    bound = []
+    monkeypatch.setattr(type(opt), "_bound", lambda *args: bound.append(args))
     for step in range(3):
         set_gradients(params, step)
         opt.step()
-    assert not tied
+    assert not bound
 
 
 @every
@@ -265,7 +265,7 @@ def test_lion_in_half_precision_is_lion():
 
 
 @pytest.mark.parametrize("made", ["parameters", "state"])
-def test_steps_in_inference_mode_are_tied_once(made, monkeypatch):
+def test_steps_in_inference_mode_are_bound_once(made, monkeypatch):
     with torch.inference_mode(made == "parameters"):
         params = [torch.ones(3) for _ in range(3)]
     for p in params:
@@ -273,7 +273,7 @@ def test_steps_in_inference_mode_are_tied_once(made, monkeypatch):
     opt = ft.Adam(params, lr=0.1)
     with torch.inference_mode():
         opt.step()
-        monkeypatch.setattr(type(opt), "_tied", lambda *args: pytest.fail("tied again"))
+        monkeypatch.setattr(type(opt), "_bound", lambda *args: pytest.fail("bound again"))
         opt.step()
     assert all(opt.state[p]["step"] == 2 for p in params)
     monkeypatch.undo()
@@ -324,7 +324,7 @@ def test_a_group_that_is_removed_is_not_stepped():
 
 def test_gradients_that_come_and_go_keep_the_plan(monkeypatch):
     opt, params = trained(ft, "SGD", "bfloat16", steps=2, fallback="silent")
-    monkeypatch.setattr(type(opt), "_tied", lambda *args: pytest.fail("tied again"))
+    monkeypatch.setattr(type(opt), "_bound", lambda *args: pytest.fail("bound again"))
     for step in range(4):
         set_gradients(params, step)
         if step % 2:
@@ -607,7 +607,7 @@ def test_an_error_of_pytorchs_leaves_the_compiled_part_alone():
 
 
 def test_ordinary_optimizers_are_not_looked_through(monkeypatch):
-    """Only what is tied anew is asked whether it can be stepped."""
+    """Only what is bound anew is asked whether it can be stepped."""
     p = torch.ones(3, requires_grad=True)
     opt = ft.Adam([p])
     p.grad = torch.ones(3)

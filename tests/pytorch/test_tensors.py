@@ -884,15 +884,15 @@ def test_a_second_optimizer_over_the_groups_of_a_first_shares_them():
         assert torch.equal(w.detach(), before)
 
 
-def test_steps_over_a_group_of_a_users_own_kind_of_dict_are_tied_once(monkeypatch):
+def test_steps_over_a_group_of_a_users_own_kind_of_dict_are_bound_once(monkeypatch):
     w = parameter((3,))
     opt = ft.Adam([OrderedDict(params=[w])])
     opt.step()
-    tied = []
-    monkeypatch.setattr(type(opt), "_tied", lambda self, groups: tied.append(groups))
+    bound = []
+    monkeypatch.setattr(type(opt), "_bound", lambda self, groups: bound.append(groups))
     for _ in range(3):
         opt.step()
-    assert not tied
+    assert not bound
 
 
 # --- Inference tensors
