@@ -345,7 +345,8 @@ cdef class Plan(Operands):
     def step(self, grads, grad_scale=None, numbers=()):
         """One step of every parameter that has a gradient. Raises before anything was written, or not at all.
 
-        `numbers` are pairs: the place of a number that parameters carry, and the arrays of one element that take it.
+        `numbers` are triples: a number that parameters carry, by name and place, and the arrays of one element that
+        take it.
         """
         self.enter()
         try:
@@ -367,7 +368,7 @@ cdef class Plan(Operands):
         cdef list after = None            # pairs of arrays: those in `numbers`, and what they are to be
         grads = self.begin_step(&job, grads)
         if numbers is not None:
-            after = [pair for place, arrays in numbers for pair in self.numbers_after(&job, place, arrays)]
+            after = [pair for name, k, arrays in numbers for pair in self.numbers_after(&job, name, k, arrays)]
         if self.copies_first:
             self.copy_first(&job)
         self.launch_step(&job)
@@ -463,7 +464,7 @@ cdef class Plan(Operands):
             w.q.t += 1
             copy_numbers(w.q.numbers, job.bank[w.place].numbers)
 
-    cdef list numbers_after(self, const Job *job, Py_ssize_t place, list arrays):
+    cdef list numbers_after(self, const Job *job, str name, Py_ssize_t k, list arrays):
         """The arrays of a number that parameters carry, each with what it is to be after the step."""
         cdef Memory memory = Memory(arrays, self.names, [])
         cdef list pairs = []
@@ -472,10 +473,10 @@ cdef class Plan(Operands):
         for i in range(job.n_work):
             w = &job.work[i]
             if not memory.is_free(w.g, w.g + w.q.n_bytes):
-                raise OverlapError(f"gradient of {self.label(w.q - self.params)} overlaps a number that a "
-                                   "parameter carries; gradients need other memory")
+                raise OverlapError(f"gradient of {self.label(w.q - self.params)} overlaps {name} of a parameter; "
+                                   "gradients need other memory")
             array = arrays[w.q - self.params]
-            pairs.append((array, np.array([job.bank[w.place].numbers[place]], array.dtype)))
+            pairs.append((array, np.array([job.bank[w.place].numbers[k]], array.dtype)))
         return pairs
 
     # --- Resuming

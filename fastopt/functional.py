@@ -91,7 +91,8 @@ def _take(cls: type[Optimizer], p: Any, g: Any, state: Mapping[str, Any], step: 
     _check_apart(plan, _given_numbers(cls), given)
     for i, mine in enumerate(numbers):
         plan.set_count(i, count - 1, mine)
-    plan.step(grads, numbers=[(numbers_of(cls).index(slot), given[k]) for k, slot in enumerate(_given_numbers(cls))])
+    every = numbers_of(cls)
+    plan.step(grads, numbers=[(slot.name, every.index(slot), given[k]) for k, slot in enumerate(_given_numbers(cls))])
     return plan.skipped == 0
 
 
