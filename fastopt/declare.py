@@ -345,7 +345,7 @@ def check_options(
                 + (f"; conventions that have it: {', '.join(having)}" if having else "")
             )
         constants[key] = only
-    if group.get("eps_root", 0) != 0 and group["eps_placement"] != "outside":
+    if group.get("eps_root", 0) != 0 and group.get("eps_placement", "outside") != "outside":
         raise HyperparameterError(
             f"{owner}: eps_root={group['eps_root']!r} needs eps_placement='outside', not {group['eps_placement']!r}"
         )
@@ -450,8 +450,6 @@ def check_declarations(cls: type[Declaration]) -> None:
     )  # fmt: skip
     need(is_names(cls.family), "family", "a tuple of names")
     need(is_names(cls.eps_placements, EPS_PLACEMENTS), "eps_placements", f"a tuple of names among {EPS_PLACEMENTS}")
-    if "eps_root" in cls.hyperparameters:
-        need("eps_placement" in cls.hyperparameters, "hyperparameters", "with 'eps_placement', which 'eps_root' needs")
     need("params" not in cls.hyperparameters, "hyperparameters", "without 'params', which is the group's parameters")
     need(isinstance(cls.ours, Mapping), "ours", "a dict, option -> value")
     check_slots(cls)

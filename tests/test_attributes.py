@@ -315,7 +315,6 @@ def test_a_class_of_ones_own_steps():
         ({"conventions": own(forms={"eps": "x"})}, "forms.*numbers"),
         ({"conventions": own(names={"sum": 3})}, "names"),
         ({"hyperparameters": ("eps",)}, "hyperparameters"), ({"eps_placements": ("under",)}, "eps_placements"),
-        ({"hyperparameters": ("lr", "eps_root")}, "'eps_placement', which 'eps_root' needs"),
         ({"hyperparameters": ("lr", "params")}, "without 'params'"),
         ({"slots": None}, "slots"), ({"slots": "exp_avg"}, "slots = 'exp_avg' has to be a tuple of fastopt.Slot"),
         ({"slots": (Slot("a"), 3)}, "slots"), ({"slots": (Slot(3),)}, "each with a name"),
