@@ -55,6 +55,7 @@ from fastopt.sgd import SGD, Momentum, NAG
 from fastopt.adagrad import Adagrad, Adadelta
 from fastopt.rmsprop import RMSprop
 from fastopt.adam import Adam, AdamW, Adamax, NAdam, RAdam
+from fastopt.adabelief import AdaBelief
 from fastopt.lion import Lion
 # isort: on
 
@@ -65,6 +66,7 @@ __all__ = [
     "NAG",
     "OPTIMIZERS",
     "SGD",
+    "AdaBelief",
     "Adadelta",
     "Adagrad",
     "Adam",

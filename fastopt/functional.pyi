@@ -289,6 +289,31 @@ def radam_(
     Returns True, or False if ``nonfinite="skip"`` skipped it. See the module for the other arguments.
     """
 
+def adabelief_(
+    p: Arrays,
+    g: Arrays | None,
+    exp_avg: Arrays,
+    exp_avg_var: Arrays,
+    *,
+    step: SupportsIndex,
+    lr: Hyperparameter | None = None,
+    betas: Betas | None = None,
+    eps: Number | None = None,
+    weight_decay: Hyperparameter | None = None,
+    eps_root: Number | None = None,
+    maximize: bool = False,
+    decoupled_weight_decay: bool | None = None,
+    flush_subnormal: bool = True,
+    convention: Literal["paper", "optax"] | None = None,
+    n_threads: int | None = None,
+    nonfinite: Nonfinite = "propagate",
+    copy_grads: bool = False,
+) -> bool:
+    """One step of `fastopt.AdaBelief`, in place: see there for the rule and the options.
+
+    Returns True, or False if ``nonfinite="skip"`` skipped it. See the module for the other arguments.
+    """
+
 def lion_(
     p: Arrays,
     g: Arrays | None,

@@ -375,6 +375,22 @@ def radam(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
     return p * decay - ratio(lr * m, np.sqrt(v * a + e_in) * c + e_out), [m, v]
 
 
+def adabelief_scalars(x: X, t: int, numbers: Numbers) -> tuple[list[float], Numbers]:
+    bc1, bc2 = corrections(x, t)
+    e_root = x["eps"] if x["eps_twice"] else x["eps_root"]
+    return [*moments(x), x["lr"] / bc1, e_root, 1.0 / sqrt(bc2), x["eps"]], numbers
+
+
+@rule(scalars=adabelief_scalars)
+def adabelief(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
+    m, s = state
+    decay, b1, c1, b2, c2, lr, e_root, c, e_out = h
+    m = b1 * m + c1 * g
+    d = g - m
+    s = b2 * s + c2 * d * d + e_root
+    return p * decay - ratio(lr * m, np.sqrt(s) * c + e_out), [m, s]
+
+
 def lion_scalars(x: X, t: int, numbers: Numbers) -> tuple[list[float], Numbers]:
     return [*moments(x), x["lr"]], numbers
 

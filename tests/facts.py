@@ -197,6 +197,13 @@ FACTS: dict[str, Fact] = {
         },
         MOMENTS,
     ),
+    "AdaBelief": Fact(
+        {
+            "paper": Offer({"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}, DECOUPLED),
+            "optax": Offer({"lr": None, "betas": (0.9, 0.999), "eps": 1e-16, "eps_root": 1e-16}),
+        },
+        {(): "exp_avg exp_avg_var"},
+    ),
     "Lion": Fact(
         {
             "paper": Offer({"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0}, DECOUPLED),
@@ -215,7 +222,7 @@ FLUSHED = {
     **dict.fromkeys("exp_avg_sq exp_inf exp_inf_without_eps square_avg acc_delta".split(), SQUARE),
     "grad_avg": MEAN,
 }
-KEPT = {"sum", "max_exp_avg_sq", "max_exp_avg_sq_hat"}
+KEPT = {"sum", "max_exp_avg_sq", "max_exp_avg_sq_hat", "exp_avg_var"}
 """Slots that never fall, so that there is nothing to flush."""
 
 

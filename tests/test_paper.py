@@ -67,6 +67,13 @@ def radam(p, g, s, t):
     return p - LR * r * m_hat * np.sqrt((1 - B2**t) / s["v"])
 
 
+def adabelief(p, g, s, t):
+    """Zhuang et al., algorithm 2."""
+    s["m"] = B1 * s["m"] + (1 - B1) * g
+    s["v"] = B2 * s["v"] + (1 - B2) * (g - s["m"]) ** 2 + EPS
+    return p * (1 - LR * DECAY) - LR * (s["m"] / (1 - B1**t)) / (np.sqrt(s["v"] / (1 - B2**t)) + EPS)
+
+
 def lion(p, g, s, t):
     """Chen et al., program 1."""
     c = B1 * s["m"] + (1 - B1) * g
@@ -92,6 +99,7 @@ ALGORITHMS = {
     "Adamax": (adamax, fastopt.Adamax, BETAS),
     "NAdam": (nadam, fastopt.NAdam, {**BETAS, "eps": EPS}),
     "RAdam": (radam, fastopt.RAdam, BETAS),
+    "AdaBelief": (adabelief, fastopt.AdaBelief, {**BETAS, "eps": EPS, "weight_decay": DECAY}),
     "Lion": (lion, fastopt.Lion, {**BETAS, "weight_decay": DECAY}),
     "Momentum": (momentum(False), fastopt.Momentum, MOMENTUM),
     "Momentum, decoupled": (momentum(True), fastopt.Momentum, {**MOMENTUM, "decoupled_weight_decay": True}),

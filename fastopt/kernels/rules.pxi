@@ -398,6 +398,29 @@ cdef void radam(real *p, const real *g, real **s, const real *h, Py_ssize_t n) n
             p[i] = p[i] * decay - lr * m[i]
 
 
+# AdaBelief's second average is that of the distance between the gradient and its average; a term e_root is added to it
+# at every step: eps itself (x[5] == 1), or eps_root.
+cdef void adabelief_scalars(const double *x, double t, double *carry, double *h) noexcept nogil:
+    moments(h, x[1], x[2])
+    h[5] = x[0] / correction(x[1], t)
+    h[6] = x[3] if x[5] != 0 else x[4]
+    h[7] = 1.0 / sqrt(correction(x[2], t))
+    h[8] = x[3]
+
+
+cdef void adabelief(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
+    cdef real *m = s[0]
+    cdef real *v = s[1]
+    cdef real decay = h[0], b1 = h[1], c1 = h[2], b2 = h[3], c2 = h[4], lr = h[5], e_root = h[6], c = h[7], e_out = h[8]
+    cdef real d
+    cdef Py_ssize_t i
+    for i in range(n):
+        m[i] = b1 * m[i] + c1 * g[i]
+        d = g[i] - m[i]
+        v[i] = b2 * v[i] + c2 * d * d + e_root
+        p[i] = p[i] * decay - ratio(lr * m[i], root(v[i]) * c + e_out)
+
+
 cdef void lion_scalars(const double *x, double t, double *carry, double *h) noexcept nogil:
     moments(h, x[1], x[2])
     h[5] = x[0]
@@ -496,6 +519,8 @@ add(b"nadam", b"lr beta1 beta2 eps eps_root eps_placement momentum_decay product
     nadam[float], nadam[double])
 add(b"radam", b"lr beta1 beta2 eps eps_root eps_placement rho_min rho_inclusive t_shift", 2, 11, radam_scalars,
     radam[float], radam[double])
+add(b"adabelief", b"lr beta1 beta2 eps eps_root eps_twice", 2, 9, adabelief_scalars,
+    adabelief[float], adabelief[double])
 add(b"lion", b"lr beta1 beta2", 1, 6, lion_scalars, lion[float], lion[double])
 add(b"fill", b"", 0, 1, NULL, fill[float], fill[double])
 add(b"lookahead", b"", 1, 1, NULL, lookahead[float], lookahead[double])

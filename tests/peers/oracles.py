@@ -42,6 +42,7 @@ CONSTRUCTORS: dict[str, dict[str, str]] = {
     "optax": {
         "SGD": "sgd", "Adagrad": "adagrad", "Adadelta": "adadelta", "RMSprop": "rmsprop", "Adam": "adam",
         "AdamW": "adamw", "Adamax": "adamax", "NAdam": "nadam", "RAdam": "radam", "Lion": "lion",
+        "AdaBelief": "adabelief",
     },
     "sklearn": {"SGD": "SGDOptimizer", "Adam": "AdamOptimizer"},
     "thinc": {"SGD": "SGD", "Adam": "Adam", "AdamW": "Adam", "RAdam": "RAdam"},
