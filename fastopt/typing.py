@@ -46,6 +46,7 @@ __all__ = [
     "Hyperparameter",
     "Nonfinite",
     "Number",
+    "Pair",
     "Params",
     "StateFactory",
     "SupportsBuffer",
@@ -88,6 +89,9 @@ Hyperparameter = Number | Callable[[int], SupportsFloat]
 
 Betas = tuple[Hyperparameter, Hyperparameter] | list[Number] | list[float] | Callable[[int], tuple[Number, Number]]
 """A pair of numbers or schedules, or a schedule of pairs."""
+
+Pair = tuple[Number, Number] | list[Number] | list[float]
+"""A pair of numbers."""
 
 EpsPlacement = Literal["outside", "inside", "outside_uncorrected", "inside_uncorrected"]
 """Where eps is added; Adagrad and RMSprop have the first two."""

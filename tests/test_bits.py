@@ -469,8 +469,8 @@ def test_nonfinite_gradients_are_found_wherever_they_are(nasties):
 def expected_scalars(spec, group, t: int, numbers: tuple[float, ...]) -> list[float]:
     """The scalars of step t by the reference."""
     x = {key: value for key, value in group.items() if isinstance(value, float)} | dict(spec.forms)
-    if "betas" in group:
-        x["beta1"], x["beta2"] = group["betas"]
+    for key in engine.PAIRS.keys() & group.keys():
+        x.update(zip(engine.PAIRS[key], group[key], strict=True))
     wd = x.get("weight_decay", 0.0)
     decay = {DECOUPLED: 1.0 - x["lr"] * wd, DECOUPLED_WITHOUT_LR: 1.0 - wd}.get(spec.decay, 1.0)
     return [decay, *reference.SCALARS[spec.rule](x, t, numbers)[0]]
@@ -485,8 +485,9 @@ def test_scalars_are_the_reference_s(number):
     spec = derive(config.cls, config.options["convention"], group)
     for t in [*range(1, 40), 99, 1000, 10_007, 1_000_003, 2**24 + 1, 10**9 + 7, 2**31 + 1]:
         for key, value in config.options.items():
-            if key == "betas":
-                group[key] = tuple(1 - 10.0 ** rng.uniform(-4, -0.2, 2))
+            if key in engine.PAIRS:
+                below = 1 - 10.0 ** rng.uniform(-4, -0.2, 2)
+                group[key] = (below[0], below[1] + (key == "etas"))
             elif isinstance(value, float) and value != 0:
                 group[key] = 10.0 ** rng.uniform(-4, -0.1)
         kinds = [slot.like for slot in numbers_of(config.cls)]

@@ -207,6 +207,8 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "bias_correction": ["yes", 3],
     "maximize": ["yes", 2], "decoupled_weight_decay": ["yes", 2], "flush_subnormal": ["yes", 2, 1.0],
 }  # fmt: skip
+PAIRS = {"betas": 0}  # option -> a whole number that its second number may be
+SCHEDULABLE = ("lr", "momentum", "betas", "weight_decay")
 COMMON_FLAGS = ("maximize", "decoupled_weight_decay", "flush_subnormal")
 FLAGS = {"nesterov", "centered", "amsgrad", "bias_correction", *COMMON_FLAGS}
 HYPERPARAMETERS = [(cls, key) for cls in OPTIMIZERS.values() for key in (*cls.hyperparameters, *COMMON_FLAGS)]
@@ -215,7 +217,7 @@ NUMBERS = [(cls, key) for cls, key in HYPERPARAMETERS if key not in (*FLAGS, "ep
 
 def bad_values(key: str) -> list[Any]:
     out = list(OUT_OF_RANGE[key])
-    if key not in FLAGS and key not in ("betas", "eps_placement"):
+    if key not in FLAGS and key not in (*PAIRS, "eps_placement"):
         out += NOT_NUMBERS
     return out
 
@@ -250,7 +252,7 @@ def test_bad_hyperparameter_is_refused_wherever_it_comes_from(cls, key):
         with unchanged(opt, HyperparameterError, key):
             opt.step(g)
         opt.param_groups[0][key] = good
-        if key in ("lr", "momentum", "betas", "weight_decay"):
+        if key in SCHEDULABLE:
             with pytest.raises(HyperparameterError, match=key):
                 build(cls, values(), convention, **{key: lambda t, bad=bad: bad})
     opt.step(g)
@@ -261,7 +263,7 @@ def test_bad_hyperparameter_is_refused_wherever_it_comes_from(cls, key):
 def test_numbers_may_be_of_any_kind(cls, key):
     convention = offering(cls, key)
     kinds = [int, float, np.float32, np.float64, np.int64, np.array]
-    numbers = [(0.5, kind(0)) for kind in kinds] if key == "betas" else [kind(0) for kind in kinds]
+    numbers = [(0.5, kind(PAIRS[key])) if key in PAIRS else kind(0) for kind in kinds]
     paths = []
     for number in numbers:
         opt = build(cls, values(), convention, **{key: number})
@@ -272,7 +274,7 @@ def test_numbers_may_be_of_any_kind(cls, key):
 
 @by_name([(cls, key) for cls, key in NUMBERS if key not in ("momentum", "alpha", "rho")])
 def test_values_that_only_float32_rounds_out_of_range(cls, key):
-    too_large = {"betas": (0.9, 0.99999999999)} if key == "betas" else {key: 1e39}
+    too_large = {key: (0.9, 0.99999999999 if key == "betas" else 1e39) if key in PAIRS else 1e39}
     convention = offering(cls, key)
     build(cls, values(dtype=np.float64), convention, **too_large)
     with pytest.raises(HyperparameterError, match=f"{key}.*float32"):

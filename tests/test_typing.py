@@ -47,8 +47,8 @@ def test_the_signature_of_a_class_is_what_it_declares(cls):
     for key, parameter in shown.items():
         assert parameter.kind is not parameter.VAR_KEYWORD
         if key in cls.hyperparameters:
-            kind = "Betas" if key == "betas" else "bool" if key in FLAGS else "Hyperparameter"
-            kind = kind if key in (*engine.SCHEDULABLE, *FLAGS, "eps_placement") else "Number"
+            kind = "bool" if key in FLAGS else "Hyperparameter" if key in engine.SCHEDULABLE else "Number"
+            kind = "Betas" if key == "betas" else "Pair" if key in engine.PAIRS else kind
             assert parameter.default is None
             assert key == "eps_placement" or parameter.annotation == f"{kind} | None", key
         elif key not in ("params", "convention"):

@@ -8,22 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 from proof.badcalls.parameters import columns, functional_call, group_of, saved_by
-from proof.badcalls.world import FLAGS, NO_FLAGS, NO_INTS, NO_NUMBERS, RANGES, UNUSUAL, Call, World, kind
+from proof.badcalls.world import FLAGS, NO_FLAGS, NO_INTS, NO_NUMBERS, PAIRS, RANGES, UNUSUAL, Call, World, kind
 from support import ALL, build, needed
 
 import fastopt
 from fastopt.errors import ConventionError, GradientError, HyperparameterError, UnknownOptionError
 
 
-def wrong_number(w: World, key: str, rounds: bool) -> Any:
-    """What is no good value for a number; `rounds`: nor after rounding to float32."""
-    low, high = RANGES[key]
-    outside: list[Any] = []
-    if low == 0:
-        outside += [-1, np.float64(-0.5), np.array(-0.25), w.some("a number below 0")]
+def wrong_number(w: World, key: str, rounds: bool, j: int = 0) -> Any:
+    """What is no good value for a number, or for that at j of a pair; `rounds`: nor after rounding to float32."""
+    (low, high), ends = (PAIRS[key][0][j], PAIRS[key][1][j]) if key in PAIRS else (RANGES[key], ())
+    outside: list[Any] = [end for number in ends for end in (number, float(number))]
+    if low > -np.inf:
+        outside += [low - 1, np.float64(low - 0.5), np.array(low - 0.25), low + w.some("a number below 0")]
     if high == 1:
         outside += [2, np.float32(1.5), w.some("a number above 1")]
-        outside += [1, 1.0] * (key == "betas") + [0.99999999999] * (key == "betas" and rounds)
+        outside += [0.99999999999] * (1 in ends and rounds)
     elif rounds:
         outside += [1e39, 1e300]
     if outside and w.pick(False, True):
@@ -37,20 +37,20 @@ def wrong_value(w: World, key: str, rounds: bool) -> Any:
         return w.pick(*NO_FLAGS)
     if key == "eps_placement":
         return w.pick("under", "", "Outside", b"outside", 0, True, ("outside",), np.array("outside"))
-    if key != "betas":
+    if key not in PAIRS:
         return wrong_number(w, key, rounds)
     if w.pick(True, False, False):
         return w.pick(0.9, "ab", (), (0.9,), [0.9], (0.9, 0.99, 0.999), {0.9: 1, 0.8: 2}, np.ones(2) / 2, object())
-    pair = [0.9, 0.99]
-    pair[w.integer(0, 1)] = wrong_number(w, key, rounds) if w.pick(True, True, True, False) else None
+    j, pair = w.integer(0, 1), [*PAIRS[key][2]]
+    pair[j] = wrong_number(w, key, rounds, j) if w.pick(True, True, True, False) else None
     return w.pick(tuple, list)(pair)
 
 
 def shown(key: str, value: Any) -> tuple[str, ...]:
     """How a message may show an option and its value."""
     out = [f"{key}={value!r}"]
-    if key == "betas" and isinstance(value, (tuple, list)):
-        out += [text for j, x in enumerate(value) for text in shown(f"betas[{j}]", x)] + [f"betas={tuple(value)!r}"]
+    if key in PAIRS and isinstance(value, (tuple, list)):
+        out += [text for j, x in enumerate(value) for text in shown(f"{key}[{j}]", x)] + [f"{key}={tuple(value)!r}"]
     if isinstance(value, (float, np.floating)) or (isinstance(value, int) and abs(value) < 2**53) or (
             type(value) is np.ndarray and value.dtype.kind == "f" and value.ndim == 0):  # fmt: skip
         out.append(f"{key}={float(value)!r}")

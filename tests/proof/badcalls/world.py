@@ -76,8 +76,10 @@ NOT_NEGATIVE, UNIT, ANY = (0.0, np.inf), (0.0, 1.0), (-np.inf, np.inf)
 RANGES = {
     "lr": NOT_NEGATIVE, "weight_decay": NOT_NEGATIVE, "eps": NOT_NEGATIVE, "eps_root": NOT_NEGATIVE,
     "lr_decay": NOT_NEGATIVE, "momentum_decay": NOT_NEGATIVE, "initial_accumulator_value": NOT_NEGATIVE,
-    "momentum": UNIT, "alpha": UNIT, "rho": UNIT, "betas": UNIT, "dampening": ANY,
+    "momentum": UNIT, "alpha": UNIT, "rho": UNIT, "dampening": ANY,
 }  # fmt: skip
+# The same of pairs; what of the ends of both ranges is excluded; and a good pair.
+PAIRS: dict[str, tuple[Any, Any, tuple[float, float]]] = {"betas": ((UNIT, UNIT), ((1,), (1,)), (0.9, 0.99))}
 SCHEDULABLE = ("lr", "betas", "momentum", "weight_decay")
 FLAGS = ("maximize", "decoupled_weight_decay", "flush_subnormal", "nesterov", "centered", "amsgrad", "bias_correction")
 # A good value, for every option, that is not the neutral one.
