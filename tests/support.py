@@ -55,6 +55,11 @@ def frozen(value: Any) -> Any:
     return type(value), repr(value)
 
 
+def undecayed(cls: type[Optimizer]) -> dict[str, float]:
+    """The option that says no weight decay, where a class has one: AdamW of the paper has to be given it."""
+    return {"weight_decay": 0.0} if "weight_decay" in cls.hyperparameters else {}
+
+
 def names_of(cls: type[Optimizer], optional: bool | None = False) -> tuple[str, ...]:
     """The names of state arrays: those that are always there, those that some options bring, or (None) all."""
     return tuple(slot.name for slot in arrays_of(cls, optional))

@@ -15,6 +15,7 @@ import pytest
 from facts import FLUSHED, fact
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import undecayed
 
 import fastopt
 from fastopt import engine, reference
@@ -30,6 +31,8 @@ pytestmark = pytest.mark.xdist_group("bits")  # together, since the last test co
 VALUES: dict[str, tuple[Any, ...]] = {
     "lr": (0.0371,),
     "betas": ((0.83, 0.9171),),
+    "etas": ((0.53, 1.29),),
+    "step_sizes": ((0.0041, 0.61),),
     "momentum": (0.71, 0.0),
     "dampening": (0.23, 0.0),
     "nesterov": (False, True),
@@ -77,8 +80,8 @@ def attempt(cls, options):
 
 
 def offered(cls, convention, keys) -> dict[str, list[Any]]:
-    """The values of each option that this convention has. AdamW of the paper has to be given a weight decay."""
-    base = {"convention": convention, "lr": 0.5, "weight_decay": 0.0}
+    """The values of each option that this convention has."""
+    base = {"convention": convention, "lr": 0.5, **undecayed(cls)}
     choices: dict[str, list[Any]] = {}
     for key in keys:
         possible = []
@@ -114,7 +117,7 @@ def configs() -> list[Config]:
             inside = product_of(offered(cls, convention, [k for k in cls.hyperparameters if k not in AROUND]))
             fresh, usable = [], []
             for options in inside:
-                opt = attempt(cls, {"convention": convention, "weight_decay": 0.0, **options})
+                opt = attempt(cls, {"convention": convention, **undecayed(cls), **options})
                 if opt is None:
                     continue
                 spec = derive(cls, convention, opt.param_groups[0])
@@ -552,7 +555,7 @@ def test_parameters_that_were_skipped_get_the_scalars_of_their_own_count(rule, n
     params = [nasties.values("ordinary", 40, np.float64, rng) for _ in range(5)]
     options = {k: v for k, v in config.options.items() if k != "convention"}
     opt = config.cls([{"params": params[:3], **options}, {"params": params[3:], **options, "lr": 0.21}],
-                     convention=config.options["convention"], lr=0.5, weight_decay=0.0)  # fmt: skip
+                     convention=config.options["convention"], lr=0.5, **undecayed(config.cls))  # fmt: skip
     twin = reference.twin(opt)
     for k in range(24):
         grads = [nasties.values("ordinary", 40, np.float64, rng) if k % (i + 1) == 0 else None for i in range(5)]
@@ -614,7 +617,7 @@ def test_any_optimizer_takes_the_reference_s_path(problem, kind, seed, level, th
             [{"params": [array(*param) for param in params],
               **{k: v for k, v in config.options.items() if k != "convention"}} for config, params in groups],
             convention=convention, n_threads=threads,
-            **({"weight_decay": 0.0} if "weight_decay" in cls.hyperparameters else {}), lr=0.5,
+            **undecayed(cls), lr=0.5,
         )  # fmt: skip
         if scheduled:
             opt.param_groups[-1]["lr"] = lambda k: 0.3 / (1 + k)
