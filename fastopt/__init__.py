@@ -56,6 +56,7 @@ from fastopt.adagrad import Adagrad, Adadelta
 from fastopt.rmsprop import RMSprop
 from fastopt.adam import Adam, AdamW, Adamax, NAdam, RAdam
 from fastopt.adabelief import AdaBelief
+from fastopt.rprop import Rprop
 from fastopt.lion import Lion
 # isort: on
 
@@ -96,6 +97,7 @@ __all__ = [
     "ParameterError",
     "RAdam",
     "RMSprop",
+    "Rprop",
     "ReadOnlyError",
     "Scaler",
     "ShapeError",

@@ -58,6 +58,8 @@ LIMITS: dict[str, tuple[Range, ...]] = {
     "lr_decay": (NOT_NEGATIVE,),
     "momentum_decay": (NOT_NEGATIVE,),
     "initial_accumulator_value": (NOT_NEGATIVE,),
+    "etas": (Range(0.0, 1.0, above=True, below=True), Range(1.0, above=True)),
+    "step_sizes": (Range(0.0, above=True), Range(0.0, above=True)),
 }
 # Numbers that also decide which rule it is, or whether the options fit together.
 DECIDING = ("momentum", "eps_root", *(key for key in PAIRS if key not in SCHEDULABLE))

@@ -2,7 +2,7 @@
 
 from typing import Literal, SupportsIndex
 
-from fastopt.typing import Arrays, Betas, EpsPlacement, Hyperparameter, Nonfinite, Number
+from fastopt.typing import Arrays, Betas, EpsPlacement, Hyperparameter, Nonfinite, Number, Pair
 
 __all__: list[str]
 
@@ -310,6 +310,29 @@ def adabelief_(
     copy_grads: bool = False,
 ) -> bool:
     """One step of `fastopt.AdaBelief`, in place: see there for the rule and the options.
+
+    Returns True, or False if ``nonfinite="skip"`` skipped it. See the module for the other arguments.
+    """
+
+def rprop_(
+    p: Arrays,
+    g: Arrays | None,
+    prev: Arrays,
+    step_size: Arrays,
+    *,
+    step: SupportsIndex,
+    lr: Hyperparameter | None = None,
+    etas: Pair | None = None,
+    step_sizes: Pair | None = None,
+    maximize: bool = False,
+    decoupled_weight_decay: bool | None = None,
+    flush_subnormal: bool = True,
+    convention: Literal["torch"] | None = None,
+    n_threads: int | None = None,
+    nonfinite: Nonfinite = "propagate",
+    copy_grads: bool = False,
+) -> bool:
+    """One step of `fastopt.Rprop`, in place: see there for the rule and the options.
 
     Returns True, or False if ``nonfinite="skip"`` skipped it. See the module for the other arguments.
     """

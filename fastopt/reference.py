@@ -404,6 +404,30 @@ def lion(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
     return p * decay - lr * u, [b2 * m + c2 * g]
 
 
+# --- Rprop
+
+
+def rprop_scalars(x: X, t: int, numbers: Numbers) -> tuple[list[float], Numbers]:
+    return [float(t == 1), x["lr"], x["eta_minus"], x["eta_plus"], x["step_min"], x["step_max"]], numbers
+
+
+@rule(scalars=rprop_scalars)
+def rprop(p: Array, g: Array, state: State, h: Scalars) -> tuple[Array, State]:
+    prev, size = state
+    decay, first, lr, minus, plus, low, high = h
+    one, none = np.ones_like(g), np.zeros_like(g)
+    if first:  # every step size is lr, whatever it was before
+        prev, size = none, one * lr
+        q = none
+    else:
+        q = g * prev
+    size = size * np.where(q > 0, plus, np.where(q < 0, minus, one))
+    size = np.where(size < low, low, size)
+    size = np.where(size > high, high, size)
+    d = np.where(q < 0, none, g)  # where the sign has changed, the parameter waits for a step
+    return p * decay - size * np.where(d > 0, one, np.where(d < 0, -one, none)), [d, size]
+
+
 # --- Around a rule
 # A stage is given what it writes, as it was; the gradient, as the stages before it left it; the parameter; its scalars.
 

@@ -114,13 +114,12 @@ if TYPE_CHECKING:  # what `__getattr__`, at the end, forwards
     from torch.optim import Adafactor as Adafactor
     from torch.optim import Muon as Muon
     from torch.optim import Optimizer as Optimizer
-    from torch.optim import Rprop as Rprop
     from torch.optim import SparseAdam as SparseAdam
     from torch.optim import lr_scheduler as lr_scheduler
     from torch.optim import swa_utils as swa_utils
     from torch.optim import swap_in_optimizer_params_and_state as swap_in_optimizer_params_and_state
 
-__all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "NAdam", "RAdam", "RMSprop"]
+__all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "NAdam", "RAdam", "RMSprop", "Rprop"]
 
 # What PyTorch's constructors take that is none of the rule's business.
 ENGINE_OPTIONS = frozenset({"params", "foreach", "fused", "capturable", "differentiable"})
@@ -828,6 +827,27 @@ class RAdam(_Compiled, torch.optim.RAdam):
         ) -> None: ...  # fmt: skip
 
 
+class Rprop(_Compiled, torch.optim.Rprop):
+    """``torch.optim.Rprop``, compiled: a step size for each element, which grows while the gradient keeps its sign.
+
+    The rule is `fastopt.Rprop`'s; arguments and state (``step``, ``prev``, ``step_size``) are PyTorch's. See
+    `fastopt.torch` for three arguments more, what is stepped, and what differs.
+    """
+
+    core = fastopt.Rprop
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, params: torch_optimizer.ParamsT, lr: float | torch.Tensor = 0.01,
+            etas: tuple[float, float] = (0.5, 1.2), step_sizes: tuple[float, float] = (1e-6, 50), *,
+            capturable: bool = False, foreach: bool | None = None, maximize: bool = False,
+            differentiable: bool = False,
+            n_threads: int | None = None, flush_subnormal: bool = True,
+            fallback: Literal["warn", "silent", "error"] = "warn",
+        ) -> None: ...  # fmt: skip
+
+
 class _Lion(torch.optim.Optimizer):
     """The constructor that PyTorch would have."""
 
@@ -919,7 +939,7 @@ untraced(
 
 # jsonargparse, and Lightning's CLI with it, finds "Adam" by the last part of a class's path, among all that derive from
 # `Optimizer` and have a path without an underscore. Only PyTorch's may: so ours go by a second name, in pickles, too.
-for _cls in (SGD, Adagrad, Adadelta, RMSprop, Adam, AdamW, Adamax, NAdam, RAdam):
+for _cls in (SGD, Adagrad, Adadelta, RMSprop, Adam, AdamW, Adamax, NAdam, RAdam, Rprop):
     STOCK[_cls] = _cls.__bases__[-1]
     _cls.__qualname__ = f"_{_cls.__name__}"
     globals()[_cls.__qualname__] = _cls

@@ -204,6 +204,9 @@ FACTS: dict[str, Fact] = {
         },
         {(): "exp_avg exp_avg_var"},
     ),
+    "Rprop": Fact(
+        {"torch": Offer({"lr": 0.01, "etas": (0.5, 1.2), "step_sizes": (1e-6, 50.0)})}, {(): "prev step_size"}
+    ),
     "Lion": Fact(
         {
             "paper": Offer({"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0}, DECOUPLED),
@@ -222,8 +225,8 @@ FLUSHED = {
     **dict.fromkeys("exp_avg_sq exp_inf exp_inf_without_eps square_avg acc_delta".split(), SQUARE),
     "grad_avg": MEAN,
 }
-KEPT = {"sum", "max_exp_avg_sq", "max_exp_avg_sq_hat", "exp_avg_var"}
-"""Slots that never fall, so that there is nothing to flush."""
+KEPT = {"sum", "max_exp_avg_sq", "max_exp_avg_sq_hat", "exp_avg_var", "prev", "step_size"}
+"""Slots that are not flushed: they never fall, or have no use for small numbers."""
 
 
 def no_row(name: str) -> str:

@@ -161,7 +161,8 @@ def test_add_param_group_between_steps():
 
 
 def test_positional_arguments_are_in_the_order_of_pytorch():
-    samples = {"nesterov": False, "centered": True, "amsgrad": True, "betas": (0.5, 0.75)}
+    samples = {"nesterov": False, "centered": True, "amsgrad": True, "betas": (0.5, 0.75),
+               "etas": (0.25, 1.5), "step_sizes": (0.25, 2.0)}  # fmt: skip
     for name, row in FACTS.items():
         given = {key: samples.get(key, (i + 1) / 16) for i, key in enumerate(row.positional)}
         group = OPTIMIZERS[name](values(), *given.values()).param_groups[0]
@@ -202,12 +203,15 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "betas": [(-0.1, 0.9), (0.9, -0.1), (1.0, 0.9), (0.9, 1.0), (0.9, 1), (1.5, 0.9), (0.9,),
               (0.9, 0.99, 0.999), 0.9, "ab", (0.9, "0.99"), (True, 0.9), (0.9, math.nan), (0.9, None), None,
               (None, 0.9), {0.9: 1, 0.8: 2}],
+    "etas": [(0.0, 1.2), (1.0, 1.2), (1.5, 1.2), (0.5, 1.0), (0.5, 0.5), (0.5,), 0.5, (0.5, math.inf), (0.5, None), None,
+             ("0.5", 1.2)],
+    "step_sizes": [(0.0, 1.0), (-1e-6, 1.0), (1e-6, 0.0), (1e-6, math.nan), (1e-6,), 1.0, "ab", (None, 1.0), None],
     "eps_placement": ["under", "", 1, True, "Outside"],
     "nesterov": ["yes", 2, 0.5], "centered": ["yes", 2], "amsgrad": ["yes", -1],
     "bias_correction": ["yes", 3],
     "maximize": ["yes", 2], "decoupled_weight_decay": ["yes", 2], "flush_subnormal": ["yes", 2, 1.0],
 }  # fmt: skip
-PAIRS = {"betas": 0}  # option -> a whole number that its second number may be
+PAIRS = {"betas": 0, "etas": 2, "step_sizes": 1}  # option -> a whole number that its second number may be
 SCHEDULABLE = ("lr", "momentum", "betas", "weight_decay")
 COMMON_FLAGS = ("maximize", "decoupled_weight_decay", "flush_subnormal")
 FLAGS = {"nesterov", "centered", "amsgrad", "bias_correction", *COMMON_FLAGS}
@@ -337,7 +341,7 @@ OTHER_THAN_USUAL: dict[str, Any] = {
     "lr": 0.3, "betas": (0.5, 0.75), "eps": 0.01, "weight_decay": 0.125, "momentum": 0.5, "dampening": 0.25,
     "nesterov": True, "centered": True, "amsgrad": True, "lr_decay": 0.1, "momentum_decay": 0.01,
     "eps_root": 0.1, "initial_accumulator_value": 0.3, "alpha": 0.7, "rho": 0.7, "eps_placement": "inside",
-    "bias_correction": False,
+    "bias_correction": False, "etas": (0.4, 1.5), "step_sizes": (1e-3, 0.02),
 }  # fmt: skip
 
 

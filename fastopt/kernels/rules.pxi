@@ -438,6 +438,35 @@ cdef void lion(real *p, const real *g, real **s, const real *h, Py_ssize_t n) no
         m[i] = b2 * m[i] + c2 * g[i]
 
 
+# --- Rprop -----------------------------------------------------------------------------------------------------------
+
+# At the first step every step size is lr (h[1] is then 1), whatever it was before.
+cdef void rprop_scalars(const double *x, double t, double *carry, double *h) noexcept nogil:
+    h[1] = 1.0 if t == 1 else 0.0
+    h[2] = x[0]
+    h[3] = x[1]
+    h[4] = x[2]
+    h[5] = x[3]
+    h[6] = x[4]
+
+
+cdef void rprop(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
+    cdef real *prev = s[0]
+    cdef real *size = s[1]
+    cdef real decay = h[0], first = h[1], lr = h[2], minus = h[3], plus = h[4], low = h[5], high = h[6]
+    cdef real q, d, z
+    cdef Py_ssize_t i
+    for i in range(n):
+        q = 0 if first != 0 else g[i] * prev[i]
+        z = (lr if first != 0 else size[i]) * (plus if q > 0 else minus if q < 0 else 1)
+        z = low if z < low else z
+        z = high if z > high else z
+        d = 0 if q < 0 else g[i]            # where the sign has changed, the parameter waits for a step
+        size[i] = z
+        prev[i] = d
+        p[i] = p[i] * decay - z * (1 if d > 0 else -1 if d < 0 else 0)
+
+
 # --- What the engine walks over other memory than a step's ------------------------------------------------------------
 
 cdef void fill(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
@@ -522,6 +551,7 @@ add(b"radam", b"lr beta1 beta2 eps eps_root eps_placement rho_min rho_inclusive 
 add(b"adabelief", b"lr beta1 beta2 eps eps_root eps_twice", 2, 9, adabelief_scalars,
     adabelief[float], adabelief[double])
 add(b"lion", b"lr beta1 beta2", 1, 6, lion_scalars, lion[float], lion[double])
+add(b"rprop", b"lr eta_minus eta_plus step_min step_max", 2, 7, rprop_scalars, rprop[float], rprop[double])
 add(b"fill", b"", 0, 1, NULL, fill[float], fill[double])
 add(b"lookahead", b"", 1, 1, NULL, lookahead[float], lookahead[double])
 add(b"nonfinite", b"", 0, 0, NULL, nonfinite[float], nonfinite[double])

@@ -148,6 +148,7 @@ EXISTING = [(convention, name) for convention, names in oracles.CONSTRUCTORS.ite
 USUAL = {
     "lr": (0.003,), "betas": BETAS, "eps": EPS, "eps_root": (0.0, 1e-3), "weight_decay": WD, "momentum": (0.0, 0.9),
     "alpha": (0.95,), "rho": (0.9, 0.8), "nesterov": BOTH, "centered": BOTH, "amsgrad": BOTH,
+    "etas": ((0.5, 1.2), (0.4, 1.5)), "step_sizes": ((1e-6, 50.0), (1e-3, 0.02)),
 }  # fmt: skip
 
 

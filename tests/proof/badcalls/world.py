@@ -79,7 +79,11 @@ RANGES = {
     "momentum": UNIT, "alpha": UNIT, "rho": UNIT, "dampening": ANY,
 }  # fmt: skip
 # The same of pairs; what of the ends of both ranges is excluded; and a good pair.
-PAIRS: dict[str, tuple[Any, Any, tuple[float, float]]] = {"betas": ((UNIT, UNIT), ((1,), (1,)), (0.9, 0.99))}
+PAIRS: dict[str, tuple[Any, Any, tuple[float, float]]] = {
+    "betas": ((UNIT, UNIT), ((1,), (1,)), (0.9, 0.99)),
+    "etas": ((UNIT, (1.0, np.inf)), ((0, 1), (1,)), (0.5, 1.5)),
+    "step_sizes": ((NOT_NEGATIVE, NOT_NEGATIVE), ((0,), (0,)), (0.01, 1.0)),
+}  # fmt: skip
 SCHEDULABLE = ("lr", "betas", "momentum", "weight_decay")
 FLAGS = ("maximize", "decoupled_weight_decay", "flush_subnormal", "nesterov", "centered", "amsgrad", "bias_correction")
 # A good value, for every option, that is not the neutral one.
