@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from support import NUMBER_NAMES
 
 import fastopt
 from fastopt import Convention, Slot, engine
@@ -81,7 +82,7 @@ def differing(got: np.ndarray, want: np.ndarray) -> np.ndarray:
 
 def slots(state: dict) -> dict[str, np.ndarray]:
     """The arrays of one parameter's state, without the numbers that `Optimizer.state` also shows."""
-    return {name: array for name, array in state.items() if not name.endswith(("step", "mu_product"))}
+    return {name: array for name, array in state.items() if name not in NUMBER_NAMES}
 
 
 @contextlib.contextmanager

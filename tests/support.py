@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from fastopt import OPTIMIZERS, FastoptError, Optimizer
-from fastopt.declare import arrays_of, numbers_of
+from fastopt.declare import arrays_of, numbers_of, saved_numbers
 
 ALL = [(cls, convention) for cls in OPTIMIZERS.values() for convention in cls.conventions]
 """Every class under every convention that it exists in."""
@@ -53,6 +53,12 @@ def frozen(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value), [frozen(item) for item in value]
     return type(value), repr(value)
+
+
+NUMBER_NAMES = frozenset(
+    {"step"} | {name for cls in OPTIMIZERS.values() for key in cls.conventions for name in saved_numbers(cls, key)}
+)
+"""What the state of a parameter holds beside arrays."""
 
 
 def undecayed(cls: type[Optimizer]) -> dict[str, float]:

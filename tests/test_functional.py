@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from facts import FACTS
+from support import numbers_given
 
 import fastopt
 from fastopt import OPTIMIZERS, errors, functional
@@ -26,7 +27,7 @@ CALLS = {
 # Function, class, options, state slots in the order of the arguments.
 CASES = [
     (getattr(functional, f"{name.lower()}_"), cls, options, FACTS[name].slots_of(**options))
-    for name, cls in OPTIMIZERS.items() if name in FACTS and "mu_product" not in FACTS[name].numbers
+    for name, cls in OPTIMIZERS.items() if name in FACTS and not numbers_given(cls)
     for options in CALLS.get(name, ({},))
 ]  # fmt: skip
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import ALL, ALL_IDS, build, frozen, same_bits, values
+from support import ALL, ALL_IDS, NUMBER_NAMES, build, frozen, same_bits, values
 
 from fastopt import NAG, SGD, Adam, reference, schedules
 
@@ -26,7 +26,7 @@ def grads(seed: int) -> list[np.ndarray]:
 
 
 def slots(state: dict[str, Any]) -> Any:
-    return frozen({name: value for name, value in state.items() if not name.endswith(("step", "mu_product"))})
+    return frozen({name: value for name, value in state.items() if name not in NUMBER_NAMES})
 
 
 @pytest.mark.parametrize(("cls", "convention"), ALL, ids=ALL_IDS)

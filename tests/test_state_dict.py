@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from facts import FACTS, ON, with_convention
-from support import ALL, ALL_IDS, build, frozen, same_bits, three, unchanged, values
+from support import ALL, ALL_IDS, NUMBER_NAMES, build, frozen, same_bits, three, unchanged, values
 
 import fastopt
 from fastopt import (
@@ -61,7 +61,7 @@ def test_state_has_pytorchs_keys_and_nothing_else(name, options):
         assert set(entry) == keys
         for key, value in entry.items():
             assert isinstance(value, np.ndarray)
-            if key in ("step", "mu_product"):
+            if key in NUMBER_NAMES:
                 assert value.shape == () and value.dtype == np.float32
             else:
                 assert value.shape == opt.params[i].shape and value.dtype == opt.params[i].dtype

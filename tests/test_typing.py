@@ -129,7 +129,7 @@ def short(value) -> list[str]:
     """A number as one would type it: 1e-8, not 1e-08, and 0, not 0.0."""
     if not isinstance(value, float):
         return []
-    return [f"{value:g}", f"{value:.0e}".replace("e-0", "e-")]
+    return [f"{value:g}", f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")]
 
 
 @pytest.mark.skipif(not STUBS.exists(), reason="the sources are not beside the tests")

@@ -63,7 +63,8 @@ def number(value: Any) -> str:
         return "(" + ", ".join(map(number, value)) + ")"
     if isinstance(value, float):
         short = f"{value:.0e}"
-        return (short if value < 1e-3 and value == float(short) != 0 else f"{value:g}").replace("e-0", "e-")
+        plain = value == 0 or value != float(short) or 1e-3 <= abs(value) < 1e5
+        return (f"{value:g}" if plain else short).replace("e-0", "e-").replace("e+0", "e")
     return str(value)
 
 

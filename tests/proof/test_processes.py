@@ -24,7 +24,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from support import ALL, build, frozen, frozen_optimizer, same_bits, three
+from support import ALL, NUMBER_NAMES, build, frozen, frozen_optimizer, same_bits, three
 
 import fastopt
 from fastopt import engine, functional, reference, schedules
@@ -65,7 +65,7 @@ def gradients(opt) -> list[np.ndarray]:
 
 def state_of(twin) -> list[np.ndarray]:
     """The state arrays of an optimizer or of its twin in the reference, in one order."""
-    return [entry[name] for entry in twin.state for name in sorted(entry) if not name.endswith(("step", "mu_product"))]
+    return [entry[name] for entry in twin.state for name in sorted(entry) if name not in NUMBER_NAMES]
 
 
 def agree(opt, twin) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from proof.badcalls.arrays import of_other_float, of_other_type, off_layout, shifted_over
 from proof.badcalls.world import BIG, SHAPES, Call, World, kind
-from support import build, names_of, needed, numbers_given, values
+from support import NUMBER_NAMES, build, names_of, needed, numbers_given, values
 
 from fastopt import AdamW, functional
 from fastopt.errors import (
@@ -31,7 +31,7 @@ def saved_by(w: World, foreign: bool = False) -> dict[str, Any]:
     own.update(steps=own["steps"] + 5, skipped_steps=3, counts=[count + 5 * (count > 0) for count in own["counts"]])
     for entry in saved["state"].values():
         for name, value in entry.items():
-            value += 5 if name == "step" else 0.25 if not name.endswith("mu_product") else 0
+            value += 5 if name == "step" else 0.25 if name not in NUMBER_NAMES else 0
     for group in saved["param_groups"]:
         group["lr"] = 0.0625
     if foreign and (w.cls, w.convention) != (AdamW, "paper"):  # whose decay would be taken for PyTorch's
