@@ -51,7 +51,7 @@ from fastopt.optimizer import Optimizer
 
 # The order is that of `OPTIMIZERS`.
 # isort: off
-from fastopt.sgd import SGD, Momentum, NAG
+from fastopt.sgd import SGD, Momentum, NAG, ASGD
 from fastopt.adagrad import Adagrad, Adadelta
 from fastopt.rmsprop import RMSprop
 from fastopt.adam import Adam, AdamW, Adamax, NAdam, RAdam
@@ -64,6 +64,7 @@ OPTIMIZERS: dict[str, type[Optimizer]] = _OPTIMIZERS
 """Every optimizer by name: what tests, benchmarks and documentation walk."""
 
 __all__ = [
+    "ASGD",
     "NAG",
     "OPTIMIZERS",
     "SGD",

@@ -58,6 +58,8 @@ LIMITS: dict[str, tuple[Range, ...]] = {
     "lr_decay": (NOT_NEGATIVE,),
     "momentum_decay": (NOT_NEGATIVE,),
     "initial_accumulator_value": (NOT_NEGATIVE,),
+    "lambd": (NOT_NEGATIVE,),
+    "t0": (NOT_NEGATIVE,),
     "etas": (Range(0.0, 1.0, above=True, below=True), Range(1.0, above=True)),
     "step_sizes": (Range(0.0, above=True), Range(0.0, above=True)),
 }

@@ -74,6 +74,32 @@ def nag_(
     Returns True, or False if ``nonfinite="skip"`` skipped it. See the module for the other arguments.
     """
 
+def asgd_(
+    p: Arrays,
+    g: Arrays | None,
+    ax: Arrays,
+    eta: Arrays,
+    mu: Arrays,
+    *,
+    step: SupportsIndex,
+    lr: Hyperparameter | None = None,
+    lambd: Number | None = None,
+    alpha: Number | None = None,
+    t0: Number | None = None,
+    weight_decay: Hyperparameter | None = None,
+    maximize: bool = False,
+    decoupled_weight_decay: bool | None = None,
+    flush_subnormal: bool = True,
+    convention: Literal["torch"] | None = None,
+    n_threads: int | None = None,
+    nonfinite: Nonfinite = "propagate",
+    copy_grads: bool = False,
+) -> bool:
+    """One step of `fastopt.ASGD`, in place: see there for the rule and the options.
+
+    Returns True, or False if ``nonfinite="skip"`` skipped it. See the module for the other arguments.
+    """
+
 def adagrad_(
     p: Arrays,
     g: Arrays | None,

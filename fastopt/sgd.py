@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 from typing import Any, Literal
 
 import numpy as np
 
-from fastopt.declare import DECOUPLED, DECOUPLED_LAST, L2, MOMENT, Convention, Slot, is_zero, public
+from fastopt.declare import DECOUPLED, DECOUPLED_LAST, L2, MOMENT, STEP, Convention, Slot, is_zero, public
 from fastopt.errors import HyperparameterError
 from fastopt.optimizer import Optimizer
 from fastopt.typing import CommonOptions, Hyperparameter, Number, Params, Unpack
@@ -240,3 +241,82 @@ class NAG(Momentum):
         if self._single and len(buffers) == 1:
             return buffers[0]
         return dict(zip(plan.names, buffers, strict=True)) if plan.named else list(buffers)
+
+
+@public
+class ASGD(Optimizer):
+    """Averaged stochastic gradient descent: SGD with a falling rate, and the average of its parameters beside it.
+
+    In the order computed, with eta = lr and mu = 1 at the first step of a parameter::
+
+        g   = g + weight_decay * p
+        p   = p * (1 - lambd * eta) - eta * g
+        ax  = p                                     where mu = 1
+              ax + (p - ax) * mu                    else
+        eta = lr / (1 + lambd * lr * t)**alpha      for the coming step
+        mu  = 1 / max(1, t - t0)
+
+    So a new lr takes effect one step late. The step never reads ``ax``, the average from step t0 on: that is for you to
+    read, from ``opt.state``, or to load into the model.
+
+    Parameters
+    ----------
+    params
+        See `Optimizer`.
+    lr : float >= 0 or schedule
+        Default 0.01.
+    lambd : float >= 0
+        Pulls the parameter to zero, and slows it down. Default 1e-4.
+    alpha : float in [0, 1]
+        How fast the rate falls. Default 0.75.
+    t0 : float >= 0
+        The steps before averaging begins. Default 1e6: without another value, ``ax`` is a copy of the parameter.
+    weight_decay : float >= 0 or schedule
+        Default 0.
+    **common
+        See `Optimizer`, also for the errors.
+
+    Notes
+    -----
+    State: ``ax``, like the parameter; ``eta`` and ``mu``, one number each. The form is PyTorch's, which keeps both
+    numbers in float32, also beside float64 parameters.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w = np.array([1.0, -2.0])
+    >>> opt = fastopt.ASGD(w, lr=0.1, t0=100)
+    >>> for t in range(400):
+    ...     opt.step(w + (-1) ** t)                 # a gradient that is never right, but on average
+    >>> bool(np.abs(opt.state[0]["ax"]).max() < np.abs(w).max() / 5)
+    True
+
+    References
+    ----------
+    Polyak & Juditsky, Acceleration of stochastic approximation by averaging (1992); Bottou, Large-scale machine
+    learning with stochastic gradient descent (2010), for the rate.
+    """
+
+    hyperparameters = ("lr", "lambd", "alpha", "t0", "weight_decay")
+    slots = (
+        STEP, Slot("eta", like="number", storage="float32", limits=(0.0, inf)),
+        Slot("mu", like="number", first=1.0, storage="float32", limits=(0.0, 1.0)), Slot("ax"),
+    )  # fmt: skip
+    conventions = {
+        "torch": Convention(
+            {"lr": 0.01, "lambd": 1e-4, "alpha": 0.75, "t0": 1e6, "weight_decay": 0.0}, {False: L2},
+            {"single_eta": 1, "single_mu": 1},
+        ),
+    }  # fmt: skip
+
+    def __init__(
+        self, params: Params, lr: Hyperparameter | None = None, lambd: Number | None = None,
+        alpha: Number | None = None, t0: Number | None = None, weight_decay: Hyperparameter | None = None, *,
+        convention: Literal["torch"] | None = None, **common: Unpack[CommonOptions],
+    ) -> None:  # fmt: skip
+        options = {"lr": lr, "lambd": lambd, "alpha": alpha, "t0": t0, "weight_decay": weight_decay}
+        super().__init__(params, options, convention=convention, **common)
+
+    @staticmethod
+    def rule(group: Mapping[str, Any], convention: str) -> str:
+        return "asgd"

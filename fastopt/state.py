@@ -49,7 +49,7 @@ MEANINGS = {
     "exp_inf_without_eps": "the decayed maximum of abs(g)",
 }
 """What state of several meanings holds, by name; state that is not here means the same everywhere."""
-PYTORCHS = ("prev", "step_size", "eta", "mu", "ax", "row_var", "col_var", "variance", "old_dirs", "func_evals")
+PYTORCHS = ("row_var", "col_var", "variance", "old_dirs", "func_evals")
 """State of those optimizers of PyTorch that are not here."""
 MUONS = ("ns_coefficients", "ns_steps")
 """Options of Muon, whose momentum_buffer is an average, and not a sum as SGD's."""
@@ -494,7 +494,7 @@ def translated(
 @functools.cache
 def state_names() -> frozenset[str]:
     """Every name that is state of an optimizer, here or in PyTorch."""
-    every = {slot.name for cls in OPTIMIZERS.values() for slot in arrays_of(cls)}
+    every = {slot.name for cls in OPTIMIZERS.values() for slot in cls.slots if slot.is_array or slot.like == "number"}
     return frozenset({*every, *MEANINGS, *PYTORCHS})
 
 

@@ -109,7 +109,6 @@ from fastopt.errors import (
 from fastopt.state import MEANINGS, check_layout, check_origin, described, expect, merged_options, translated
 
 if TYPE_CHECKING:  # what `__getattr__`, at the end, forwards
-    from torch.optim import ASGD as ASGD
     from torch.optim import LBFGS as LBFGS
     from torch.optim import Adafactor as Adafactor
     from torch.optim import Muon as Muon
@@ -119,7 +118,20 @@ if TYPE_CHECKING:  # what `__getattr__`, at the end, forwards
     from torch.optim import swa_utils as swa_utils
     from torch.optim import swap_in_optimizer_params_and_state as swap_in_optimizer_params_and_state
 
-__all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "NAdam", "RAdam", "RMSprop", "Rprop"]
+__all__ = [
+    "ASGD",
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Lion",
+    "NAdam",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+]
 
 # What PyTorch's constructors take that is none of the rule's business.
 ENGINE_OPTIONS = frozenset({"params", "foreach", "fused", "capturable", "differentiable"})
@@ -316,8 +328,13 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             options["nesterov"] = False  # as PyTorch does where a momentum was edited to 0
         spec = derive(core, convention, options)
         forms = dict(spec.forms)
-        if forms.get("product") == 1 and self._has_double_product(group):
+        if forms.get("product") == 1 and self._has_double_number(group, "mu_product"):
             forms["product"] = 0.0
+        if "single_mu" in forms:  # both are computed in the default dtype, but eta in that of an lr that is a tensor
+            double, lr = torch_optimizer._get_scalar_dtype() == torch.float64, group["lr"]
+            wide = double or (isinstance(lr, torch.Tensor) and lr.dtype == torch.float64)
+            forms["single_mu"] = float(not (double and self._has_double_number(group, "mu")))
+            forms["single_eta"] = float(not (wide and self._has_double_number(group, "eta")))
         return spec._replace(
             forms=forms,
             # PyTorch's constructors say what is in range; what schedulers and users make of it later, it lets pass.
@@ -327,11 +344,11 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             check_keys=None,  # PyTorch looks at none that it does not know
         )
 
-    def _has_double_product(self, group: Mapping[str, Any]) -> bool:
-        """Whether PyTorch keeps NAdam's product of momenta in float64: by default dtype, or since it was loaded so."""
+    def _has_double_number(self, group: Mapping[str, Any], name: str) -> bool:
+        """Whether PyTorch keeps a number of the state in float64: by default dtype, or since it was loaded so."""
         entries = (self.state[p] for p in group["params"] if p in self.state)
-        products = (entry.get("mu_product") for entry in entries if isinstance(entry, Mapping))
-        dtypes = {value.dtype for value in products if isinstance(value, torch.Tensor)}
+        numbers = (entry.get(name) for entry in entries if isinstance(entry, Mapping))
+        dtypes = {value.dtype for value in numbers if isinstance(value, torch.Tensor)}
         return torch.float64 in (dtypes or {torch_optimizer._get_scalar_dtype()})
 
     def _empty_plan(self, host: Host | None = None) -> TensorPlan:
@@ -654,6 +671,26 @@ class SGD(_Compiled, torch.optim.SGD):
         ) -> None: ...  # fmt: skip
 
 
+class ASGD(_Compiled, torch.optim.ASGD):
+    """``torch.optim.ASGD``, compiled: SGD with a falling rate, and the average of its parameters beside it.
+
+    The rule is `fastopt.ASGD`'s; arguments and state (``step``, ``eta``, ``mu``, ``ax``) are PyTorch's. See
+    `fastopt.torch` for three arguments more, what is stepped, and what differs.
+    """
+
+    core = fastopt.ASGD
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, params: torch_optimizer.ParamsT, lr: float | torch.Tensor = 1e-2, lambd: float = 1e-4,
+            alpha: float = 0.75, t0: float = 1e6, weight_decay: float = 0, foreach: bool | None = None,
+            maximize: bool = False, differentiable: bool = False, capturable: bool = False, *,
+            n_threads: int | None = None, flush_subnormal: bool = True,
+            fallback: Literal["warn", "silent", "error"] = "warn",
+        ) -> None: ...  # fmt: skip
+
+
 class Adagrad(_Compiled, torch.optim.Adagrad):
     """``torch.optim.Adagrad``, compiled: steps divided by the root of the sum of all squares.
 
@@ -939,7 +976,7 @@ untraced(
 
 # jsonargparse, and Lightning's CLI with it, finds "Adam" by the last part of a class's path, among all that derive from
 # `Optimizer` and have a path without an underscore. Only PyTorch's may: so ours go by a second name, in pickles, too.
-for _cls in (SGD, Adagrad, Adadelta, RMSprop, Adam, AdamW, Adamax, NAdam, RAdam, Rprop):
+for _cls in (SGD, ASGD, Adagrad, Adadelta, RMSprop, Adam, AdamW, Adamax, NAdam, RAdam, Rprop):
     STOCK[_cls] = _cls.__bases__[-1]
     _cls.__qualname__ = f"_{_cls.__name__}"
     globals()[_cls.__qualname__] = _cls

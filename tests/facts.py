@@ -89,6 +89,11 @@ FACTS: dict[str, Fact] = {
     "NAG": Fact(
         {"paper": Offer({"lr": 0.01, "momentum": 0.9, "weight_decay": 0.0}, EITHER)}, {("momentum",): "velocity"}
     ),
+    "ASGD": Fact(
+        {"torch": Offer({"lr": 0.01, "lambd": 1e-4, "alpha": 0.75, "t0": 1e6, "weight_decay": 0.0}, COUPLED)},
+        {(): "ax"},
+        numbers="step eta mu",
+    ),
     "Adagrad": Fact(
         {
             "torch": Offer(
@@ -225,7 +230,7 @@ FLUSHED = {
     **dict.fromkeys("exp_avg_sq exp_inf exp_inf_without_eps square_avg acc_delta".split(), SQUARE),
     "grad_avg": MEAN,
 }
-KEPT = {"sum", "max_exp_avg_sq", "max_exp_avg_sq_hat", "exp_avg_var", "prev", "step_size"}
+KEPT = {"sum", "max_exp_avg_sq", "max_exp_avg_sq_hat", "exp_avg_var", "prev", "step_size", "ax"}
 """Slots that are not flushed: they never fall, or have no use for small numbers."""
 
 

@@ -203,8 +203,9 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "betas": [(-0.1, 0.9), (0.9, -0.1), (1.0, 0.9), (0.9, 1.0), (0.9, 1), (1.5, 0.9), (0.9,),
               (0.9, 0.99, 0.999), 0.9, "ab", (0.9, "0.99"), (True, 0.9), (0.9, math.nan), (0.9, None), None,
               (None, 0.9), {0.9: 1, 0.8: 2}],
-    "etas": [(0.0, 1.2), (1.0, 1.2), (1.5, 1.2), (0.5, 1.0), (0.5, 0.5), (0.5,), 0.5, (0.5, math.inf), (0.5, None), None,
-             ("0.5", 1.2)],
+    "lambd": [-1e-4], "t0": [-1.0],
+    "etas": [(0.0, 1.2), (1.0, 1.2), (1.5, 1.2), (0.5, 1.0), (0.5, 0.5), (0.5,), 0.5, (0.5, math.inf), (0.5, None),
+             None, ("0.5", 1.2)],
     "step_sizes": [(0.0, 1.0), (-1e-6, 1.0), (1e-6, 0.0), (1e-6, math.nan), (1e-6,), 1.0, "ab", (None, 1.0), None],
     "eps_placement": ["under", "", 1, True, "Outside"],
     "nesterov": ["yes", 2, 0.5], "centered": ["yes", 2], "amsgrad": ["yes", -1],
@@ -341,7 +342,8 @@ OTHER_THAN_USUAL: dict[str, Any] = {
     "lr": 0.3, "betas": (0.5, 0.75), "eps": 0.01, "weight_decay": 0.125, "momentum": 0.5, "dampening": 0.25,
     "nesterov": True, "centered": True, "amsgrad": True, "lr_decay": 0.1, "momentum_decay": 0.01,
     "eps_root": 0.1, "initial_accumulator_value": 0.3, "alpha": 0.7, "rho": 0.7, "eps_placement": "inside",
-    "bias_correction": False, "etas": (0.4, 1.5), "step_sizes": (1e-3, 0.02),
+    "bias_correction": False, "etas": (0.4, 1.5), "step_sizes": (1e-3, 0.02), "lambd": 0.01,
+    "t0": 7.0,
 }  # fmt: skip
 
 

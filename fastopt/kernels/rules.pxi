@@ -110,6 +110,31 @@ cdef void velocity_nesterov(real *p, const real *g, real **s, const real *h, Py_
         p[i] = p[i] * decay + (mu * v[i] - d)
 
 
+# Averaged SGD. What carry holds, eta and mu, is for the coming step: so they are one step late. PyTorch keeps both in
+# float32 (x[4] == 1, x[5] == 1).
+cdef inline double kept(double value, double single) noexcept nogil:
+    return <double><float>value if single != 0 else value
+
+
+cdef void asgd_scalars(const double *x, double t, double *carry, double *h) noexcept nogil:
+    cdef double eta = kept(x[0] if t == 1 else carry[0], x[4])
+    h[1] = 1.0 - x[1] * eta
+    h[2] = eta
+    h[3] = 1.0 if t == 1 else kept(carry[1], x[5])
+    carry[0] = kept(x[0] / pow(1.0 + x[1] * x[0] * t, x[2]), x[4])
+    carry[1] = kept(1.0 / (t - x[3] if t - x[3] > 1.0 else 1.0), x[5])
+
+
+cdef void asgd(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
+    cdef real *ax = s[0]
+    cdef real decay = h[0], shrink = h[1], eta = h[2], mu = h[3], w
+    cdef Py_ssize_t i
+    for i in range(n):
+        w = p[i] * decay * shrink - eta * g[i]
+        p[i] = w
+        ax[i] = w if mu == 1 else ax[i] + (w - ax[i]) * mu
+
+
 # --- Adagrad, Adadelta -----------------------------------------------------------------------------------------------
 
 cdef void adagrad_scalars(const double *x, double t, double *carry, double *h) noexcept nogil:
@@ -526,6 +551,7 @@ add(b"sgd_momentum", b"lr momentum dampening", 1, 5, sgd_momentum_scalars, sgd_m
 add(b"sgd_nesterov", b"lr momentum dampening", 1, 5, sgd_momentum_scalars, sgd_nesterov[float], sgd_nesterov[double])
 add(b"velocity", b"lr momentum", 1, 3, velocity_scalars, velocity[float], velocity[double])
 add(b"velocity_nesterov", b"lr momentum", 1, 3, velocity_scalars, velocity_nesterov[float], velocity_nesterov[double])
+add(b"asgd", b"lr lambd alpha t0 single_eta single_mu", 1, 4, asgd_scalars, asgd[float], asgd[double])
 add(b"adagrad", b"lr lr_decay eps eps_inside", 1, 4, adagrad_scalars, adagrad[float], adagrad[double])
 add(b"adadelta", b"lr rho eps", 2, 5, adadelta_scalars, adadelta[float], adadelta[double])
 

@@ -33,7 +33,9 @@ MODULES = {
 CONSTRUCTORS: dict[str, dict[str, str]] = {
     "torch": {
         name: name
-        for name in ("SGD", "Adagrad", "Adadelta", "RMSprop", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Rprop")
+        for name in (
+            "SGD", "ASGD", "Adagrad", "Adadelta", "RMSprop", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Rprop"
+        )
     },
     "keras": {
         "SGD": "SGD", "Adagrad": "Adagrad", "Adadelta": "Adadelta", "RMSprop": "RMSprop", "Adam": "Adam",
@@ -175,7 +177,7 @@ def defaults(convention: str, optimizer: str) -> dict[str, Any]:
 _PLAIN = (
     "lr", "momentum", "dampening", "weight_decay", "nesterov", "lr_decay", "initial_accumulator_value", "eps",
     "rho", "alpha", "centered", "betas", "amsgrad", "momentum_decay", "decoupled_weight_decay", "eps_root",
-    "bias_correction", "etas", "step_sizes",
+    "bias_correction", "etas", "step_sizes", "lambd", "t0",
 )  # fmt: skip
 
 

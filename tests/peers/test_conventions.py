@@ -149,6 +149,7 @@ USUAL = {
     "lr": (0.003,), "betas": BETAS, "eps": EPS, "eps_root": (0.0, 1e-3), "weight_decay": WD, "momentum": (0.0, 0.9),
     "alpha": (0.95,), "rho": (0.9, 0.8), "nesterov": BOTH, "centered": BOTH, "amsgrad": BOTH,
     "etas": ((0.5, 1.2), (0.4, 1.5)), "step_sizes": ((1e-6, 50.0), (1e-3, 0.02)),
+    "lambd": (1e-4, 0.1), "t0": (1e6, 10.0),
 }  # fmt: skip
 
 

@@ -77,6 +77,7 @@ RANGES = {
     "lr": NOT_NEGATIVE, "weight_decay": NOT_NEGATIVE, "eps": NOT_NEGATIVE, "eps_root": NOT_NEGATIVE,
     "lr_decay": NOT_NEGATIVE, "momentum_decay": NOT_NEGATIVE, "initial_accumulator_value": NOT_NEGATIVE,
     "momentum": UNIT, "alpha": UNIT, "rho": UNIT, "dampening": ANY,
+    "lambd": NOT_NEGATIVE, "t0": NOT_NEGATIVE,
 }  # fmt: skip
 # The same of pairs; what of the ends of both ranges is excluded; and a good pair.
 PAIRS: dict[str, tuple[Any, Any, tuple[float, float]]] = {
