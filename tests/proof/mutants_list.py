@@ -772,7 +772,7 @@ MUTANTS = [
     ),
     Mutant(
         "eps_root beside any placement", DECLARE,
-        'if group.get("eps_root", 0) != 0 and group["eps_placement"] != "outside":', "if False:",
+        'if group.get("eps_root", 0) != 0 and group.get("eps_placement", "outside") != "outside":', "if False:",
         "test_optimizer.py -k eps_root",
     ),
     Mutant(
