@@ -231,7 +231,8 @@ cdef class Plan(Operands):
             group = self.new_group(options, any(a.dtype == np.float32 for a in arrays), self.steps)
             group.first, group.n_params = len(self.arrays), len(arrays)
             fresh = [{} for _ in arrays] if states is None else [
-                given_state(group, state, array, label, self.flattened) for state, array, label in zip(states, arrays, labels)]
+                given_state(group, state, array, label, self.flattened)
+                for state, array, label in zip(states, arrays, labels)]
             Memory(self.arrays + arrays, all_names, self.states + fresh)      # raises where two overlap
             if states is None:
                 self.allocate(group, group.slots, arrays, labels, fresh)

@@ -26,7 +26,7 @@ from fastopt import (
     UnknownAttributeError,
     UnknownOptionError,
 )
-from fastopt.declare import SETTINGS
+from fastopt.declare import L2, MOMENT, SETTINGS, SQUARE, STEP
 
 T = TypeVar("T")
 
@@ -250,7 +250,7 @@ def test_a_key_of_a_group_that_looks_like_an_option_is_an_error_at_the_next_step
 
 def test_other_keys_of_a_group_are_the_users_own():
     opt = Adam(three())
-    keys = ("initial_lr", "max_lr", "max_momentum", "foreach", "name", "lr_scale", "no_weight_decay", "etas", 3)
+    keys = ("initial_lr", "max_lr", "max_momentum", "foreach", "name", "lr_scale", "no_weight_decay", "metas", 3)
     for k, key in enumerate(keys):
         opt.param_groups[0][key] = 1
         opt.step(three(k))
@@ -358,6 +358,41 @@ def test_a_rule_that_does_not_fit_is_an_error_where_it_is_asked_for(answer, slot
     cls = declared(rule=staticmethod(lambda group, convention: answer), slots=tuple(map(Slot, slots)))
     with pytest.raises(DeclarationError, match=match):
         cls(np.ones(3))
+
+
+def test_a_class_over_a_rule_of_the_library_is_twenty_lines():
+    """TensorFlow's first RMSprop, as docs/building.md has it: averages start at 1, eps in the root."""
+
+    class RMSpropTF(Optimizer):
+        hyperparameters = ("lr", "alpha", "eps", "momentum", "weight_decay")
+        slots = (STEP, Slot("square_avg", first=1.0, low=SQUARE), Slot("momentum_buffer", low=MOMENT))
+        conventions = {
+            "timm": Convention(
+                {"lr": 0.01, "alpha": 0.9, "eps": 1e-10, "momentum": 0.9, "weight_decay": 0.0}, decay={False: L2},
+                forms={"eps_inside": 1, "lr_inside": 1, "bias_correction": 0},
+            )
+        }  # fmt: skip
+
+        @staticmethod
+        def rule(group: Any, convention: str) -> str:
+            return "rmsprop_momentum"
+
+    w, square, m = np.array([1.0, -2.0, 0.5]), np.ones(3), np.zeros(3)
+    opt = RMSpropTF(w.copy(), lr=0.05, weight_decay=0.1)
+    twin = fastopt.reference.twin(opt)
+    for t in range(5):
+        g = np.array([0.5, -1.0, 0.0]) * (t + 1)
+        opt.step(g)
+        twin.step([g])
+        g = g + 0.1 * w
+        square = 0.9 * square + 0.1 * g * g
+        m = 0.9 * m + 0.05 * g / np.sqrt(square + 1e-10)
+        w = w - m
+    assert np.allclose(opt.params[0], w, rtol=1e-14, atol=0) and same_bits(opt.params, twin.params)
+    other = RMSpropTF(w.copy(), lr=0.05)
+    other.load_state_dict(opt.state_dict())
+    assert list(other.state_dict()["state"][0]) == ["step", "square_avg", "momentum_buffer"]
+    assert other.param_groups[0]["weight_decay"] == 0.1 and "RMSpropTF" not in fastopt.OPTIMIZERS
 
 
 def test_a_rule_that_asks_for_what_is_not_there_is_an_error_of_the_class():

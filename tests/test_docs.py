@@ -311,3 +311,28 @@ def test_relative_links_lead_somewhere(path):
         assert not file.startswith("/") and target.is_relative_to(ROOT.resolve()), link
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+def example_files() -> list[tuple[str, str]]:
+    """The example of CONTRIBUTING: the file of each block, and the block."""
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    part = text[text.index("### An example: AdaBelief") : text.index("### What is not said elsewhere")]
+    return re.findall(r"^`([^`]+)`:\n\n```\w+\n(.*?)\n```$", part, re.M | re.S)
+
+
+@pytest.mark.parametrize(("path", "block"), example_files(), ids=lambda x: x if "/" in x and "\n" not in x else "")
+def test_the_example_of_contributing_is_what_the_sources_have(path, block):
+    source = (ROOT / path).read_text("utf-8")
+    at = 0
+    for piece in re.split(r"^ *…\n", block, flags=re.M):  # which stands for what is left out
+        found = source.find(piece.rstrip("\n"), at)
+        assert found >= 0, f"{path} does not have:\n{piece}"
+        at = found + len(piece.rstrip("\n"))
+
+
+def test_the_example_of_contributing_is_whole():
+    files = {path for path, _ in example_files()}
+    assert files == {
+        "fastopt/kernels/rules.pxi", "fastopt/reference.py", "fastopt/adabelief.py", "fastopt/__init__.py",
+        "tests/facts.py", "tests/test_paper.py", "tests/peers/oracles.py",
+    }  # fmt: skip

@@ -9,6 +9,7 @@ In Markdown pages::
     ```{optimizer-index}             the table of optimizers, and their pages in the table of contents
     ```{genealogy-table}             every method by its year; what was new in it
     ```{optimizer-families}          the families and their members
+    ```{rule-table}                  the rules of the compiled table, and what each takes
     ```{own-options}                 the options that are fastopt's own, and who has them
     ```{convention-table}            which optimizer exists in which convention
     ```{state-meanings}              state that differs by convention, and what a load makes of it
@@ -139,6 +140,15 @@ class OptimizerState(FromLibrary):
 
     def run(self) -> list[nodes.Node]:
         return self.parse_text_to_nodes(library.state(fastopt.OPTIMIZERS[self.arguments[0]]))
+
+
+class RuleTable(FromLibrary):
+    """The rules of the compiled table, and what each takes."""
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        return self.parse_text_to_nodes(library.rules())
 
 
 class ConventionTable(FromLibrary):
@@ -339,6 +349,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("genealogy-table", GenealogyTable)
     app.add_directive("optimizer-families", OptimizerFamilies)
     app.add_directive("own-options", OwnOptions)
+    app.add_directive("rule-table", RuleTable)
     app.add_directive("convention-table", ConventionTable)
     app.add_directive("state-meanings", StateMeanings)
     app.add_directive("rule-source", RuleSource)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import inspect
 import itertools
 import os
@@ -15,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import fastopt
+from fastopt import engine, reference
 from fastopt.declare import (
     DECOUPLED,
     DECOUPLED_LAST,
@@ -167,6 +169,31 @@ def conventions() -> str:
                  for key in names]  # fmt: skip
         rows.append([f"[{name}](optimizers/{name.lower()}.md)", *marks])
     return table(["", *(f'`"{name}"`' for name in names)], rows)
+
+
+def rules() -> str:
+    """The rules of the kernel table: hyperparameters and constants, state arrays, and who steps by them."""
+    rows = []
+    for name, (hyper, n_states, _) in engine.rules().items():
+        if name in reference.RULES:
+            rows.append([f"`{name}`", " ".join(f"`{x}`" for x in hyper), str(n_states), used_by(name)])
+    return table(["rule", "takes", "state arrays", "used by"], rows)
+
+
+def used_by(rule: str) -> str:
+    """The optimizers that step by a rule under some convention, by default or with options that are switches."""
+    found = []
+    for name, cls in fastopt.OPTIMIZERS.items():
+        for convention in cls.conventions:
+            group = with_defaults(cls, convention, {})
+            switches = [key for key in ("momentum", "nesterov", "centered", "amsgrad") if key in group]
+            for values in itertools.product((0, 1), repeat=len(switches)):
+                on = {key: 0.5 * value if key == "momentum" else bool(value)
+                      for key, value in zip(switches, values, strict=True)}  # fmt: skip
+                with contextlib.suppress(HyperparameterError):
+                    if chosen_rule(cls, {**group, **on}, convention)[0] == rule and name not in found:
+                        found.append(name)
+    return ", ".join(f"[{name}](optimizers/{name.lower()}.md)" for name in found)
 
 
 # --- The command line

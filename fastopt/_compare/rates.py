@@ -57,7 +57,7 @@ def like(optimizer: str) -> str:
             return base.__name__
 
     def features(name: str) -> set[str]:
-        return {*OPTIMIZERS[name].hyperparameters, *OPTIMIZERS[name].slots}
+        return {*OPTIMIZERS[name].hyperparameters, *(slot.name for slot in OPTIMIZERS[name].slots)}
 
     own = features(optimizer)
     return max(_MODELS, key=lambda name: (len(own & features(name)), -len(features(name))))

@@ -200,10 +200,10 @@ cdef class Operands:
                 q = &self.params[i]
                 for k, name in enumerate(group.slots):
                     state = self.states[i][name]
+                    kind = group.kinds[name]
                     if <char *>cnp.PyArray_DATA(state) != q.s[k] or not (
-                            fits(<PyObject *>state, q, cnp.NPY_ARRAY_WRITEABLE)
-                            if group.kinds[name].like == "parameter" else
-                            is_like(group.kinds[name], state, self.arrays[i], self.flattened) and state.flags.writeable):
+                            fits(<PyObject *>state, q, cnp.NPY_ARRAY_WRITEABLE) if kind.like == "parameter" else
+                            is_like(kind, state, self.arrays[i], self.flattened) and state.flags.writeable):
                         raise LayoutError(f"state {name!r} of {self.label(i)} was changed after it was made: its "
                                           "memory, shape, type or writability")
 
