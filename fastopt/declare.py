@@ -182,7 +182,7 @@ class Declaration:
     """Keys of a parameter group, in the order of the constructor."""
     conventions: ClassVar[Mapping[str, Convention]] = {}
     """The first is the default."""
-    ours: ClassVar[Mapping[str, Any]] = {"eps_placement": "outside", "bias_correction": True}
+    always_offered: ClassVar[Mapping[str, Any]] = {"eps_placement": "outside", "bias_correction": True}
     """What fastopt offers under every convention, and its value where the convention names none."""
     eps_placements: ClassVar[tuple[str, ...]] = EPS_PLACEMENTS
     """The placements of eps that it has."""
@@ -299,10 +299,10 @@ def derive(cls: type[Declaration], convention: str, group: Mapping[str, Any], re
     offered = cls.conventions[convention]
     owner = f"{cls.__name__}(convention={convention!r})"
     constants = check_options(cls, convention, group, owner)
-    rule, kept = chosen_rule(cls, group, convention)
+    rule, chosen = chosen_rule(cls, group, convention)
     names = offered.names if rename else {}
     every = {slot.name: resolved(slot, group, names.get(slot.name, slot.name)) for slot in arrays_of(cls)}
-    slots = tuple(every[slot.name] for slot in kept)
+    slots = tuple(every[slot.name] for slot in chosen)
     forms = {
         "eps_placement": EPS_PLACEMENTS.index(group.get("eps_placement", "outside")),
         "eps_inside": group.get("eps_placement") == "inside",
@@ -340,7 +340,7 @@ def check_options(
             raise HyperparameterError(f"{owner}: the parameter group has lost its {key!r}")
         check_kind(cls, key, group[key], owner)
         only = offered.fixed.get(key, NEUTRAL.get(key))
-        if only is None or key in offered.defaults or key in cls.ours:
+        if only is None or key in offered.defaults or key in cls.always_offered:
             continue
         if group[key] != only:
             having = [name for name, other in cls.conventions.items() if key in other.defaults]
@@ -407,7 +407,7 @@ def known_convention(cls: type[Declaration], convention: str | None) -> str:
 def with_defaults(cls: type[Declaration], convention: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """All options of a class: those given, else (where None) the convention's."""
     offered = cls.conventions[convention]
-    fallback = {**NEUTRAL, **cls.ours, **offered.fixed, **offered.defaults}
+    fallback = {**NEUTRAL, **cls.always_offered, **offered.fixed, **offered.defaults}
     options = {key: fallback.get(key) for key in cls.hyperparameters}
     options["maximize"] = False
     options["flush_subnormal"] = True
@@ -455,7 +455,7 @@ def check_declarations(cls: type[Declaration]) -> None:
     need(is_names(cls.family), "family", "a tuple of names")
     need(is_names(cls.eps_placements, EPS_PLACEMENTS), "eps_placements", f"a tuple of names among {EPS_PLACEMENTS}")
     need("params" not in cls.hyperparameters, "hyperparameters", "without 'params', which is the group's parameters")
-    need(isinstance(cls.ours, Mapping), "ours", "a dict, option -> value")
+    need(isinstance(cls.always_offered, Mapping), "always_offered", "a dict, option -> value")
     check_slots(cls)
     need(cls.rule is not Declaration.rule and callable(cls.rule), "rule", "a static method (group, convention) -> "
          "(name of a rule in kernels/rules.pxi, state arrays in its order)")  # fmt: skip

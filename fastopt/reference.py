@@ -135,12 +135,12 @@ def velocity_nesterov(p: Array, g: Array, state: State, h: Scalars) -> tuple[Arr
 
 
 def asgd_scalars(x: X, t: int, numbers: Numbers) -> tuple[list[float], Numbers]:
-    def kept(eta: float, mu: float) -> Numbers:  # PyTorch keeps both in float32
+    def stored(eta: float, mu: float) -> Numbers:  # PyTorch keeps both in float32
         return float(np.float32(eta)) if x["single_eta"] else eta, float(np.float32(mu)) if x["single_mu"] else mu
 
     lr, lambd = x["lr"], x["lambd"]
-    eta, mu = kept(*((lr, 1.0) if t == 1 else numbers))
-    coming = kept(lr / (1.0 + lambd * lr * t) ** x["alpha"], 1.0 / max(1.0, t - x["t0"]))
+    eta, mu = stored(*((lr, 1.0) if t == 1 else numbers))
+    coming = stored(lr / (1.0 + lambd * lr * t) ** x["alpha"], 1.0 / max(1.0, t - x["t0"]))
     return [1.0 - lambd * eta, eta, mu], coming
 
 

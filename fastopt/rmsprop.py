@@ -82,7 +82,7 @@ class RMSprop(Optimizer):
         STEP, Slot("square_avg", first="initial_accumulator_value", low=SQUARE),
         Slot("grad_avg", low=MEAN, optional=True), Slot("momentum_buffer", low=MOMENT, optional=True),
     )  # fmt: skip
-    ours = {"eps_placement": "outside"}
+    always_offered = {"eps_placement": "outside"}
     eps_placements = ("outside", "inside")
     conventions = {
         "torch": Convention(

@@ -148,7 +148,7 @@ def load(cls: type[Declaration], convention: str, plan: Plan, state_dict: Mappin
     steps = as_count(own.get("steps", max(counts, default=0)), "the optimizer")
     skipped = as_count(own.get("skipped_steps", 0), "the optimizer")
     options: list[dict[str, Any]] = []
-    held: list[list[str]] = []  # per group, the state slots that the dict has
+    recorded: list[list[str]] = []  # per group, the state slots that the dict has
     records: list[Any] = [None] * n
     first = 0
     for mine, saved, group in zip(plan.options, saved_groups, plan.groups, strict=True):
@@ -160,9 +160,9 @@ def load(cls: type[Declaration], convention: str, plan: Plan, state_dict: Mappin
         for i in range(first, last):
             if i in entries:
                 records[i] = record_of(cls, convention, plan, i, slots, entries[i], saved.get("lr"), mine["lr"])
-        held.append(sorted({name for record in records[first:last] if record is not None for name in record[1]}))
+        recorded.append(sorted({name for record in records[first:last] if record is not None for name in record[1]}))
         first = last
-    plan.resume(options, held, records, counts, steps, skipped)
+    plan.resume(options, recorded, records, counts, steps, skipped)
 
 
 def check_entries(plan: Plan, saved: Any, order: Sequence[Any]) -> dict[int, Mapping[str, Any]]:
@@ -287,8 +287,8 @@ def merged_options(
             merged[key] = NEUTRAL[key]
     elif "torch" in cls.conventions:
         offered = cls.conventions["torch"]
-        for key in (key for key in ("eps_placement", "bias_correction") if key in cls.ours and key not in given):
-            merged[key] = offered.defaults.get(key, cls.ours[key])
+        for key in (key for key in ("eps_placement", "bias_correction") if key in cls.always_offered and key not in given):
+            merged[key] = offered.defaults.get(key, cls.always_offered[key])
     foreign = not MEANINGS.keys().isdisjoint(set(names) - {*cls.slots_under(convention)})
     merge_decay(cls, convention, mine, given, merged, own, foreign)
     return merged

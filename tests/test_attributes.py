@@ -309,7 +309,7 @@ def test_a_class_of_ones_own_steps():
         ({"conventions": {"own": Convention({"lr": 0.1}, decay={"yes": 1})}}, "decay"),
         ({"hyperparameters": ...}, "hyperparameters"), ({"hyperparameters": ("lr", "lr")}, "hyperparameters"),
         ({"hyperparameters": ("lr", 3)}, "hyperparameters"), ({"hyperparameters": "lr"}, "hyperparameters"),
-        ({"ours": ("eps",)}, "ours"), ({"rule": ...}, "rule"), ({"rule": "sgd"}, "rule"),
+        ({"always_offered": ("eps",)}, "always_offered"), ({"rule": ...}, "rule"), ({"rule": "sgd"}, "rule"),
         ({"conventions": {"own": Convention({"lr": 0.1}, {False: 9})}}, "decay"),
         ({"conventions": own(names={"bufer": "b"})}, "'bufer'.*no state of the class"),
         ({"conventions": own(forms={"eps": "x"})}, "forms.*numbers"),

@@ -76,8 +76,8 @@ def default(cls: type[Optimizer], convention: str, key: str) -> str:
     if key in offered.defaults:
         value = offered.defaults[key]
         return "give one" if value is None else number(value)
-    if key in cls.ours:
-        return number(cls.ours[key])
+    if key in cls.always_offered:
+        return number(cls.always_offered[key])
     return f"always {number(offered.fixed[key])}" if key in offered.fixed else NONE
 
 

@@ -128,8 +128,8 @@ def families() -> str:
 def own_options() -> str:
     """The options that are fastopt's own, and the optimizers that have them."""
     rows = [["`maximize`, `flush_subnormal`", "every optimizer"]]
-    for key in Optimizer.ours:
-        having = [name for name, cls in fastopt.OPTIMIZERS.items() if key in cls.hyperparameters and key in cls.ours]
+    for key in Optimizer.always_offered:
+        having = [name for name, cls in fastopt.OPTIMIZERS.items() if key in cls.hyperparameters and key in cls.always_offered]
         rows.append([f"`{key}`", listed(having)])
     return library.table(["option", "optimizers"], rows)
 

@@ -46,7 +46,7 @@ cdef inline real largest(real a, real b) noexcept nogil:
 
 # --- SGD -------------------------------------------------------------------------------------------------------------
 
-cdef void sgd_scalars(const double *x, double t, double *carry, double *h) noexcept nogil:
+cdef void sgd_scalars(const double *x, double t, double *numbers, double *h) noexcept nogil:
     h[1] = x[0]
 
 
@@ -57,13 +57,13 @@ cdef void sgd(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noe
         p[i] = p[i] * decay - lr * g[i]
 
 
-# The learning rate outside the buffer (PyTorch, optax). A new buffer starts as the gradient; carry says it is not new.
-cdef void sgd_momentum_scalars(const double *x, double t, double *carry, double *h) noexcept nogil:
+# The learning rate outside the buffer (PyTorch, optax). A new buffer starts as the gradient: numbers[0] is then 0.
+cdef void sgd_momentum_scalars(const double *x, double t, double *numbers, double *h) noexcept nogil:
     h[1] = x[0]
-    h[2] = x[1] if carry[0] != 0 else 0.0
-    h[3] = 1.0 - x[2] if carry[0] != 0 else 1.0
+    h[2] = x[1] if numbers[0] != 0 else 0.0
+    h[3] = 1.0 - x[2] if numbers[0] != 0 else 1.0
     h[4] = x[1]
-    carry[0] = 1.0
+    numbers[0] = 1.0
 
 
 cdef void sgd_momentum(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
@@ -85,10 +85,10 @@ cdef void sgd_nesterov(real *p, const real *g, real **s, const real *h, Py_ssize
 
 
 # The learning rate inside the velocity (Sutskever 2013, Keras, scikit-learn).
-cdef void velocity_scalars(const double *x, double t, double *carry, double *h) noexcept nogil:
+cdef void velocity_scalars(const double *x, double t, double *numbers, double *h) noexcept nogil:
     h[1] = x[0]
     h[2] = x[1]
-    carry[0] = 1.0
+    numbers[0] = 1.0
 
 
 cdef void velocity(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
@@ -110,19 +110,19 @@ cdef void velocity_nesterov(real *p, const real *g, real **s, const real *h, Py_
         p[i] = p[i] * decay + (mu * v[i] - d)
 
 
-# Averaged SGD. What carry holds, eta and mu, is for the coming step: so they are one step late. PyTorch keeps both in
+# Averaged SGD. The numbers, eta and mu, are for the coming step: so they are one step late. PyTorch keeps both in
 # float32 (x[4] == 1, x[5] == 1).
-cdef inline double kept(double value, double single) noexcept nogil:
+cdef inline double stored(double value, double single) noexcept nogil:
     return <double><float>value if single != 0 else value
 
 
-cdef void asgd_scalars(const double *x, double t, double *carry, double *h) noexcept nogil:
-    cdef double eta = kept(x[0] if t == 1 else carry[0], x[4])
+cdef void asgd_scalars(const double *x, double t, double *numbers, double *h) noexcept nogil:
+    cdef double eta = stored(x[0] if t == 1 else numbers[0], x[4])
     h[1] = 1.0 - x[1] * eta
     h[2] = eta
-    h[3] = 1.0 if t == 1 else kept(carry[1], x[5])
-    carry[0] = kept(x[0] / pow(1.0 + x[1] * x[0] * t, x[2]), x[4])
-    carry[1] = kept(1.0 / (t - x[3] if t - x[3] > 1.0 else 1.0), x[5])
+    h[3] = 1.0 if t == 1 else stored(numbers[1], x[5])
+    numbers[0] = stored(x[0] / pow(1.0 + x[1] * x[0] * t, x[2]), x[4])
+    numbers[1] = stored(1.0 / (t - x[3] if t - x[3] > 1.0 else 1.0), x[5])
 
 
 cdef void asgd(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
@@ -137,7 +137,7 @@ cdef void asgd(real *p, const real *g, real **s, const real *h, Py_ssize_t n) no
 
 # --- Adagrad, Adadelta -----------------------------------------------------------------------------------------------
 
-cdef void adagrad_scalars(const double *x, double t, double *carry, double *h) noexcept nogil:
+cdef void adagrad_scalars(const double *x, double t, double *numbers, double *h) noexcept nogil:
     h[1] = x[0] / (1.0 + (t - 1.0) * x[1])
     h[2] = x[2] if x[3] != 0 else 0.0
     h[3] = 0.0 if x[3] != 0 else x[2]
@@ -152,7 +152,7 @@ cdef void adagrad(real *p, const real *g, real **s, const real *h, Py_ssize_t n)
         p[i] = p[i] * decay - ratio(lr * g[i], root(v[i] + e_in) + e_out)
 
 
-cdef void adadelta_scalars(const double *x, double t, double *carry, double *h) noexcept nogil:
+cdef void adadelta_scalars(const double *x, double t, double *numbers, double *h) noexcept nogil:
     h[1] = x[0]
     h[2] = x[1]
     h[3] = 1.0 - x[1]
@@ -173,7 +173,7 @@ cdef void adadelta(real *p, const real *g, real **s, const real *h, Py_ssize_t n
 
 # --- RMSprop ---------------------------------------------------------------------------------------------------------
 
-cdef void rmsprop_scalars(const double *x, double t, double *carry, double *h) noexcept nogil:
+cdef void rmsprop_scalars(const double *x, double t, double *numbers, double *h) noexcept nogil:
     cdef bint eps_inside = x[4] != 0, correct = x[5] != 0, lr_inside = x[6] != 0
     h[1] = x[1]
     h[2] = 1.0 - x[1]
@@ -294,7 +294,7 @@ cdef inline void moments(double *h, double b1, double b2) noexcept nogil:
     h[4] = 1.0 - b2
 
 
-cdef void adam_scalars(const double *x, double t, double *carry, double *h) noexcept nogil:
+cdef void adam_scalars(const double *x, double t, double *numbers, double *h) noexcept nogil:
     cdef double bc1 = correction(x[1], t) if x[6] != 0 else 1.0
     cdef double bc2 = correction(x[2], t) if x[6] != 0 else 1.0
     moments(h, x[1], x[2])
@@ -314,7 +314,7 @@ cdef void adam(real *p, const real *g, real **s, const real *h, Py_ssize_t n) no
 
 
 # AMSGrad: the largest second moment so far, before (PyTorch, Keras) or after (optax) its bias correction.
-cdef void amsgrad_scalars(const double *x, double t, double *carry, double *h) noexcept nogil:
+cdef void amsgrad_scalars(const double *x, double t, double *numbers, double *h) noexcept nogil:
     cdef double bc1 = correction(x[1], t) if x[6] != 0 else 1.0
     cdef double bc2 = correction(x[2], t) if x[6] != 0 else 1.0
     cdef bint corrected = x[7] != 0
@@ -337,7 +337,7 @@ cdef void amsgrad(real *p, const real *g, real **s, const real *h, Py_ssize_t n)
         p[i] = p[i] * decay - ratio(lr * m[i], root(w[i] * a + e_in) * c + e_out)
 
 
-cdef void adamax_scalars(const double *x, double t, double *carry, double *h) noexcept nogil:
+cdef void adamax_scalars(const double *x, double t, double *numbers, double *h) noexcept nogil:
     cdef double bc1 = correction(x[1], t) if x[5] != 0 else 1.0
     h[1] = x[1]
     h[2] = 1.0 - x[1]
@@ -358,9 +358,9 @@ cdef void adamax(real *p, const real *g, real **s, const real *h, Py_ssize_t n) 
         p[i] = p[i] * decay - ratio(lr * m[i], u[i] + e_out)
 
 
-# carry is the product of the momenta so far. PyTorch keeps it, and multiplies, in float32 (x[7] == 1).
+# numbers[0] is the product of the momenta so far. PyTorch keeps it, and multiplies, in float32 (x[7] == 1).
 # optax has no momentum schedule (x[7] == 2). The paper averages with mu, and has beta2 * v under the root (x[7] == 3).
-cdef void nadam_scalars(const double *x, double t, double *carry, double *h) noexcept nogil:
+cdef void nadam_scalars(const double *x, double t, double *numbers, double *h) noexcept nogil:
     cdef double bc2 = correction(x[2], t)
     cdef double mu = x[1] * (1.0 - 0.5 * pow(0.96, t * x[6]))
     cdef double mu_next = x[1] * (1.0 - 0.5 * pow(0.96, (t + 1.0) * x[6]))
@@ -371,9 +371,9 @@ cdef void nadam_scalars(const double *x, double t, double *carry, double *h) noe
         h[5] = lr * (1.0 - x[1]) / correction(x[1], t)
         h[6] = lr * x[1] / correction(x[1], t + 1.0)
         return
-    carry[0] = <double>(<float>carry[0] * <float>mu) if x[7] == 1 else carry[0] * mu
-    h[5] = lr * (1.0 - mu) / (1.0 - carry[0])
-    h[6] = lr * mu_next / (1.0 - carry[0] * mu_next)
+    numbers[0] = <double>(<float>numbers[0] * <float>mu) if x[7] == 1 else numbers[0] * mu
+    h[5] = lr * (1.0 - mu) / (1.0 - numbers[0])
+    h[6] = lr * mu_next / (1.0 - numbers[0] * mu_next)
 
 
 cdef void nadam(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
@@ -390,7 +390,7 @@ cdef void nadam(real *p, const real *g, real **s, const real *h, Py_ssize_t n) n
 
 # Adaptive once the length of the average, rho, is above (x[7] == 0) or at least (x[7] == 1) x[6]. thinc corrects with
 # the count of the next step (x[8] == 1).
-cdef void radam_scalars(const double *x, double t, double *carry, double *h) noexcept nogil:
+cdef void radam_scalars(const double *x, double t, double *numbers, double *h) noexcept nogil:
     cdef double k = t + x[8]
     cdef double bc1 = correction(x[1], k), b2t = pow(x[2], k)
     cdef double rho_inf = 2.0 / (1.0 - x[2]) - 1.0
@@ -425,7 +425,7 @@ cdef void radam(real *p, const real *g, real **s, const real *h, Py_ssize_t n) n
 
 # AdaBelief's second average is that of the distance between the gradient and its average; a term e_root is added to it
 # at every step: eps itself (x[5] == 1), or eps_root.
-cdef void adabelief_scalars(const double *x, double t, double *carry, double *h) noexcept nogil:
+cdef void adabelief_scalars(const double *x, double t, double *numbers, double *h) noexcept nogil:
     moments(h, x[1], x[2])
     h[5] = x[0] / correction(x[1], t)
     h[6] = x[3] if x[5] != 0 else x[4]
@@ -446,7 +446,7 @@ cdef void adabelief(real *p, const real *g, real **s, const real *h, Py_ssize_t 
         p[i] = p[i] * decay - ratio(lr * m[i], root(v[i]) * c + e_out)
 
 
-cdef void lion_scalars(const double *x, double t, double *carry, double *h) noexcept nogil:
+cdef void lion_scalars(const double *x, double t, double *numbers, double *h) noexcept nogil:
     moments(h, x[1], x[2])
     h[5] = x[0]
 
@@ -466,7 +466,7 @@ cdef void lion(real *p, const real *g, real **s, const real *h, Py_ssize_t n) no
 # --- Rprop -----------------------------------------------------------------------------------------------------------
 
 # At the first step every step size is lr (h[1] is then 1), whatever it was before.
-cdef void rprop_scalars(const double *x, double t, double *carry, double *h) noexcept nogil:
+cdef void rprop_scalars(const double *x, double t, double *numbers, double *h) noexcept nogil:
     h[1] = 1.0 if t == 1 else 0.0
     h[2] = x[0]
     h[3] = x[1]

@@ -67,15 +67,15 @@ MUTANTS = [
     ),
     Mutant(
         "dampening at the first step of momentum", RULES,
-        "h[3] = 1.0 - x[2] if carry[0] != 0 else 1.0", "h[3] = 1.0 - x[2]", bits("SGD"),
+        "h[3] = 1.0 - x[2] if numbers[0] != 0 else 1.0", "h[3] = 1.0 - x[2]", bits("SGD"),
     ),
     Mutant(
         "a new momentum buffer that is not started anew", RULES,
-        "h[2] = x[1] if carry[0] != 0 else 0.0", "h[2] = x[1]", bits("SGD"),
+        "h[2] = x[1] if numbers[0] != 0 else 0.0", "h[2] = x[1]", bits("SGD"),
     ),
     Mutant(
         "no look ahead at the first step of Nesterov", RULES,
-        "h[4] = x[1]\n    carry[0] = 1.0", "h[4] = h[2]\n    carry[0] = 1.0", bits("SGD"),
+        "h[4] = x[1]\n    numbers[0] = 1.0", "h[4] = h[2]\n    numbers[0] = 1.0", bits("SGD"),
     ),
     Mutant(
         "Nesterov's velocity added in another order", RULES,
@@ -174,7 +174,7 @@ MUTANTS = [
     ),
     Mutant(
         "NAdam's product rounded after the multiplication alone", RULES,
-        "<double>(<float>carry[0] * <float>mu)", "<double><float>(carry[0] * mu)", bits("NAdam"),
+        "<double>(<float>numbers[0] * <float>mu)", "<double><float>(numbers[0] * mu)", bits("NAdam"),
     ),
     Mutant(
         "NAdam's next momentum is this step's", RULES,
