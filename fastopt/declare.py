@@ -10,15 +10,16 @@ Design:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache, partial
 from math import inf
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
 from fastopt._spelling import about_clipping, meant
-from fastopt.engine import MOST_NUMBERS, PAIRS, SCHEDULABLE, is_number
+from fastopt.engine import MOST_NUMBERS, MOST_STATES, PAIRS, SCHEDULABLE, is_number
 from fastopt.errors import ConventionError, DeclarationError, HyperparameterError, UnknownOptionError
 
 # How weight decay is applied; the numbers are the engine's.
@@ -123,6 +124,11 @@ ARRAYS = ("parameter", "row", "column", "one")
 """What a state slot can be like that is an array,"""
 NUMBERS = ("number", "begun")
 """and what it can be that is a number which each parameter carries."""
+FORMER = (
+    "optional_slots", "fading", "accumulator", "carry", "carried", "counts_in_state", "state_from_start", "carry_from",
+    "carry_at", "carried_under", "state_begun", "_extra_state", "_packed",
+)  # fmt: skip
+"""What `Slot` has taken the place of: a class that still says it would be misunderstood."""
 STEP = Slot("step", like="count")
 """The count, in the state of every optimizer for which PyTorch keeps it there."""
 
@@ -213,10 +219,11 @@ class Declaration:
     @classmethod
     def slots_under(cls, convention: str) -> tuple[str, ...]:
         """The state arrays that it can have under a convention, by their names there."""
-        return tuple(name_under(cls, convention, slot) for slot in arrays_of(cls))
+        return tuple(named_arrays(cls, convention))
 
 
 _Class = TypeVar("_Class", bound=type[Declaration])
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 OPTIMIZERS: dict[str, Any] = {}
 """Every public optimizer by name, in the order of their definition."""
 
@@ -227,25 +234,46 @@ def public(cls: _Class) -> _Class:
     return cls
 
 
+def remembered(function: _Function) -> _Function:
+    """A function of a class, which is asked for the same answer at every load, save and edit."""
+    return lru_cache(maxsize=1024)(function)  # type: ignore[return-value]
+
+
+@remembered
 def arrays_of(cls: type[Declaration], optional: bool | None = None) -> tuple[Slot, ...]:
     """The state slots of a class that are arrays: all, or those that only some options bring, or those that all do."""
     return tuple(slot for slot in cls.slots if slot.is_array and optional in (None, slot.optional))
 
 
+@remembered
 def numbers_of(cls: type[Declaration]) -> tuple[Slot, ...]:
     """The state slots of a class that are numbers, in the order in which its rules carry them."""
     return tuple(slot for slot in cls.slots if slot.is_number)
 
 
-def saved_numbers(cls: type[Declaration], convention: str) -> dict[str, int]:
+@remembered
+def named_arrays(cls: type[Declaration], convention: str) -> Mapping[str, Slot]:
+    """The state arrays that a class can have under a convention, by their names there."""
+    return MappingProxyType({name_under(cls, convention, slot): slot for slot in arrays_of(cls)})
+
+
+@remembered
+def saved_numbers(cls: type[Declaration], convention: str) -> Mapping[str, int]:
     """The numbers that a state dict under a convention holds: name there -> place among all numbers of the class."""
     named = [(name_under(cls, convention, slot), k, slot) for k, slot in enumerate(numbers_of(cls))]
-    return {name: k for name, k, slot in named if name and slot.like == "number"}
+    return MappingProxyType({name: k for name, k, slot in named if name and slot.like == "number"})
 
 
+@remembered
 def counts_in_state(cls: type[Declaration]) -> bool:
     """Whether a state dict has "step" in the state of each parameter, as PyTorch's has."""
     return any(slot.like == "count" for slot in cls.slots)
+
+
+@remembered
+def state_from_start(cls: type[Declaration]) -> bool:
+    """Whether a state dict has the state of parameters that have taken no step."""
+    return any(slot.from_start for slot in cls.slots)
 
 
 def name_under(cls: type[Declaration], convention: str, slot: Slot) -> str:
@@ -258,10 +286,10 @@ def numbers_at(cls: type[Declaration], step: int) -> tuple[float, ...]:
     return tuple(float(step > 1) if slot.like == "begun" else float(slot.first) for slot in numbers_of(cls))
 
 
-def has_begun(cls: type[Declaration], numbers: tuple[float, ...]) -> bool:
+def has_begun(cls: type[Declaration], numbers: Sequence[float]) -> bool:
     """Whether a parameter that has taken steps has state to save, by the numbers that it carries."""
-    flags = [number for slot, number in zip(numbers_of(cls), numbers, strict=False) if slot.like == "begun"]
-    return all(flags)
+    slots = numbers_of(cls)
+    return not (slots and slots[0].like == "begun") or numbers[0] != 0
 
 
 def check_kind(cls: type[Declaration], key: str, value: Any, owner: str) -> None:
@@ -300,9 +328,11 @@ def derive(cls: type[Declaration], convention: str, group: Mapping[str, Any], re
     owner = f"{cls.__name__}(convention={convention!r})"
     constants = check_options(cls, convention, group, owner)
     rule, chosen = chosen_rule(cls, group, convention)
+    kinds = state_kinds(cls, convention if rename else None)
+    if not group["flush_subnormal"] or any(isinstance(kind.first, str) for kind in kinds.values()):
+        kinds = {name: resolved(kind, group) for name, kind in kinds.items()}
     names = offered.names if rename else {}
-    every = {slot.name: resolved(slot, group, names.get(slot.name, slot.name)) for slot in arrays_of(cls)}
-    slots = tuple(every[slot.name] for slot in chosen)
+    slots = tuple(kinds[names.get(name, name)] for name in chosen)
     forms = {
         "eps_placement": EPS_PLACEMENTS.index(group.get("eps_placement", "outside")),
         "eps_inside": group.get("eps_placement") == "inside",
@@ -314,7 +344,7 @@ def derive(cls: type[Declaration], convention: str, group: Mapping[str, Any], re
     return Spec(
         rule=rule,
         slots=slots,
-        kinds={slot.name: slot for slot in every.values()},
+        kinds=kinds,
         numbers=numbers_at(cls, 1),
         limits={key: LIMITS[key] for key in numbers},
         watched=(
@@ -359,10 +389,18 @@ def check_options(
     return constants
 
 
-def resolved(slot: Slot, group: Mapping[str, Any], name: str) -> Slot:
-    """A state slot as the options of a group have it, under its name in the convention."""
+@remembered
+def state_kinds(cls: type[Declaration], convention: str | None) -> Mapping[str, Slot]:
+    """The state arrays of a class by their names under a convention, which are theirs here; None: PyTorch's names."""
+    if convention is None:
+        return MappingProxyType({slot.name: slot for slot in arrays_of(cls)})
+    return MappingProxyType({n: slot._replace(name=n) for n, slot in named_arrays(cls, convention).items()})
+
+
+def resolved(slot: Slot, group: Mapping[str, Any]) -> Slot:
+    """A state slot as the options of a group have it."""
     first = slot.first if slot.first == "copy" or not isinstance(slot.first, str) else float(group[slot.first])
-    return slot._replace(name=name, first=first, low=slot.low if group["flush_subnormal"] else None)
+    return slot._replace(first=first, low=slot.low if group["flush_subnormal"] else None)
 
 
 def refuse_misspelt(cls: type[Declaration], owner: str, options: Mapping[str, Any]) -> bool:
@@ -455,6 +493,9 @@ def check_declarations(cls: type[Declaration]) -> None:
     need(is_names(cls.family), "family", "a tuple of names")
     need(is_names(cls.eps_placements, EPS_PLACEMENTS), "eps_placements", f"a tuple of names among {EPS_PLACEMENTS}")
     need("params" not in cls.hyperparameters, "hyperparameters", "without 'params', which is the group's parameters")
+    for name in FORMER:
+        if name in vars(cls):
+            raise DeclarationError(f"{cls.__name__}.{name} has no effect: state is declared by slots, of fastopt.Slot")
     need(isinstance(cls.always_offered, Mapping), "always_offered", "a dict, option -> value")
     check_slots(cls)
     need(cls.rule is not Declaration.rule and callable(cls.rule), "rule", "a static method (group, convention) -> "
@@ -486,9 +527,12 @@ def check_slots(cls: type[Declaration]) -> None:
     )  # fmt: skip
     names = [slot.name for slot in cls.slots]
     need(len(set(names)) == len(names), "slots", "of different names")
-    need(
-        len(numbers_of(cls)) <= MOST_NUMBERS, "slots", f"with at most {MOST_NUMBERS} that are like a number"
-    )
+    numbers = [slot for slot in cls.slots if slot.is_number]
+    need(len(numbers) <= MOST_NUMBERS, "slots", f"with at most {MOST_NUMBERS} that are like a number")
+    arrays = [slot for slot in cls.slots if slot.is_array]
+    need(len(arrays) <= MOST_STATES, "slots", f"with at most {MOST_STATES} that are arrays")
+    begun = [k for k, slot in enumerate(numbers) if slot.like == "begun"]
+    need(begun in ([], [0]), "slots", "with one like='begun' at most, before other numbers")
     for slot in cls.slots:
         fault = fault_of(cls, slot)
         if fault:
@@ -497,23 +541,41 @@ def check_slots(cls: type[Declaration]) -> None:
 
 def fault_of(cls: type[Declaration], slot: Slot) -> str | None:
     """What a state slot of a class would have to have to be possible; None if it is."""
-    if slot.like not in (*ARRAYS, *NUMBERS, "count"):
-        return f"like= one of {', '.join(map(repr, (*ARRAYS, *NUMBERS, 'count')))}"
-    if (slot.name == "step") != (slot.like == "count"):
-        return "the name 'step' if, and only if, it is like='count'"
+    kinds = (*ARRAYS, *NUMBERS, "count")
+    if slot.like not in kinds:
+        return f"like= one of {', '.join(map(repr, kinds))}"
+    if not slot.name or (slot.name == "step") != (slot.like == "count"):
+        return "a name, which is 'step' if, and only if, it is like='count'"
+    if slot.like in ("count", "begun") and slot[2:] != Slot("")[2:]:
+        return "nothing else beside a name and like="
+    if not isinstance(slot.optional, bool) or not isinstance(slot.from_start, bool):
+        return "optional= and from_start= True or False"
+    if not slot.is_array and (slot.optional or slot.from_start):
+        return "optional=False and from_start=False if it is no array"
     if slot.storage not in (None, "float32", "float64") or (slot.like == "parameter" and slot.storage is not None):
         return "storage=None, or 'float32' or 'float64' where it is not like the parameter"
-    if isinstance(slot.first, str):
-        if slot.first == "copy":
-            return None if slot.like == "parameter" else "first='copy' only if it is like the parameter"
-        if not slot.is_array or slot.first not in cls.hyperparameters or slot.first not in LIMITS:
-            return "first= a number, 'copy', or, if it is an array, the name of a hyperparameter that is a number"
-    elif not is_number(slot.first):
-        return "first= a number, 'copy', or the name of a hyperparameter"
-    if slot.low is not None and not (isinstance(slot.low, tuple) and len(slot.low) == 2
-                                     and all(map(is_number, slot.low)) and slot.like == "parameter"):  # fmt: skip
+    if slot.low is not None and not (slot.like == "parameter" and are_numbers(slot.low)):
         return "low=None, or a pair of numbers if it is like the parameter"
-    return None
+    if not (are_numbers(slot.limits) and slot.limits[0] <= slot.limits[1]):
+        return "limits= a pair of numbers, the lower one first"
+    return fault_of_first(cls, slot)
+
+
+def fault_of_first(cls: type[Declaration], slot: Slot) -> str | None:
+    """What the first value of a state slot would have to be to be possible; None if it is."""
+    if slot.first == "copy" and isinstance(slot.first, str):
+        return None if slot.like == "parameter" else "first='copy' only if it is like the parameter"
+    if isinstance(slot.first, str):
+        options = [key for key in cls.hyperparameters if key in LIMITS and key not in (*PAIRS, *SCHEDULABLE)]
+        if slot.is_array and slot.first in options:
+            return None
+        return f"first= a number, 'copy' or, for an array, an option of the class: {', '.join(options) or 'none'}"
+    return None if is_number(slot.first) and slot.first == slot.first else "first= a number, 'copy' or an option"
+
+
+def are_numbers(value: Any) -> bool:
+    """Whether a value is a pair of numbers, neither of them NaN."""
+    return isinstance(value, tuple) and len(value) == 2 and all(is_number(x) and x == x for x in value)
 
 
 def check_convention(cls: type[Declaration], key: str, convention: Convention) -> None:
@@ -536,16 +598,19 @@ def check_convention(cls: type[Declaration], key: str, convention: Convention) -
             raise DeclarationError(
                 f"{cls.__name__}.conventions[{key!r}].{field} = {value!r:.200} has to hold {wanted}"
             )
-    called = [convention.names.get(slot.name, slot.name) for slot in arrays_of(cls)]
+    called = [convention.names.get(slot.name, slot.name) for slot in cls.slots if slot.is_array or slot.is_number]
+    called = [name for slot, name in zip((x for x in cls.slots if x.like != "count"), called, strict=True)
+              if name or slot.is_array]  # fmt: skip
     if "step" in called or len(set(called)) != len(called):
         raise DeclarationError(
             f"{cls.__name__}.conventions[{key!r}].names has to give different names, and none of them 'step'; "
             f"the state is called {', '.join(called)}"
         )
-    unknown = (convention.names.keys() | convention.storage.keys()) - {slot.name for slot in cls.slots}
+    unknown = convention.names.keys() - {slot.name for slot in cls.slots if slot.like != "count"}
+    unknown |= convention.storage.keys() - {slot.name for slot in cls.slots if slot.like == "number"}
     if unknown:
         raise DeclarationError(
-            f"{cls.__name__}.conventions[{key!r}] names {sorted(unknown)}, which are no state of the class: "
+            f"{cls.__name__}.conventions[{key!r}] names or stores {sorted(unknown)}, which is no state of the class: "
             f"{', '.join(called) or 'none'}"
         )
     if not (isinstance(convention.decay, Mapping) and set(convention.decay) <= {False, True}
@@ -556,8 +621,8 @@ def check_convention(cls: type[Declaration], key: str, convention: Convention) -
         )
 
 
-def chosen_rule(cls: type[Declaration], group: Mapping[str, Any], convention: str) -> tuple[str, tuple[Slot, ...]]:
-    """What ``cls.rule`` says of a group; raises unless it is the name of a rule, and declared state arrays."""
+def chosen_rule(cls: type[Declaration], group: Mapping[str, Any], convention: str) -> tuple[str, tuple[str, ...]]:
+    """What ``cls.rule`` says of a group; raises unless it is the name of a rule, and those of declared state arrays."""
     try:
         answer = cls.rule(group, convention)
     except KeyError as error:
@@ -565,9 +630,9 @@ def chosen_rule(cls: type[Declaration], group: Mapping[str, Any], convention: st
             f"{cls.__name__}.rule() asks the group for {error}, which is no hyperparameter of the class: "
             f"{', '.join(cls.hyperparameters)}"
         ) from error
-    declared = {slot.name: slot for slot in arrays_of(cls)}
     if isinstance(answer, str):
-        answer = answer, tuple(slot.name for slot in arrays_of(cls, optional=False))
+        return answer, tuple(slot.name for slot in arrays_of(cls, optional=False))
+    declared = state_kinds(cls, None)
     if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], str)
             and isinstance(answer[1], (tuple, list)) and all(name in declared for name in answer[1])
             and len(set(answer[1])) == len(answer[1])):  # fmt: skip
@@ -575,4 +640,4 @@ def chosen_rule(cls: type[Declaration], group: Mapping[str, Any], convention: st
             f"{cls.__name__}.rule() returned {answer!r:.200}; (name of a rule, tuple of state slots) is needed, with "
             f"slots that the class declares: {', '.join(declared) or 'none'}"
         )
-    return answer[0], tuple(declared[name] for name in answer[1])
+    return answer[0], tuple(answer[1])

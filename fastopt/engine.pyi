@@ -16,6 +16,7 @@ LEAST_EPS: float
 NO_SCHEDULES: int
 LAST_FLOAT_COUNT: int
 MOST_NUMBERS: int
+MOST_STATES: int
 PAIRS: dict[str, tuple[str, str]]
 SCHEDULABLE: tuple[str, ...]
 SHIM: str
@@ -42,7 +43,7 @@ class Group:
     options: dict[str, Any]
     params: Any
     slots: list[str]
-    initial: Mapping[str, float]
+    kinds: Mapping[str, Any]
 
 class Plan:
     groups: Sequence[Group]

@@ -122,7 +122,7 @@ cdef class Plan(Operands):
     Parameters
     ----------
     derive : callable
-        Group options -> `Spec` (see ``fastopt.optimizer``): called when a group is added and when one of its options
+        Group options -> `Spec` (see ``fastopt.declare``): called when a group is added and when one of its options
         changes.
     n_threads : int or None
         Threads for a step; None decides at every step.
@@ -240,6 +240,9 @@ cdef class Plan(Operands):
                 self.foreign = True
             # Schedules and a state_factory have had their turn; from here on nothing can change the arrays.
             check_unchanged(group, arrays, labels, fresh, self.flattened)
+            for earlier in self.untouched:
+                self.check_params(earlier)
+                self.check_state_of(earlier)
             if kinds != [(a.dtype, a.shape) for a in arrays]:
                 raise LayoutError("a parameter was changed while it was given to the optimizer")
             self.append_group(group, arrays, all_names, fresh, states is None)
@@ -330,6 +333,8 @@ cdef class Plan(Operands):
                 states[a:b] = [dict(state) for state in states[a:b]]
                 self.allocate(fresh, names, self.arrays[a:b], labels, states[a:b])
                 check_unchanged(fresh, self.arrays[a:b], labels, states[a:b], self.flattened)
+            for _, fresh, _ in edited:
+                self.check_params(fresh)
             memory = Memory(self.arrays, self.names, states)
             for _, fresh, _ in edited:
                 self.keep_memory(fresh, states[fresh.first:fresh.first + fresh.n_params])
@@ -492,7 +497,9 @@ cdef class Plan(Operands):
         cdef Group group
         cdef Py_ssize_t i
         cdef list edited = self.resumed_groups(options, recorded, steps)
-        self.check_states()
+        for group in self.groups:
+            self.check_params(group)
+            self.check_state_of(group)
         self.check_records(records)
         before = [dict(mine) for mine in self.options]
         try:
@@ -528,8 +535,7 @@ cdef class Plan(Operands):
             # Also what the options to come have no slot for: state of before must not be there when they change.
             present = list(self.states[group.first]) if group.n_params else []
             fresh.slots += [name for name in dict.fromkeys([*recorded[k], *present]) if name not in fresh.slots]
-            if len(fresh.slots) > MAX_STATES:
-                raise RuntimeError("MAX_STATES in table.pxd is too small")
+            fresh.alike = fresh.alike and all([fresh.kinds[name].like == "parameter" for name in fresh.slots])
             edited.append((k, fresh, self.lacking(fresh, fresh.slots)))
         return edited
 
@@ -543,9 +549,7 @@ cdef class Plan(Operands):
             read_numbers(numbers, record[0])
             group = self.group_of(i)
             for name, array in record[1].items():
-                kind = group.kinds[name]
-                if not (fits(<PyObject *>array, &self.params[i], 0) if kind.like == "parameter"
-                        else is_like(kind, array, self.arrays[i], self.flattened)):
+                if not self.fits_slot(group.kinds[name], array, i, 0):
                     raise RuntimeError(f"state {name!r} of {self.label(i)} has another layout than it needs")
 
     cdef overwrite(self, Py_ssize_t i, Group group, tuple numbers, dict arrays):

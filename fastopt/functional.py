@@ -57,7 +57,7 @@ from fastopt.engine import Plan, listed, shown
 from fastopt.errors import HyperparameterError, OverlapError, ParameterError, ReadOnlyError, UnknownOptionError
 from fastopt.optimizer import Optimizer
 from fastopt.state import as_number
-from fastopt.typing import Arrays, Betas, EpsPlacement, Hyperparameter, Nonfinite, Number  # noqa: F401
+from fastopt.typing import Arrays, Betas, EpsPlacement, Hyperparameter, Nonfinite, Number, Pair  # noqa: F401
 
 ENGINE_OPTIONS = ("n_threads", "nonfinite", "copy_grads")
 

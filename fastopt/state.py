@@ -22,13 +22,13 @@ from fastopt.declare import (
     OPTIMIZERS,
     Declaration,
     Slot,
-    arrays_of,
     counts_in_state,
     has_begun,
     is_neutral,
-    name_under,
+    named_arrays,
     numbers_of,
     saved_numbers,
+    state_from_start,
 )
 from fastopt.engine import LAST_FLOAT_COUNT, PAIRS, Plan, as_values, is_number, shape_like, shown
 from fastopt.errors import FastoptError, ParameterError, StateDictError
@@ -102,17 +102,18 @@ def snapshot(cls: type[Declaration], convention: str, plan: Plan) -> dict[str, A
 def packed_options(cls: type[Declaration], convention: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """A group's options, as a state dict lists them."""
     packed = {key: value for key, value in options.items() if key != "params"}
-    if "dampening" in packed and "velocity" in cls.slots_under(convention):
+    if "dampening" in cls.hyperparameters and "velocity" in named_arrays(cls, convention):
         # PyTorch's SGD would ignore the velocity, and begin a new buffer without a word: so it fails at this.
-        if not (is_number(packed["momentum"]) and packed["momentum"] == 0):
-            del packed["dampening"]
+        momentum = packed.get("momentum", 0)
+        if not (is_number(momentum) and momentum == 0):
+            packed.pop("dampening", None)
     return packed
 
 
 def entry_of(cls: type[Declaration], convention: str, plan: Plan, i: int) -> dict[str, Any] | None:
     """The state of parameter i, as a state dict has it; None if there is nothing to save."""
     count, numbers = plan.count(i)
-    if count == 0 and not any(slot.from_start for slot in cls.slots):
+    if count == 0 and not state_from_start(cls):
         return None
     entry: dict[str, Any] = {}
     if counts_in_state(cls):
@@ -125,10 +126,13 @@ def entry_of(cls: type[Declaration], convention: str, plan: Plan, i: int) -> dic
 
 def number_arrays(cls: type[Declaration], convention: str, numbers: Sequence[float]) -> dict[str, np.ndarray]:
     """The numbers of a parameter by their names under a convention, as arrays without dimensions."""
+    saved = saved_numbers(cls, convention)
+    if not saved:
+        return {}
     kinds, slots = cls.conventions[convention].storage, numbers_of(cls)
     return {
         name: np.array(numbers[k], kinds.get(slots[k].name, slots[k].storage or "float64"))
-        for name, k in saved_numbers(cls, convention).items()
+        for name, k in saved.items()
     }
 
 
@@ -188,9 +192,9 @@ def record_of(
     label, param = f"state of {plan.label(i)}", plan.arrays[i]
     entry = translated(cls, convention, entry, label, saved_lr, lr, param.dtype)
     arrays = check_entry(cls, convention, label, param, slots, entry)
-    numbers = check_numbers(cls, convention, label, entry)
-    slots_of = {name_under(cls, convention, slot): slot for slot in arrays_of(cls)}
-    return numbers, {name: fitting(plan, i, slots_of[name], array) for name, array in arrays.items()}
+    slots_of = named_arrays(cls, convention)
+    fit = {name: fitting(plan, i, slots_of[name], array) for name, array in arrays.items()}
+    return check_numbers(cls, convention, label, entry), fit
 
 
 def fitting(plan: Plan, i: int, slot: Slot, array: np.ndarray) -> np.ndarray:
@@ -266,7 +270,7 @@ def merged_options(
     """
     given = {key: value for key, value in saved.items() if key not in ("params", "param_names") and value is not None}
     merged = {**mine, **given}
-    for key in PAIRS:
+    for key in PAIRS.keys() & cls.hyperparameters:
         if isinstance(merged.get(key), list):
             merged[key] = tuple(merged[key])
     keys = cls.group_keys()
@@ -287,7 +291,7 @@ def merged_options(
             merged[key] = NEUTRAL[key]
     elif "torch" in cls.conventions:
         offered = cls.conventions["torch"]
-        for key in (key for key in ("eps_placement", "bias_correction") if key in cls.always_offered and key not in given):
+        for key in {"eps_placement", "bias_correction"} & cls.always_offered.keys() - given.keys():
             merged[key] = offered.defaults.get(key, cls.always_offered[key])
     foreign = not MEANINGS.keys().isdisjoint(set(names) - {*cls.slots_under(convention)})
     merge_decay(cls, convention, mine, given, merged, own, foreign)
@@ -451,7 +455,7 @@ def translated(
     dtype : numpy dtype
         The parameter's type: conversions are computed in it, or in the state's own if that is wider.
     """
-    wanted, numbers = cls.slots_under(convention), saved_numbers(cls, convention)
+    wanted, numbers = named_arrays(cls, convention), saved_numbers(cls, convention)
     known = {"step", *wanted, *numbers}
     out = dict(entry)
     if known.issuperset(out):
@@ -532,14 +536,15 @@ def check_entry(
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """The state arrays of one parameter, checked."""
     arrays = {}
-    declared = {name_under(cls, convention, slot): slot for slot in arrays_of(cls)}
-    for name in dict.fromkeys((*slots, *declared)):
+    declared = named_arrays(cls, convention)
+    for name in declared:
         if entry.get(name) is None:
             if name not in slots or not counts_in_state(cls):
                 continue
             raise StateDictError(f"{label} lacks {described(name)}")
         what = f"state {name!r} of {label.removeprefix('state of ')}"
-        array, shape = as_state(entry[name], what), shape_like(declared[name].like, param.shape)
+        array, like = as_state(entry[name], what), declared[name].like
+        shape = param.shape if like == "parameter" else shape_like(like, param.shape)
         if array.shape != shape:
             needed = f"the parameter has {shape}" if shape == param.shape else f"{shape} is needed"
             raise StateDictError(f"{what} has shape {array.shape}; {needed}")
@@ -551,14 +556,16 @@ def check_numbers(
     cls: type[Declaration], convention: str, label: str, entry: Mapping[str, Any]
 ) -> tuple[float, ...]:
     """The numbers that a parameter carries, as its entry says them."""
-    names = {name_under(cls, convention, slot) for slot in arrays_of(cls)}
-    begun = any(entry.get(name) is not None for name in names)
-    numbers = [float(begun) if slot.like == "begun" else float(slot.first) for slot in numbers_of(cls)]
+    slots = numbers_of(cls)
+    if not slots:
+        return ()
+    begun = any(entry.get(name) is not None for name in named_arrays(cls, convention))
+    numbers = [float(begun) if slot.like == "begun" else float(slot.first) for slot in slots]
     for name, k in saved_numbers(cls, convention).items():
         if name not in entry:
             raise StateDictError(f"{label} lacks {described(name)}")
         try:
-            numbers[k] = as_number(entry[name], name, numbers_of(cls)[k], label)
+            numbers[k] = as_number(entry[name], name, slots[k], label)
         except Exception as error:  # whatever a foreign type's conversion raises
             raise StateDictError(f"{name!r} in {label} cannot be read: {error!r}") from error
     return tuple(numbers)

@@ -109,7 +109,7 @@ def brought_by(cls: type[Optimizer], slot: str) -> list[str]:
                 _, slots = chosen_rule(cls, {**group, key: True if key in FLAGS else 0.5}, convention)
             except HyperparameterError:  # an option that needs another one
                 continue
-            if slot in [kept.name for kept in slots]:
+            if slot in slots:
                 found.append(key)
     return found
 

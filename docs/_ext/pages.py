@@ -129,7 +129,8 @@ def own_options() -> str:
     """The options that are fastopt's own, and the optimizers that have them."""
     rows = [["`maximize`, `flush_subnormal`", "every optimizer"]]
     for key in Optimizer.always_offered:
-        having = [name for name, cls in fastopt.OPTIMIZERS.items() if key in cls.hyperparameters and key in cls.always_offered]
+        having = [name for name, cls in fastopt.OPTIMIZERS.items()
+                  if key in cls.hyperparameters and key in cls.always_offered]  # fmt: skip
         rows.append([f"`{key}`", listed(having)])
     return library.table(["option", "optimizers"], rows)
 

@@ -17,6 +17,7 @@ from .data import Dataset, Split, split
 from .models import (
     HIDDEN,
     LEARNING_RATES,
+    OPTIONS,
     REGRESSION_RATES,
     accuracy,
     cross_entropy,
@@ -190,7 +191,7 @@ def entrants(dataset: Dataset, names: Iterable[str], lr: float | None = None) ->
     def rate(name: str) -> float:
         return float(lr or rates.get(name) or classes[name](np.zeros(1)).param_groups[0]["lr"])
 
-    return tuple(Runner(name, {"lr": rate(name)}) for name in names)
+    return tuple(Runner(name, {"lr": rate(name), **OPTIONS.get(name, {})}) for name in names)
 
 
 def total_steps(

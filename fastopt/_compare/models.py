@@ -12,6 +12,7 @@ import numpy.typing as npt
 __all__ = [
     "HIDDEN",
     "LEARNING_RATES",
+    "OPTIONS",
     "REGRESSION_RATES",
     "accuracy",
     "cross_entropy",
@@ -41,6 +42,8 @@ LEARNING_RATES = {
     "RAdam": 5e-3,
     "Lion": 5e-4,
 }
+# The noise of batches changes signs: steps of Rprop that could grow to 50 would leave.
+OPTIONS: dict[str, dict[str, Any]] = {"Rprop": {"step_sizes": (1e-6, 0.01)}}
 # The squared error's curvature is that of the hidden layer, some ten times that of cross-entropy.
 REGRESSION_RATES = {**LEARNING_RATES, "SGD": 0.01, "Momentum": 2e-3, "NAG": 2e-3}
 

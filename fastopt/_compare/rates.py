@@ -26,6 +26,8 @@ _VALLEY: dict[str, Mapping[str, Any]] = {
 }
 # An optimizer that has no rate of its own gets the rates of the one of these that it is most like.
 _MODELS = ("SGD", "Momentum", "Adagrad", "RMSprop", "Adam")
+_LIKE = {"ASGD": "SGD"}
+"""Where the names of options and state would say another one."""
 
 
 def suited(optimizer: str, scene: Scene | None = None) -> Mapping[str, Any]:
@@ -45,12 +47,14 @@ def suited(optimizer: str, scene: Scene | None = None) -> Mapping[str, Any]:
 
 
 def like(optimizer: str) -> str:
-    """Return the optimizer that one without a rate is most like: its base class, or the one with most in common.
+    """Return the optimizer that one without a rate is most like: in `_LIKE`, its base class, or most in common.
 
     What counts are hyperparameters and state; of two that have as much in common, it is the one with less of its own.
     """
     from .. import OPTIMIZERS
 
+    if optimizer in _LIKE:
+        return _LIKE[optimizer]
     cls = OPTIMIZERS[optimizer]
     for base in cls.__mro__[1:]:
         if OPTIMIZERS.get(base.__name__) is base and base.__name__ in _VALLEY:

@@ -19,6 +19,7 @@ def is_number(value):
 
 
 MOST_NUMBERS = MAX_NUMBERS        # that a parameter carries from step to step
+MOST_STATES = MAX_STATES          # arrays of one parameter
 
 
 def shape_like(str like, shape):
@@ -75,6 +76,17 @@ cdef int read_numbers(double *numbers, tuple values) except -1:
     return 0
 
 
+cdef int pair_place(spec, dict places, str first, str second) except -3:
+    """Where a rule has the two numbers of a pair, one after the other; -2 if it takes neither."""
+    cdef int place
+    if first not in places and second not in places:
+        return -2
+    place = places.pop(first, -2)
+    if places.pop(second, -2) != place + 1 or place < 0:
+        raise DeclarationError(f"{spec.owner}: the rule {spec.rule!r} has to take {first!r} and {second!r} in turn")
+    return place
+
+
 cdef class Group:
     """The hyperparameters of one parameter group: read from its dict, checked, and given to the rule in its order.
 
@@ -86,6 +98,7 @@ cdef class Group:
     cdef public list slots            # names of the state slots, in the order of the rule
     cdef readonly object kinds        # their names, and those of slots that other options have left -> `Slot`
     cdef int n_slots                  # how many of them it has from the start
+    cdef bint alike                   # whether all of them, and of those that are left, are like the parameter
     cdef unsigned int copied          # a bit for each of them that starts as a copy of the parameter
     cdef Hyper hyper
     cdef Program program
@@ -118,7 +131,7 @@ cdef class Group:
         self.n_before = -1
 
     cdef adopt(self, spec):
-        """Take over what the optimizer class derived from the group's options (see `Spec` in optimizer.py)."""
+        """Take over what the optimizer class derived from the group's options (see `Spec` in declare.py)."""
         cdef const Rule *rule = find_rule(spec.rule)
         cdef list watch = []
         places = {name: i for i, name in enumerate((<bytes>rule.hyper).decode().split())}
@@ -128,8 +141,7 @@ cdef class Group:
                 watch.append((key, NUMBER, -1, limits))
             elif key in PAIRS:
                 first, second = PAIRS[key]
-                watch.append((key, PAIR, places.pop(first), limits))
-                places.pop(second)    # the next one
+                watch.append((key, PAIR, pair_place(spec, places, first, second), limits))
             else:
                 watch.append((key, NUMBER, places.pop(key, -2), limits))
         for name in list(places):
@@ -140,9 +152,12 @@ cdef class Group:
         for key in spec.watched:
             watch.append((key, OPTION, -2, ()))
         stepped = [slot for slot in spec.slots if slot.like == "parameter"]
-        if len(stepped) != rule.n_states or tuple(stepped) != spec.slots[:len(stepped)]:
+        if len(stepped) != rule.n_states:
             raise DeclarationError(f"{spec.owner}: the rule {spec.rule!r} has {rule.n_states} state slot(s); rule() "
-                                   f"names {len(stepped)}: {', '.join(spec.names) or 'none'}")
+                                   f"names {len(stepped)}: {', '.join([slot.name for slot in stepped]) or 'none'}")
+        if tuple(stepped) != spec.slots[:len(stepped)] or len(spec.slots) > MAX_STATES:
+            raise DeclarationError(f"{spec.owner}: rule() has to name the arrays that are like the parameter first, "
+                                   f"and at most {MAX_STATES} in all; it names {', '.join(spec.names)}")
         if len(watch) > MAX_WATCH:
             raise RuntimeError("MAX_WATCH in group.pxi is too small")
         rule_alone(&self.program, rule, &SHORT_TABLE.rules[rule - TABLE.rules])
@@ -153,6 +168,7 @@ cdef class Group:
             self.faded.f[i], self.faded.d[i] = slot.low or (0.0, 0.0)
         self.slots, self.kinds, self.owner = list(spec.names), spec.kinds, spec.owner
         self.n_slots = <int>len(spec.names)
+        self.alike = len(stepped) == len(spec.slots)
         for i, slot in enumerate(stepped):
             if slot.first == "copy":
                 self.copied |= 1 << i
@@ -246,14 +262,17 @@ cdef class Group:
         now = value(steps) if scheduled else value
         if self.kind[i] == PAIR:
             if not isinstance(now, (tuple, list)) or len(now) != 2:
-                raise HyperparameterError(f"{self.owner}: {key}={now!r} must be a pair of numbers, "
-                                          + " and ".join([str(limits) for limits in self.ranges[i]]))
+                first, second = self.ranges[i]
+                each = f"each {first}" if first == second else f"the first {first}, the second {second}"
+                raise HyperparameterError(f"{self.owner}: {key}={now!r} must be a pair of numbers, {each}")
             for j in range(2):
                 part = now[j]
                 if callable(part) and steps != no_schedules and key in SCHEDULABLE and not isinstance(part, type):
                     scheduled = True
                     part = part(steps)
-                self.hyper.x[self.target[i] + j] = self.number(i, j, f"{key}[{j}]", part)
+                number = self.number(i, j, f"{key}[{j}]", part)
+                if self.target[i] >= 0:
+                    self.hyper.x[self.target[i] + j] = number
                 fixed = fixed and isinstance(part, FIXED)
             fixed = fixed and not isinstance(value, list)
         else:

@@ -129,29 +129,30 @@ cdef class Operands:
                     self.arenas[id(owner)] = last = owner
 
     cdef fill(self, Group group, list names, Team *team):
-        """Write the first values of state slots, in the partition of a step over all parameters that there are."""
-        cdef Program program
-        cdef StepScalars value
+        """Write the first values of state slots, in the partition of a step over all parameters that there are.
+
+        Parameters and state have to have been checked: this reads and writes by their pointers.
+        """
+        cdef Program value, copy
+        cdef StepScalars scalars
         cdef Job job
         cdef Group other
-        cdef Py_ssize_t i, k
-        rule_alone(&program, FILL, FILL)
-        value.flush = False
+        cdef Py_ssize_t k
+        rule_alone(&value, FILL, FILL)
+        rule_alone(&copy, UNSCALE, UNSCALE)         # by 1: the value itself
+        scalars.flush = False
         for k in range(len(group.slots)):
             if group.slots[k] not in names:
                 continue
             kind = group.kinds[group.slots[k]]
-            if kind.first == "copy":
-                for i in range(group.first, group.first + group.n_params):
-                    memcpy(self.params[i].s[k], self.params[i].p, self.params[i].n_bytes)
-                continue
-            scale(&value.h, 0, kind.first)
+            is_copy = kind.first == "copy"
+            scale(&scalars.h, 0, 1.0 if is_copy else kind.first)
             if kind.like != "parameter":
-                self.fill_small(group, k, &value.h)
+                self.fill_small(group, k, &scalars.h)
                 continue
-            self.begin_job(&job, &value)
+            self.begin_job(&job, &scalars)
             for other in self.groups:     # as a step: the same threads are to touch the memory first
-                self.add_fill(&job, other, &program, k if other is group else -1)
+                self.add_fill(&job, other, &copy if is_copy else &value, k if other is group else -1, is_copy)
             launch(team, &job)
 
     cdef fill_small(self, Group group, Py_ssize_t k, Scaled *value):
@@ -165,47 +166,72 @@ cdef class Operands:
                 FILL.f32(<float *>cnp.PyArray_DATA(array), NULL, NULL, value.f, cnp.PyArray_SIZE(array))
 
     cdef copy_first(self, const Job *job):
-        """Copy parameters as they are before their first step into state that starts as such a copy."""
-        cdef Py_ssize_t i, k
+        """Copy parameters as they are before their first step into state that starts as such a copy.
+
+        Unless a gradient that is not finite will end the step before it writes.
+        """
+        cdef Py_ssize_t i, k, at = 0
         cdef Group group
         cdef Param *q
+        if job.scan_nonfinite and any_nonfinite(job.work, job.n_work, 0, job.blocks):
+            return
         for i in range(job.n_work):
             q = job.work[i].q
+            while q - self.params >= (<Group>self.groups[at]).first + (<Group>self.groups[at]).n_params:
+                at += 1
+            group = self.groups[at]
             if q.t == 0:
-                group = self.group_of(q - self.params)
                 for k in range(MAX_STATES):
                     if group.copied >> k & 1:
                         memcpy(q.s[k], q.p, q.n_bytes)
 
-    cdef void add_fill(self, Job *job, Group group, const Program *program, Py_ssize_t k) noexcept:
-        """Add a program on the k-th state slot of a group; for -1, leave the blocks of the group out."""
+    cdef void add_fill(self, Job *job, Group group, const Program *program, Py_ssize_t k, bint reads) noexcept:
+        """Add a program on the k-th state slot of a group, which `reads` its parameters; -1 leaves its blocks out."""
         cdef Param *q
         cdef Py_ssize_t i, before = job.blocks
         for i in range(group.first, group.first + group.n_params):
             q = &self.params[i]
             if k >= 0:
-                self.add_other(job, q, q.s[k], program, NULL, 0)
+                self.add_other(job, q, q.s[k], program, q.p if reads else NULL, 0)
             else:
                 job.blocks += q.blocks
         job.moved += moved_blocks(job.blocks - before, group.program.rule)
 
     cpdef check_states(self):
         """Raise if a state array is not what it was: users can reach it, and may own its memory."""
+        for group in self.groups:
+            self.check_state_of(group)
+
+    cdef check_state_of(self, Group group):
+        """The same for the state of one group."""
         cdef Param *q
-        cdef Group group
         cdef Py_ssize_t i, k
         cdef cnp.ndarray state
-        for group in self.groups:
-            for i in range(group.first, group.first + group.n_params):
-                q = &self.params[i]
-                for k, name in enumerate(group.slots):
-                    state = self.states[i][name]
-                    kind = group.kinds[name]
-                    if <char *>cnp.PyArray_DATA(state) != q.s[k] or not (
-                            fits(<PyObject *>state, q, cnp.NPY_ARRAY_WRITEABLE) if kind.like == "parameter" else
-                            is_like(kind, state, self.arrays[i], self.flattened) and state.flags.writeable):
-                        raise LayoutError(f"state {name!r} of {self.label(i)} was changed after it was made: its "
-                                          "memory, shape, type or writability")
+        for i in range(group.first, group.first + group.n_params):
+            q = &self.params[i]
+            for k, name in enumerate(group.slots):
+                state = self.states[i][name]
+                if <char *>cnp.PyArray_DATA(state) != q.s[k] or not (
+                        fits(<PyObject *>state, q, cnp.NPY_ARRAY_WRITEABLE) if group.alike else
+                        self.fits_slot(group.kinds[name], state, i, cnp.NPY_ARRAY_WRITEABLE)):
+                    raise LayoutError(f"state {name!r} of {self.label(i)} was changed after it was made: its "
+                                      "memory, shape, type or writability")
+
+    cdef bint fits_slot(self, kind, array, Py_ssize_t i, int flags) except -1:
+        """Whether an array can be this state slot of parameter i, and has these flags."""
+        if kind.like == "parameter":
+            return fits(<PyObject *>array, &self.params[i], flags)
+        return (is_like(kind, array, self.arrays[i], self.flattened)
+                and (cnp.PyArray_FLAGS(<cnp.ndarray>array) & flags) == flags)
+
+    cdef check_params(self, Group group):
+        """Raise if a parameter of a group is not what it was."""
+        cdef Param *q
+        cdef Py_ssize_t i
+        for i in range(group.first, group.first + group.n_params):
+            q = &self.params[i]
+            if not (q.p == fo_array_data(q.array) and fits(q.array, q, cnp.NPY_ARRAY_WRITEABLE)):
+                complain_parameter(self, i)
 
     # --- Jobs
 

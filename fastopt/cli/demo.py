@@ -20,7 +20,7 @@ import numpy as np
 
 from .. import OPTIMIZERS
 from .._compare.data import load, split
-from .._compare.models import HIDDEN, LEARNING_RATES, accuracy, initial_weights, loss_and_gradients
+from .._compare.models import HIDDEN, LEARNING_RATES, OPTIONS, accuracy, initial_weights, loss_and_gradients
 from .._compare.results import whole_file, write_json
 from ..training import MinimizeState, minimize
 from ._arguments import above_zero, made_folder, need, optimizers, printer, whole
@@ -150,7 +150,8 @@ def train(name: str, cls: Any, args: argparse.Namespace, train_set: Any, test_se
     rng = np.random.default_rng(args.seed)
     params = initial_weights((train_set[0].shape[1], HIDDEN, 10), rng, args.dtype)
     initial_loss, _ = loss_and_gradients(params, train_set)
-    optimizer = cls(params, lr=args.lr or LEARNING_RATES.get(name), n_threads=args.threads)
+    lr = args.lr or LEARNING_RATES.get(name)
+    optimizer = cls(params, lr=lr, n_threads=args.threads, **OPTIONS.get(name, {}))
     pair = SideBySide(optimizer)
 
     def show(state: MinimizeState) -> None:

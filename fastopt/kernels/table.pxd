@@ -3,8 +3,8 @@
 ctypedef void (*F32Rule)(float *p, const float *g, float **s, const float *h, Py_ssize_t n) noexcept nogil
 ctypedef void (*F64Rule)(double *p, const double *g, double **s, const double *h, Py_ssize_t n) noexcept nogil
 # The scalars of step t, in double: from the hyperparameters x (in the order of Rule.hyper) to h[1:]. h[0] is the
-# factor of decoupled weight decay, which every rule has and the engine fills. numbers points to MAX_NUMBERS numbers that
-# a parameter takes from step to step (NAdam's product of momenta; whether SGD's buffer has been started).
+# factor of decoupled weight decay, which every rule has and the engine fills. numbers are the MAX_NUMBERS that a
+# parameter takes from step to step (NAdam's product of momenta; whether SGD's buffer has been started).
 ctypedef void (*Scalars)(const double *x, double t, double *numbers, double *h) noexcept nogil
 
 cdef enum:
