@@ -10,7 +10,7 @@ Design:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
 from math import inf
 from types import MappingProxyType
@@ -286,12 +286,6 @@ def numbers_at(cls: type[Declaration], step: int) -> tuple[float, ...]:
     return tuple(float(step > 1) if slot.like == "begun" else float(slot.first) for slot in numbers_of(cls))
 
 
-def has_begun(cls: type[Declaration], numbers: Sequence[float]) -> bool:
-    """Whether a parameter that has taken steps has state to save, by the numbers that it carries."""
-    slots = numbers_of(cls)
-    return not (slots and slots[0].like == "begun") or numbers[0] != 0
-
-
 def check_kind(cls: type[Declaration], key: str, value: Any, owner: str) -> None:
     """Raise unless an option is of the kind that it has to be; the engine checks the range of numbers."""
     if key in FLAGS:
@@ -328,10 +322,13 @@ def derive(cls: type[Declaration], convention: str, group: Mapping[str, Any], re
     owner = f"{cls.__name__}(convention={convention!r})"
     constants = check_options(cls, convention, group, owner)
     rule, chosen = chosen_rule(cls, group, convention)
-    kinds = state_kinds(cls, convention if rename else None)
-    if not group["flush_subnormal"] or any(isinstance(kind.first, str) for kind in kinds.values()):
-        kinds = {name: resolved(kind, group) for name, kind in kinds.items()}
     names = offered.names if rename else {}
+    kinds = state_kinds(cls, convention if rename else None)
+    if not group["flush_subnormal"]:
+        kinds = {name: kind._replace(low=None) for name, kind in kinds.items()}
+    for name in named_by_options(cls):
+        name = names.get(name, name)
+        kinds = {**kinds, name: kinds[name]._replace(first=float(group[str(kinds[name].first)]))}
     slots = tuple(kinds[names.get(name, name)] for name in chosen)
     forms = {
         "eps_placement": EPS_PLACEMENTS.index(group.get("eps_placement", "outside")),
@@ -345,7 +342,7 @@ def derive(cls: type[Declaration], convention: str, group: Mapping[str, Any], re
         rule=rule,
         slots=slots,
         kinds=kinds,
-        numbers=numbers_at(cls, 1),
+        numbers=first_numbers(cls),
         limits={key: LIMITS[key] for key in numbers},
         watched=(
             "maximize", "decoupled_weight_decay", "flush_subnormal",
@@ -397,10 +394,16 @@ def state_kinds(cls: type[Declaration], convention: str | None) -> Mapping[str, 
     return MappingProxyType({n: slot._replace(name=n) for n, slot in named_arrays(cls, convention).items()})
 
 
-def resolved(slot: Slot, group: Mapping[str, Any]) -> Slot:
-    """A state slot as the options of a group have it."""
-    first = slot.first if slot.first == "copy" or not isinstance(slot.first, str) else float(group[slot.first])
-    return slot._replace(first=first, low=slot.low if group["flush_subnormal"] else None)
+@remembered
+def named_by_options(cls: type[Declaration]) -> tuple[str, ...]:
+    """The state arrays whose first values options give."""
+    return tuple(slot.name for slot in arrays_of(cls) if isinstance(slot.first, str) and slot.first != "copy")
+
+
+@remembered
+def first_numbers(cls: type[Declaration]) -> tuple[float, ...]:
+    """The numbers that a parameter carries before its first step."""
+    return numbers_at(cls, 1)
 
 
 def refuse_misspelt(cls: type[Declaration], owner: str, options: Mapping[str, Any]) -> bool:
@@ -598,9 +601,9 @@ def check_convention(cls: type[Declaration], key: str, convention: Convention) -
             raise DeclarationError(
                 f"{cls.__name__}.conventions[{key!r}].{field} = {value!r:.200} has to hold {wanted}"
             )
-    called = [convention.names.get(slot.name, slot.name) for slot in cls.slots if slot.is_array or slot.is_number]
-    called = [name for slot, name in zip((x for x in cls.slots if x.like != "count"), called, strict=True)
-              if name or slot.is_array]  # fmt: skip
+    named = [slot for slot in cls.slots if slot.like not in ("count", "begun")]
+    called = [convention.names.get(slot.name, slot.name) for slot in named]
+    called = [name for slot, name in zip(named, called, strict=True) if name or slot.is_array]
     if "step" in called or len(set(called)) != len(called):
         raise DeclarationError(
             f"{cls.__name__}.conventions[{key!r}].names has to give different names, and none of them 'step'; "

@@ -50,6 +50,7 @@ from fastopt.declare import (
     numbers_at,
     numbers_of,
     refuse_unknown,
+    remembered,
     require_all,
     with_defaults,
 )
@@ -73,10 +74,11 @@ def _take(cls: type[Optimizer], p: Any, g: Any, state: Mapping[str, Any], step: 
     params, columns = _columns(p, {"g": g, **state})
     grads = columns.pop("g")
     numbers = [numbers_at(cls, count)] * len(params)
-    given = [columns.pop(slot.name, [None] * len(params)) for slot in _given_numbers(cls)]
-    for k, slot in enumerate(_given_numbers(cls)):
-        at = numbers_of(cls).index(slot)
-        read = [_number(slot, array) for array in given[k]]
+    given = []  # name, place and arrays of the numbers that the caller keeps
+    for at, slot in _given_numbers(cls):
+        arrays = columns.pop(slot.name, [None] * len(params))
+        given.append((slot.name, at, arrays))
+        read = [_number(slot, array) for array in arrays]
         numbers = [(*mine[:at], number, *mine[at + 1 :]) for mine, number in zip(numbers, read, strict=True)]
 
     convention = known_convention(cls, options.pop("convention", None))
@@ -88,11 +90,11 @@ def _take(cls: type[Optimizer], p: Any, g: Any, state: Mapping[str, Any], step: 
     plan.set_steps(count - 1, 0)
     states = [{name: column[i] for name, column in columns.items()} for i in range(len(params))]
     plan.add_group(full, params, [None] * len(params), states)
-    _check_apart(plan, _given_numbers(cls), given)
+    if given:
+        _check_apart(plan, given)
     for i, mine in enumerate(numbers):
         plan.set_count(i, count - 1, mine)
-    every = numbers_of(cls)
-    plan.step(grads, numbers=[(slot.name, every.index(slot), given[k]) for k, slot in enumerate(_given_numbers(cls))])
+    plan.step(grads, numbers=given)
     return plan.skipped == 0
 
 
@@ -112,9 +114,10 @@ def _columns(p: Any, rest: Mapping[str, Any]) -> tuple[list[Any], dict[str, list
     return params, columns
 
 
-def _given_numbers(cls: type[Optimizer]) -> list[Slot]:
-    """The numbers that the caller keeps for each parameter."""
-    return [slot for slot in numbers_of(cls) if slot.like == "number"]
+@remembered
+def _given_numbers(cls: type[Optimizer]) -> tuple[tuple[int, Slot], ...]:
+    """The numbers that the caller keeps for each parameter, and their places among all."""
+    return tuple((at, slot) for at, slot in enumerate(numbers_of(cls)) if slot.like == "number")
 
 
 def _number(slot: Slot, array: Any) -> float:
@@ -129,22 +132,23 @@ def _number(slot: Slot, array: Any) -> float:
         raise ParameterError(str(error)) from None
 
 
-def _check_apart(plan: Plan, slots: list[Slot], given: list[list[np.ndarray]]) -> None:
+def _check_apart(plan: Plan, given: list[tuple[str, int, list[np.ndarray]]]) -> None:
     """Raise if the memory of a number meets a parameter, a state, or another number."""
-    every = [(f"{slot.name} of parameter {i}", array) for slot, arrays in zip(slots, given, strict=True)
-             for i, array in enumerate(arrays)]  # fmt: skip
+    every = [(f"{name} of parameter {i}", array) for name, _, arrays in given for i, array in enumerate(arrays)]
     for label, array in every:
         if plan.touches(array):
             raise OverlapError(f"{label} overlaps a parameter or a state")
     places = sorted((array.ctypes.data, k) for k, (_, array) in enumerate(every))
     for (a, i), (b, j) in zip(places, places[1:], strict=False):
         if a + every[i][1].nbytes > b:
-            raise OverlapError(f"{every[max(i, j)][0]} overlaps {every[min(i, j)][0].replace(slots[0].name, 'that')}")
+            low, high = every[min(i, j)][0], every[max(i, j)][0]
+            same = low.partition(" ")[0] == high.partition(" ")[0]
+            raise OverlapError(f"{high} overlaps {low.replace(low.partition(' ')[0], 'that') if same else low}")
 
 
 def _required(cls: type[Optimizer]) -> tuple[str, ...]:
     """The state that the function of a class has to be given."""
-    return tuple(slot.name for slot in (*arrays_of(cls, optional=False), *_given_numbers(cls)))
+    return tuple(slot.name for slot in (*arrays_of(cls, optional=False), *(slot for _, slot in _given_numbers(cls))))
 
 
 def _signature(cls: type[Optimizer]) -> Signature:

@@ -23,7 +23,6 @@ from fastopt.declare import (
     Declaration,
     Slot,
     counts_in_state,
-    has_begun,
     is_neutral,
     named_arrays,
     numbers_of,
@@ -70,6 +69,8 @@ CONVERSIONS: dict[tuple[str, str], tuple[str, Callable[[Any, Any], Any]]] = {
 
 def live(cls: type[Declaration], convention: str, plan: Plan) -> list[dict[str, Any]]:
     """See `Optimizer.state`."""
+    if not saved_numbers(cls, convention):
+        return [{"step": plan.count(i)[0], **arrays} for i, arrays in enumerate(plan.states)]
     entries = []
     for i, arrays in enumerate(plan.states):
         count, numbers = plan.count(i)
@@ -81,8 +82,7 @@ def snapshot(cls: type[Declaration], convention: str, plan: Plan) -> dict[str, A
     """See `Optimizer.state_dict`."""
     if len(plan.options) != len(plan.groups):
         raise ParameterError("param_groups changed its length; use add_param_group()")
-    counts = [plan.count(i)[0] for i in range(len(plan.arrays))]
-    entries = {i: entry for i in range(len(counts)) if (entry := entry_of(cls, convention, plan, i)) is not None}
+    counts, entries = saved_entries(cls, convention, plan)
     groups, first = [], 0
     for options, group in zip(plan.options, plan.groups, strict=True):
         last = first + len(group.params)
@@ -110,29 +110,37 @@ def packed_options(cls: type[Declaration], convention: str, options: Mapping[str
     return packed
 
 
-def entry_of(cls: type[Declaration], convention: str, plan: Plan, i: int) -> dict[str, Any] | None:
-    """The state of parameter i, as a state dict has it; None if there is nothing to save."""
-    count, numbers = plan.count(i)
-    if count == 0 and not state_from_start(cls):
-        return None
-    entry: dict[str, Any] = {}
-    if counts_in_state(cls):
-        entry["step"] = np.array(count, np.float32 if count <= LAST_FLOAT_COUNT else np.float64)
-    entry.update(number_arrays(cls, convention, numbers))
-    if has_begun(cls, numbers):
-        entry.update(plan.states[i])
-    return entry or None
+def saved_entries(
+    cls: type[Declaration], convention: str, plan: Plan
+) -> tuple[list[int], dict[int, dict[str, Any]]]:
+    """The counts of all parameters, and the state of those that have some, as a state dict has it."""
+    from_start, counted = state_from_start(cls), counts_in_state(cls)
+    saved, slots = saved_numbers(cls, convention), numbers_of(cls)
+    flagged = bool(slots) and slots[0].like == "begun"
+    counts, entries = [], {}
+    for i, arrays in enumerate(plan.states):
+        count, numbers = plan.count(i)
+        counts.append(count)
+        if count == 0 and not from_start:
+            continue
+        entry: dict[str, Any] = {}
+        if counted:
+            entry["step"] = np.array(count, np.float32 if count <= LAST_FLOAT_COUNT else np.float64)
+        if saved:
+            entry.update(number_arrays(cls, convention, numbers))
+        if not flagged or numbers[0] != 0:  # else it has not begun
+            entry.update(arrays)
+        if entry:
+            entries[i] = entry
+    return counts, entries
 
 
 def number_arrays(cls: type[Declaration], convention: str, numbers: Sequence[float]) -> dict[str, np.ndarray]:
     """The numbers of a parameter by their names under a convention, as arrays without dimensions."""
-    saved = saved_numbers(cls, convention)
-    if not saved:
-        return {}
     kinds, slots = cls.conventions[convention].storage, numbers_of(cls)
     return {
         name: np.array(numbers[k], kinds.get(slots[k].name, slots[k].storage or "float64"))
-        for name, k in saved.items()
+        for name, k in saved_numbers(cls, convention).items()
     }
 
 

@@ -212,3 +212,127 @@ def test_the_function_takes_every_number_and_every_array():
         toy_(p, some(), *state.values(), begun, [begun[0].reshape(1), *kept[1:]], step=4)
     with pytest.raises(errors.ParameterError, match="kept"):
         toy_(p, some(), *state.values(), begun, [np.full(1, 1.5) for _ in p], step=4)
+
+
+# --- What is refused, and before anything is read or written
+
+
+def over(slots: tuple[Slot, ...], order: tuple[str, ...] | None = None, **more: Any) -> type[fastopt.Optimizer]:
+    """A class over the rule of `fastopt.Momentum` with these slots."""
+    rule = staticmethod(lambda group, convention: "velocity" if order is None else ("velocity", order))
+    conventions = {"mine": Convention({"lr": 0.1, "momentum": 0.5}, **more)}
+    return type("Over", (fastopt.Optimizer,), {
+        "hyperparameters": ("lr", "momentum"), "slots": (STEP, *slots), "conventions": conventions, "rule": rule,
+    })  # fmt: skip
+
+
+V = Slot("velocity")
+
+
+@pytest.mark.parametrize(
+    ("slots", "match"),
+    [
+        ((V, *(Slot(f"one{k}", like="one") for k in range(4))), "at most 4 that are arrays"),
+        ((Slot("a", like="number"), Slot("begun", like="begun"), V), "like='begun' at most, before other numbers"),
+        ((V, Slot("a", like="number", limits=(1.0, 0.0))), "limits= a pair of numbers, the lower one first"),
+        ((V, Slot("a", like="number", limits=None)), "limits="), ((V, Slot("")), "a name"),
+        ((V, Slot("a", optional=3)), "optional="), ((V, Slot("a", like="number", optional=True)), "optional=False"),
+        ((V, Slot("begun", like="begun", first=0.5)), "nothing else"), ((V, Slot("a", first=np.nan)), "first="),
+        ((V, Slot("a", low=(np.nan, 1.0))), "low="), ((V, Slot("a", like="row", first="momentum")), "first="),
+    ],
+)  # fmt: skip
+def test_a_slot_that_cannot_be_is_an_error_at_the_class(slots, match):
+    with pytest.raises(errors.DeclarationError, match=match):
+        over(slots)
+
+
+def test_names_of_numbers_may_not_collide():
+    for names in ({"n": "velocity"}, {"n": "step"}):
+        with pytest.raises(errors.DeclarationError, match="different names, and none of them 'step'"):
+            over((V, Slot("n", like="number")), names=names)
+    with pytest.raises(errors.DeclarationError, match="names or stores"):
+        over((V,), storage={"velocity": "float32"})
+
+
+def test_arrays_that_the_rule_steps_come_first():
+    with pytest.raises(errors.DeclarationError, match="name the arrays that are like the parameter first"):
+        over((V, Slot("r", like="row")), ("r", "velocity"))(np.ones((2, 2)))
+
+
+@pytest.mark.parametrize("name", ["fading", "carry", "optional_slots", "counts_in_state", "carry_from", "_packed"])
+def test_a_class_that_says_what_slots_have_replaced_is_refused(name):
+    with pytest.raises(errors.DeclarationError, match=f"{name} has no effect: state is declared by slots"):
+        type("Old", (fastopt.Adam,), {name: {}})
+
+
+def resized(p: np.ndarray) -> None:
+    p.resize(4, refcheck=False)
+
+
+def test_state_is_not_filled_from_a_parameter_that_was_resized():
+    copying = over((Slot("velocity", first="copy"),))
+    p = np.ones(1_000_000)
+    opt = copying(p)
+    saved = opt.state_dict()
+    resized(p)
+    for call in (lambda: opt.step(np.ones(4)), lambda: opt.load_state_dict(saved)):
+        with pytest.raises(errors.LayoutError, match="parameter 0 was changed"):
+            call()
+
+
+def test_an_option_that_brings_a_copy_does_not_read_a_parameter_that_was_resized():
+    class Switched(fastopt.Optimizer):
+        hyperparameters = ("lr", "momentum")
+        slots = (STEP, Slot("velocity", first="copy", optional=True))
+        conventions = {"mine": Convention({"lr": 0.1, "momentum": 0.0})}
+
+        @staticmethod
+        def rule(group: Any, convention: str) -> tuple[str, tuple[str, ...]]:
+            return ("velocity", ("velocity",)) if group["momentum"] else ("sgd", ())
+
+    p = np.ones(1_000_000)
+    opt = Switched(p)
+    opt.param_groups[0]["momentum"] = 0.5
+    opt.step(np.ones_like(p))
+    assert np.allclose(opt.state[0]["velocity"], 0.5 - 0.1)
+    p = np.ones(1_000_000)
+    opt = Switched(p)
+    opt.param_groups[0]["momentum"] = 0.5
+    resized(p)
+    with pytest.raises(errors.LayoutError, match="parameter 0 was changed"):
+        opt.step(np.ones(4))
+
+
+@pytest.mark.parametrize("what", ["parameter", "state"])
+def test_a_state_factory_of_a_later_group_cannot_change_an_earlier_one(what):
+    p, made = np.ones(1_000_000), []
+
+    def factory(name: str, shape: Any, dtype: Any) -> np.ndarray:
+        if len(made) == 1:
+            resized(p if what == "parameter" else made[0])
+        made.append(np.zeros(shape, dtype))
+        return made[-1]
+
+    with pytest.raises(errors.LayoutError, match="was changed"):
+        over((Slot("velocity", first="copy"),))([{"params": [p]}, {"params": [np.ones(3)]}], state_factory=factory)
+
+
+@pytest.mark.parametrize("nonfinite", ["raise", "skip"])
+def test_a_copy_is_not_made_where_a_gradient_ends_the_step(nonfinite):
+    p = np.ones(3)
+    opt = over((Slot("velocity", first="copy"),))(p, nonfinite=nonfinite)
+    p += 6.0
+    if nonfinite == "raise":
+        with pytest.raises(errors.NonFiniteError):
+            opt.step(np.array([np.nan, 0.0, 0.0]))
+    else:
+        opt.step(np.array([np.nan, 0.0, 0.0]))
+    assert (opt.state[0]["velocity"] == 1).all() and (p == 7).all() and opt.state[0]["step"] == 0
+    opt.step(np.zeros(3))
+    assert (opt.state[0]["velocity"] == 3.5).all()
+
+
+def test_a_large_copy_is_filled_by_a_team():
+    p = np.arange(3_000_000, dtype=np.float32)
+    opt = over((Slot("velocity", first="copy"),))(p, n_threads=2)
+    assert same_bits(opt.state[0]["velocity"], p)

@@ -595,3 +595,14 @@ def test_schedule_is_not_asked_about_steps_of_before_the_load():
     opt.load_state_dict(saved)
     opt.step(three())
     assert opt.steps == 5
+
+
+def test_a_key_of_the_user_s_own_stays_as_it_is():
+    opt = fastopt.Momentum(three())
+    opt.param_groups[0]["dampening"] = 0.0  # of PyTorch's SGD, switched off
+    opt.param_groups[0]["metas"] = [0.5, 1.2]
+    opt.step(three(1))
+    saved = opt.state_dict()
+    assert saved["param_groups"][0]["dampening"] == 0.0
+    opt.load_state_dict(copy.deepcopy(saved))
+    assert opt.param_groups[0]["metas"] == [0.5, 1.2]

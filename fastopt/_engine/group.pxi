@@ -151,27 +151,12 @@ cdef class Group:
             self.hyper.x[places.pop(name)] = spec.forms[name]
         for key in spec.watched:
             watch.append((key, OPTION, -2, ()))
-        stepped = [slot for slot in spec.slots if slot.like == "parameter"]
-        if len(stepped) != rule.n_states:
-            raise DeclarationError(f"{spec.owner}: the rule {spec.rule!r} has {rule.n_states} state slot(s); rule() "
-                                   f"names {len(stepped)}: {', '.join([slot.name for slot in stepped]) or 'none'}")
-        if tuple(stepped) != spec.slots[:len(stepped)] or len(spec.slots) > MAX_STATES:
-            raise DeclarationError(f"{spec.owner}: rule() has to name the arrays that are like the parameter first, "
-                                   f"and at most {MAX_STATES} in all; it names {', '.join(spec.names)}")
+        self.adopt_state(spec, rule)
         if len(watch) > MAX_WATCH:
             raise RuntimeError("MAX_WATCH in group.pxi is too small")
         rule_alone(&self.program, rule, &SHORT_TABLE.rules[rule - TABLE.rules])
         self.hyper.rule, self.hyper.decay, self.hyper.maximize = rule, spec.decay, spec.maximize
-        self.flushes = any([slot.low is not None for slot in stepped])
-        read_numbers(self.numbers, spec.numbers)
-        for i, slot in enumerate(stepped):
-            self.faded.f[i], self.faded.d[i] = slot.low or (0.0, 0.0)
-        self.slots, self.kinds, self.owner = list(spec.names), spec.kinds, spec.owner
-        self.n_slots = <int>len(spec.names)
-        self.alike = len(stepped) == len(spec.slots)
-        for i, slot in enumerate(stepped):
-            if slot.first == "copy":
-                self.copied |= 1 << i
+        self.owner = spec.owner
         self.check_keys = spec.check_keys
         self.keys = tuple(key for key, _, _, _ in watch)
         self.seen = [self.options[key] for key, _, _, _ in watch]
@@ -179,8 +164,28 @@ cdef class Group:
         self.ranges = [limits for _, _, _, limits in watch]
         for i, (_, kind, target, _) in enumerate(watch):
             self.kind[i], self.target[i] = kind, target
-            for j, limits in enumerate(self.ranges[i]):
-                self.bounds[i][j] = Bounds(limits.low, limits.high, limits.above, limits.below)
+            for j, (low, high, above, below) in enumerate(self.ranges[i]):
+                self.bounds[i][j] = Bounds(low, high, above, below)
+
+    cdef adopt_state(self, spec, const Rule *rule):
+        """Take over what is said of the state, if it is what the rule needs."""
+        cdef int i
+        cdef list names = [slot.name for slot in spec.slots]
+        cdef list stepped = [slot for slot in spec.slots if slot.like == "parameter"]
+        if len(stepped) != rule.n_states:
+            raise DeclarationError(f"{spec.owner}: the rule {spec.rule!r} has {rule.n_states} state slot(s); rule() "
+                                   f"names {len(stepped)}: {', '.join([slot.name for slot in stepped]) or 'none'}")
+        if tuple(stepped) != spec.slots[:len(stepped)] or len(names) > MAX_STATES:
+            raise DeclarationError(f"{spec.owner}: rule() has to name the arrays that are like the parameter first, "
+                                   f"and at most {MAX_STATES} in all; it names {', '.join(names)}")
+        for i, slot in enumerate(stepped):
+            if slot.low is not None:
+                self.flushes, (self.faded.f[i], self.faded.d[i]) = True, slot.low
+            if slot.first == "copy":
+                self.copied |= 1 << i
+        read_numbers(self.numbers, spec.numbers)
+        self.slots, self.kinds, self.n_slots = names, spec.kinds, <int>len(names)
+        self.alike = len(stepped) == len(names)
 
     cdef bint refresh(self, int64_t steps) except -1:
         """Read what changed; True if an option did, so that the class has to be asked for another spec."""
