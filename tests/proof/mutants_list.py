@@ -437,8 +437,8 @@ MUTANTS = [
     ),
     Mutant(
         "a row's state read-only", OPERANDS,
-        "self.arrays[i], self.flattened) and state.flags.writeable):", "self.arrays[i], self.flattened)):",
-        "test_slots.py",
+        "self.fits_slot(group.kinds[name], state, i, cnp.NPY_ARRAY_WRITEABLE)):",
+        "self.fits_slot(group.kinds[name], state, i, 0)):", "test_slots.py",
     ),
     Mutant(
         "only the first number is carried", ENGINE,
@@ -576,8 +576,22 @@ MUTANTS = [
     ),
     Mutant(
         "loading into state that changed since", ENGINE,
-        "        self.check_states()\n        self.check_records(records)\n", "        self.check_records(records)\n",
-        "test_arrays.py -k no_longer",
+        "            self.check_params(group)\n            self.check_state_of(group)\n",
+        "            self.check_params(group)\n", "test_engine.py test_arrays.py test_hostile.py -k state",
+    ),
+    Mutant(
+        "a fill from a parameter that was resized", ENGINE,
+        "            self.check_params(group)\n            self.check_state_of(group)\n",
+        "            self.check_state_of(group)\n", "test_slots.py",
+    ),
+    Mutant(
+        "a copy before the gradients are looked at", OPERANDS,
+        "if job.scan_nonfinite and any_nonfinite(job.work, job.n_work, 0, job.blocks):", "if False:", "test_slots.py",
+    ),
+    Mutant(
+        "an earlier group that a state_factory changed", ENGINE,
+        "                self.check_params(earlier)\n                self.check_state_of(earlier)\n",
+        "                pass\n", "test_slots.py",
     ),
     Mutant(
         "a scale of zero", ENGINE,
@@ -803,7 +817,7 @@ MUTANTS = [
     ),
     Mutant(
         "state of parameters that took no step", STATE,
-        "if count == 0 and not any(slot.from_start for slot in cls.slots):", "if False:", LOADING,
+        "if count == 0 and not from_start:", "if False:", LOADING,
     ),
     Mutant(
         "large counts in float32", STATE,
