@@ -12,7 +12,7 @@ from proof.badcalls.arrays import of_other_float, of_other_type, off_layout, shi
 from proof.badcalls.world import BIG, SHAPES, Call, World, kind
 from support import NUMBER_NAMES, build, names_of, needed, numbers_given, values
 
-from fastopt import AdamW, functional
+from fastopt import functional
 from fastopt.errors import (
     DTypeError,
     HyperparameterError,
@@ -22,6 +22,7 @@ from fastopt.errors import (
     ReadOnlyError,
     StateDictError,
 )
+from fastopt.state import decays_of
 
 
 def saved_by(w: World, foreign: bool = False) -> dict[str, Any]:
@@ -34,7 +35,8 @@ def saved_by(w: World, foreign: bool = False) -> dict[str, Any]:
             value += 5 if name == "step" else 0.25 if name not in NUMBER_NAMES else 0
     for group in saved["param_groups"]:
         group["lr"] = 0.0625
-    if foreign and (w.cls, w.convention) != (AdamW, "paper"):  # whose decay would be taken for PyTorch's
+    here, there = w.cls.conventions[w.convention].decay, decays_of(w.cls, {})
+    if foreign and all(there.get(flag, kind) == kind for flag, kind in here.items()):  # else it is taken for PyTorch's
         del saved["fastopt"]
     return saved
 
