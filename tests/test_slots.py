@@ -172,6 +172,14 @@ def test_a_state_factory_is_asked_for_the_shape_and_type_of_the_slot():
             Toy(np.ones((3, 4), np.float32), state_factory=bad)
 
 
+def test_state_of_rows_is_in_c_order():
+    def factory(name: str, shape: Any, dtype: Any) -> np.ndarray:
+        return np.zeros(shape, dtype, order="F" if name == "per_row" else "C")
+
+    with pytest.raises(errors.LayoutError, match="per_row.*C order is needed"):
+        Toy(np.ones((2, 3, 4)), state_factory=factory)
+
+
 def test_a_state_array_that_was_changed_is_refused():
     made: dict[str, np.ndarray] = {}
 
