@@ -38,6 +38,7 @@ def gpt2_small():
 
 SHAPES = {
     **{f"1×{n:,}": ((n,),) for n in (10, 100, 1_000, 10_000, 30_000, 100_000, 1_000_000, 10_000_000, 50_000_000)},
+    "124×2,000": 124 * ((2_000,),),
     "1,000×100": 1_000 * ((100,),),
     "1,000×10,000": 1_000 * ((10_000,),),
     "ResNet-50": resnet50(),
@@ -47,11 +48,15 @@ SHAPES = {
 # that tell them apart.
 SMALL = ("1×10", "1×1,000", "1×30,000", "1×1,000,000", "1,000×100", "1,000×10,000")
 BETWEEN = ("1×1,000,000", "1,000×10,000")
+COLD = ("1×1,000", "124×2,000", "1×100,000", "1,000×100", "1,000×10,000", "ResNet-50")
+GRADIENTS = ("same", "fresh", "cold")
 
 
 def asked_for(optimizer, dtype, shape, gradients, threads):
     if gradients == "fresh":
         return optimizer == "AdamW" and shape in SMALL
+    if gradients == "cold":
+        return (optimizer, dtype) == ("AdamW", "float32") and shape in COLD
     return optimizer == "AdamW" or shape in (SMALL if (dtype, threads) == ("float32", 1) else BETWEEN)
 
 
@@ -59,13 +64,13 @@ def pytest_generate_tests(metafunc):
     axes = ("optimizer", "dtype", "shape", "gradients")
     if set(axes) <= set(metafunc.fixturenames):
         threads = metafunc.config.stash[THREADS]
-        cases = itertools.product(fastopt.OPTIMIZERS, ("float32", "float64"), SHAPES, ("same", "fresh"))
+        cases = itertools.product(fastopt.OPTIMIZERS, ("float32", "float64"), SHAPES, GRADIENTS)
         metafunc.parametrize(axes, [
             pytest.param(*case, marks=() if asked_for(*case, threads) else pytest.mark.full) for case in cases])
 
 
 def test_step(race, threads, optimizer, dtype, shape, gradients):
-    case = libraries.Case(optimizer, SHAPES[shape], dtype, threads, gradients == "fresh")
+    case = libraries.Case(optimizer, SHAPES[shape], dtype, threads, gradients)
     steppers = libraries.steppers(case)
     race(case, steppers, suite="step", shape=shape)
     steppers.clear()
@@ -82,7 +87,7 @@ def spaced(low, high, per_decade):
 @pytest.mark.parametrize("size", spaced(10, 31_622_777, 4))
 def test_size(race, threads, size, gradients):
     """Time against the size of one array."""
-    case = libraries.Case("AdamW", ((size,),), "float32", threads, gradients == "fresh")
+    case = libraries.Case("AdamW", ((size,),), "float32", threads, gradients)
     race(case, libraries.steppers(case, ("fastopt", "roofline")), suite="size", shape=f"1×{size:,}")
 
 
@@ -90,7 +95,7 @@ def test_size(race, threads, size, gradients):
 @pytest.mark.parametrize("count", spaced(1, 100_000, 3))
 def test_count(race, threads, count, gradients):
     """Time against the number of arrays."""
-    case = libraries.Case("AdamW", count * ((100,),), "float32", threads, gradients == "fresh")
+    case = libraries.Case("AdamW", count * ((100,),), "float32", threads, gradients)
     race(case, libraries.steppers(case, ("fastopt", "roofline")), suite="count", shape=f"{count:,}×100")
 
 

@@ -37,11 +37,12 @@ def threads(request):
     return request.config.stash[THREADS]
 
 
-def interleaved(steppers, seconds=0.4, rounds=15):
+def interleaved(steppers, seconds=0.4, rounds=15, most=2000):
     """Seconds of one call of each step: their turns interleaved, quartiles over the rounds.
 
     A turn is a batch of calls long enough for the clock, after some that fill the caches and wake the threads;
-    quartiles over rounds forget what else ran. Where one call of each takes long, there are fewer rounds.
+    quartiles over rounds forget what else ran. Where one call of each takes long, there are fewer rounds. `most` calls
+    are made in a turn where each needs something new.
     """
     for stepper in steppers.values():
         timed(stepper, 3)            # some compile at the first call, others at the second
@@ -51,8 +52,8 @@ def interleaved(steppers, seconds=0.4, rounds=15):
     taken = {name: [] for name in steppers}
     for _ in range(rounds):
         for name, stepper in steppers.items():
-            timed(stepper, -(-batch[name] // 3) if single[name] < 0.01 else 0)
-            taken[name].append(timed(stepper, batch[name]))
+            timed(stepper, -(-batch[name] // 3) if single[name] < 0.01 else 0, most // 3)
+            taken[name].append(timed(stepper, batch[name], most))
     return {name: spread(times) for name, times in taken.items()}
 
 
@@ -61,7 +62,7 @@ def spread(times):
     return {"median": middle, "low": low, "high": high, "rounds": len(times)}
 
 
-def timed(stepper, repeat):
+def timed(stepper, repeat, most=2000):
     """Seconds a call, over so many calls; one by one, and their median, where each needs something new."""
     clock = time.perf_counter
     if repeat == 0:
@@ -74,7 +75,7 @@ def timed(stepper, repeat):
             step()
         return (clock() - start) / repeat
     times = []
-    for _ in range(min(repeat, 2000)):
+    for _ in range(min(repeat, most)):
         fresh = prepare()
         start = clock()
         step(fresh)
@@ -87,13 +88,13 @@ def race(benchmark):
     """Race the steppers of a case; the first is fastopt's, and is what pytest-benchmark reports."""
 
     def run(case, steppers, **facts):
-        times = interleaved(steppers)
+        times = interleaved(steppers, most=12 if case.gradients == "cold" else 2000)
         benchmark.extra_info.update(
             facts, optimizer=case.optimizer, arrays=len(case.shapes), elements=case.elements, dtype=case.dtype,
-            threads=case.threads, gradients="fresh" if case.fresh else "same", bytes=case.moved, seconds=times,
+            threads=case.threads, gradients=case.gradients, bytes=case.moved, seconds=times,
         )  # fmt: skip
         RESULTS.append((f"{facts['suite']} {case.optimizer} {facts['shape']} {case.dtype}"
-                        + " fresh" * case.fresh, times))
+                        + f" {case.gradients}" * (case.gradients != "same"), times))
         prepare, step = steppers["fastopt"]
         once = times["fastopt"]["median"]
         if prepare is None:

@@ -27,6 +27,7 @@ import fastopt
 THREADS = pytest.StashKey[int]()             # of pytest's configuration: with how many threads it runs
 OPTIONS = {"AdamW": {"weight_decay": 0.01}}
 LR = 1e-4
+COLD_BYTES = 96 * 2**20
 FUSED = ("SGD", "Momentum", "NAG", "Adagrad", "Adam", "AdamW")      # of torch's; the others have foreach=True
 TORCH = {"Momentum": ("SGD", {"momentum": 0.9}), "NAG": ("SGD", {"momentum": 0.9, "nesterov": True})}
 DEEPSPEED = {"Adam": ("adam", "DeepSpeedCPUAdam", {"adamw_mode": False}), "AdamW": ("adam", "DeepSpeedCPUAdam", {}),
@@ -40,7 +41,12 @@ class Case(NamedTuple):
     shapes: tuple[tuple[int, ...], ...]
     dtype: str
     threads: int
-    fresh: bool
+    gradients: str = "same"
+    """Of a step: the same arrays as before; fresh ones; or the same, and cold: nothing of it all is in a cache."""
+
+    @property
+    def fresh(self):
+        return self.gradients == "fresh"
 
     @property
     def elements(self):
@@ -74,11 +80,30 @@ def copies(grads):
     return [g.copy() for g in grads]
 
 
+@functools.cache
+def other_memory():
+    """As much as no cache holds: what a training step reads and writes between two steps of the optimizer."""
+    return np.ones(COLD_BYTES // 8)
+
+
+def turn(case, make, step):
+    """The stepper of a case, from what makes the gradients of a step, and a step that takes them."""
+    if case.gradients == "fresh":
+        return make, step
+    made = make()
+    if case.gradients == "same":
+        return None, functools.partial(step, made)
+
+    def cool():
+        other_memory().sum()
+        return made
+
+    return cool, step
+
+
 def stepper(case, grads, step):
     """A step that takes a list of NumPy gradients."""
-    if case.fresh:
-        return functools.partial(copies, grads), step
-    return None, functools.partial(step, grads)
+    return turn(case, lambda: copies(grads) if case.fresh else grads, step)
 
 
 def ours(case, grads, threads=None):
@@ -97,11 +122,8 @@ def roofline(case, grads, threads=None):
     from roofline import Roofline
 
     line = Roofline(case.arrays(0), case.n_states)
-    line.take(grads)
-    step = functools.partial(line.step, threads or case.threads)
-    if not case.fresh:
-        return None, step
-    return (lambda: line.take(copies(grads))), lambda _: step()
+    threads = threads or case.threads
+    return turn(case, lambda: line.take(copies(grads) if case.fresh else grads), lambda _: line.step(threads))
 
 
 def torch(case, grads, fused):
@@ -133,8 +155,7 @@ def handing_over(case, grads, params, step):
         for p, g in zip(params, grads, strict=True):
             p.grad = pytorch.from_numpy(g.copy() if case.fresh else g)
 
-    hand_over()
-    return (hand_over, lambda _: step()) if case.fresh else (None, step)
+    return turn(case, hand_over, lambda _: step())
 
 
 def deepspeed(case, grads):
@@ -170,7 +191,7 @@ def optax(case, grads):
     def prepare():
         return jax.block_until_ready([jax.numpy.array(g) for g in grads])
 
-    return (prepare, step) if case.fresh else (None, functools.partial(step, prepare()))
+    return turn(case, prepare, step)
 
 
 def numba(case, grads, tuned):
@@ -189,9 +210,7 @@ def numba(case, grads, tuned):
         for (p, m, v), g in zip(arrays, grads, strict=True):
             loop(p, g, m, v, count, LR, 0.9, 0.999, 1e-8, wd)
 
-    if case.fresh:
-        return (lambda: [g.ravel() for g in copies(grads)]), step
-    return None, functools.partial(step, [g.ravel() for g in grads])
+    return turn(case, lambda: [g.ravel() for g in (copies(grads) if case.fresh else grads)], step)
 
 
 def thinc(case, grads):
@@ -207,7 +226,13 @@ def thinc(case, grads):
         for k, (p, g) in enumerate(zip(params, grads, strict=True)):
             optimizer((k, "W"), p, g)
 
-    return functools.partial(copies, grads), step      # always fresh: it multiplies the gradient by 0
+    def prepare():                        # always fresh: it multiplies the gradient by 0
+        made = copies(grads)
+        if case.gradients == "cold":
+            other_memory().sum()
+        return made
+
+    return prepare, step
 
 
 def sklearn(case, grads):

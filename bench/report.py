@@ -27,7 +27,8 @@ from matplotlib.ticker import LogFormatter
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 NOT_MEASURED = "Not measured."
 WIDE = 9  # columns of a table that can still be read
-GRADIENTS = ("same", "fresh")
+GRADIENTS = ("same", "fresh", "cold")
+WORDS = {"same": "same gradients", "fresh": "fresh gradients", "cold": "same gradients, cold caches"}
 DROP_IN = "fastopt.torch"
 
 
@@ -158,7 +159,7 @@ class Aim(NamedTuple):
     def where(self) -> str:
         parts = (", ".join(self.optimizers) or "every optimizer", self.dtype or "both dtypes",
                  "one thread" if self.threads == "1" else "all threads", "; ".join(self.shapes) or "every shape",
-                 f"{self.gradients} gradients" if self.gradients else "")  # fmt: skip
+                 WORDS[self.gradients] if self.gradients else "")  # fmt: skip
         return ", ".join(filter(None, parts))
 
     def label(self, case: Case) -> str:
@@ -235,7 +236,7 @@ def adamw_block(results: Results, dtype: str, threads: str) -> str:
     for gradients in GRADIENTS:
         cases = results.select(suite="step", optimizer="AdamW", dtype=dtype, threads=threads, gradients=gradients)
         if cases:
-            parts.append(f"AdamW, {dtype}, {count(cases[0].threads, 'thread')}, {gradients} gradients:")
+            parts.append(f"AdamW, {dtype}, {count(cases[0].threads, 'thread')}, {WORDS[gradients]}:")
             parts.append(race_table(cases))
     return "\n\n".join(parts) or NOT_MEASURED
 
