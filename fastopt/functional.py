@@ -208,7 +208,7 @@ def _kept(cls: type[Optimizer]) -> Kept:
     """What keeps the plans of a function of this class."""
     names = _arguments(cls)
     numbers = [(names.index(slot.name), at, *slot.limits) for at, slot in _given_numbers(cls)]
-    return Kept(names, 2 + len(_required(cls)), numbers, any(slot.like == "begun" for slot in numbers_of(cls)))
+    return Kept(names, 2 + len(_required(cls)), numbers, any([slot.like == "begun" for slot in numbers_of(cls)]))
 
 
 def _make(cls: type[Optimizer]) -> Callable[..., bool]:
