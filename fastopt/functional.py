@@ -291,10 +291,17 @@ class Bound:
         state = dict(zip(_arguments(self._cls)[2:], self._arrays[1:], strict=True))
         return _take(self._kept, self._cls, self._arrays[0], g, state, step, {**self._options, **options}, options)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _bound, (self._cls, self._arrays, self._options)
+
     def __repr__(self) -> str:
         p = self._arrays[0]
         n = f"{len(p)} arrays" if isinstance(p, list) else "an array"
         return f"<{self._cls.__name__} bound to {n}{''.join(f', {k}={v!r}' for k, v in self._options.items())}>"
+
+
+def _bound(cls: type[Optimizer], arrays: tuple[Any, ...], options: dict[str, Any]) -> Bound:
+    return Bound(cls, arrays, options, _kept(cls))
 
 
 def bind(

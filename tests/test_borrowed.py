@@ -1,7 +1,9 @@
 """Arrays that the caller owns (functional, bind, rebind): what is remembered of them never shows in a result."""
 
+import copy
 import gc
 import itertools
+import pickle
 import random
 import re
 import threading
@@ -446,6 +448,19 @@ def test_a_bound_rule_says_what_it_is():
     p, _, m, v = arrays()
     assert repr(bind("adam", p, [m, v], lr=0.5)) == "<Adam bound to an array, lr=0.5>"
     assert repr(bind(fastopt.Adam, [p], [[m], [v]])) == "<Adam bound to 1 arrays>"
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_of_a_bound_rule_has_arrays_of_its_own(copied):
+    p, g, m, v = arrays()
+    bound = bind("adam", p, [m, v], lr=0.5, convention="keras")
+    bound.step(g, step=1)
+    before = frozen([p, m, v])
+    other = copied(bound)
+    other.step(g, step=2)
+    assert frozen([p, m, v]) == before
+    bound.step(g, step=2)
+    assert same_bits([p, m, v], other._arrays[:3])
 
 
 def test_bind_takes_a_class_of_the_user_s_own():
