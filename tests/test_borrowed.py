@@ -16,7 +16,7 @@ from test_functional import CASES, here, some
 
 import fastopt
 from fastopt import errors, functional, schedules
-from fastopt.functional import adam_, bind, nadam_
+from fastopt.functional import adam_, bind, nadam_, sgd_
 
 
 def kept(function):
@@ -77,23 +77,44 @@ def test_large_steps_have_the_bits_of_the_class(threads):
     assert same_bits(p, params) and kept(functional.adamw_).n_kept() == 1
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", [name for name, cls in fastopt.OPTIMIZERS.items() if numbers_given(cls)])
-def test_numbers_that_the_caller_keeps_are_those_of_a_new_plan(name):
-    function, cls = getattr(functional, f"{name.lower()}_"), fastopt.OPTIMIZERS[name]
-    rng = np.random.default_rng(3)
-    slots = functional._arguments(cls)[2:]
-    lists = []
-    for _ in range(2):
-        state = [np.ones(1, np.float32 if k % 2 else np.float64) if slot in numbers_given(cls) else np.zeros(4)
-                 for k, slot in enumerate(slots)]  # fmt: skip
-        lists.append([np.ones(4), *state])
+def test_numbers_that_the_caller_keeps_are_those_of_a_new_plan(name, dtype, monkeypatch):
+    cls = fastopt.OPTIMIZERS[name]
+    monkeypatch.setattr(functional, "_KEPT", {})
+    function = functional._make(cls)
+    keeper = functional._KEPT.pop(function.__name__)
+    forgetful = functional._make(cls)
+    mine, theirs = (
+        [np.ones(4), *(np.ones(1, dtype) if slot in numbers_given(cls) else np.zeros(4) for slot in slots)]
+        for slots in [functional._arguments(cls)[2:]] * 2
+    )
     for t in range(1, 20):
-        g = rng.standard_normal(4)
-        function(lists[0][0], g, *lists[0][1:], step=t)
-        kept(function).forget()
-        function(lists[1][0], g, *lists[1][1:], step=t)
-        function(np.ones(4), g, *[x.copy() for x in lists[1][1:]], step=t)  # so that a plan is there to be bound anew
-        assert same_bits(*lists), t
+        g = np.random.default_rng(t).standard_normal(4)
+        function(mine[0], g, *mine[1:], step=t)
+        kept(forgetful).forget()
+        forgetful(theirs[0], g, *theirs[1:], step=t)
+        assert same_bits(mine, theirs), t
+        if t % 5 == 0:  # other arrays, in the place of those that are known
+            mine = [x.copy() for x in mine]
+    assert keeper.n_kept() == 4
+
+
+def test_a_skipped_step_of_known_arrays_says_so_and_changes_nothing():
+    p, g, m, v = arrays()
+    bad = np.array([1.0, np.nan, 1.0, 1.0, 1.0])
+    for t in (1, 2):
+        assert adam_(p, g, m, v, step=t, nonfinite="skip") is True
+    before = frozen([p, m, v])
+    assert adam_(p, bad, m, v, step=3, nonfinite="skip") is False
+    assert adam_(p, bad, m, v, step=3, nonfinite="skip") is False
+    assert frozen([p, m, v]) == before and adam_(p, g, m, v, step=3, nonfinite="skip") is True
+    assert adam_(p, g, m, v, step=4, nonfinite="raise") is True
+    before = frozen([p, m, v])
+    for _ in range(2):
+        with pytest.raises(errors.NonFiniteError, match="gradient of parameter 0"):
+            adam_(p, bad, m, v, step=5, nonfinite="raise")
+    assert frozen([p, m, v]) == before
 
 
 # --- Anything may change between two calls
@@ -396,6 +417,16 @@ def test_options_may_change_from_call_to_call(monkeypatch):
         functional._KEPT["adam_"].forget()
         fresh(*q, step=t, **options)
         assert same_bits([p, m, v, top], [q[0], *q[2:]]), (t, options)
+
+
+def test_an_option_that_chooses_another_rule_is_noticed():
+    p, g, b, _ = arrays()
+    opt = fastopt.SGD(q := p.copy(), lr=0.1)
+    for t, momentum in enumerate([0.0, 0.5, 0.5, 0, 0.0, 0.25, 0.75, 0.5], 1):
+        opt.param_groups[0]["momentum"] = momentum
+        opt.step(g)
+        sgd_(p, g, b, step=t, lr=0.1, momentum=momentum)
+        assert same_bits(p, q), t
 
 
 @pytest.mark.parametrize("n", [10, 300_000])

@@ -5,8 +5,8 @@
 #   drops its arrays: between calls it knows where they were and what they were like, and holds no reference to them.
 # - A later call compares pointer, type, shape, memory order and flags of every array, and the options by identity. An
 #   array that is another one is bound in its place, and the intervals are sorted again, from the order that they had.
-# - This fast path raises no errors of its own. Where it meets anything unusual, `Kept` returns None, with nothing
-#   written, and the caller builds a new plan, which raises, converts or steps.
+# - Where this fast path meets anything unusual, an error of its own among it, `Kept` returns None, with nothing written.
+#   The caller then builds a new plan, which raises, converts or steps.
 # - Python code (schedules) runs first. Then arrays are compared, then comes the step; no Python code runs in between.
 # - A plan is taken out of `Kept` while it is used: a call from a schedule or another thread finds another one, or none.
 
@@ -268,7 +268,7 @@ cdef class BorrowedPlan(Plan):
     cdef bint gather(self, Job *job, const Borrowed *call, Group group) except -1:
         """Check everything and note what to step; False, with nothing written, if something is odd.
 
-        No Python code runs in here, so that what was checked stays as it was.
+        No Python code runs in here but on the way to an error, so that what was checked stays as it was.
         """
         cdef PyObject **grads = call.items[GRAD]
         cdef PyObject *g
@@ -283,7 +283,7 @@ cdef class BorrowedPlan(Plan):
             q, g = &self.params[i], grads[i]
             if g == <PyObject *>None:
                 continue
-            if not (cnp.PyArray_CheckExact(<object>g) and fits(g, q, 0) and self.is_apart(q, fo_array_data(g))):
+            if not (cnp.PyArray_CheckExact(<object>g) and fits(g, q, 0)):
                 return False
             self.add_work(job, group, q, g, fo_array_data(g))
         job.moved = moved_blocks(job.blocks, group.program.rule)
