@@ -292,6 +292,39 @@ cdef class Plan(Operands):
         """Raise what a step with these options would raise after so many steps; else the state slots it needs."""
         return self.new_group(options, has_float, steps).slots
 
+    def rebind(self, Py_ssize_t i, obj, str twin=None):
+        """Step another array in the place of parameter i, of the same type, shape and memory order; its state stays."""
+        cdef Group group
+        cdef Param *q
+        cdef list arrays, originals
+        cdef Memory memory
+        cdef tuple params
+        cdef Py_ssize_t k
+        self.enter()
+        try:
+            label, q, group = self.label(i), &self.params[i], self.group_of(i)
+            array = as_parameter(obj, label, twin)
+            check_as_bound(q, array, label)
+            arrays, originals = list(self.arrays), list(group.params)
+            arrays[i], originals[i - group.first] = array, obj
+            params = tuple(originals)
+            memory = Memory(arrays, self.names, self.states)      # raises where two overlap
+            k = self.groups.index(group)
+            options = self.options[k] if k < len(self.options) else None
+            if not isinstance(options, dict) or options.get("params") is not group.params:
+                raise ParameterError("the 'params' of a group cannot be exchanged; use add_param_group()")
+            as_parameter(array, label)                            # code of a user may have run since
+            check_as_bound(q, array, label)
+            # Nothing below can fail.
+            (<dict>options)["params"] = params
+            group.options["params"] = group.params = params
+            group.n_before, group.before = -1, None               # it holds the old ones
+            self.arrays = arrays
+            q.p, q.array = fo_array_data(<PyObject *>array), <PyObject *>array
+            self.remap(memory)
+        finally:
+            self.leave()
+
     # --- Hyperparameters that changed
 
     cdef refresh_groups(self):
@@ -613,5 +646,6 @@ cdef class Plan(Operands):
         raise IndexError(i)
 
 
+include "_engine/borrow.pxi"
 include "_engine/tensors.pxi"
 include "_engine/probe.pxi"

@@ -1,7 +1,7 @@
 """The update rules as plain in-place functions, for libraries that keep parameters, state and counts themselves.
 
 Each function takes one step. ``p``, ``g`` and the state are one array each, or lists (or other iterables) with one
-array a parameter; parameters and state are written in place, and nothing is kept between calls. ``step`` is the number
+array a parameter; parameters and state are written in place, and no array is kept between calls. ``step`` is the number
 of this step, 1 at the first. The options are the hyperparameters of the class of the same name (None: as the convention
 has it) and ``maximize``, ``decoupled_weight_decay``, ``flush_subnormal``, ``convention``, ``n_threads``, ``nonfinite``,
 ``copy_grads``: see there for the rule, its order, ranges and sources. State starts at zero unless said otherwise, and
@@ -19,6 +19,10 @@ There is one function for each optimizer: ``sgd_``, ``momentum_``, ``nag_``, ``a
 
 Every function returns True, or False when ``nonfinite="skip"`` skipped the step.
 
+A function remembers where the arrays of its last few calls were, and what they were like. A call with the same NumPy
+arrays (or lists and tuples of them) and options only compares. `bind` does so for arrays that stay the same, with less
+work at each step.
+
 Examples
 --------
 >>> import numpy as np
@@ -31,9 +35,13 @@ True
 [0.9, 2.1]
 """
 
+# Design: `Kept.call` of _engine/borrow.pxi takes a call that is like an earlier one. Where it cannot, it returns
+# None, with nothing written. `_take` then builds a new plan, which raises
+# whatever there is to raise, and which is kept for later calls.
+
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import Parameter, Signature, signature
 from operator import index
@@ -42,6 +50,7 @@ from typing import Any, Literal, SupportsIndex  # noqa: F401
 import numpy as np
 
 from fastopt import OPTIMIZERS
+from fastopt._spelling import meant
 from fastopt.declare import (
     Slot,
     arrays_of,
@@ -54,7 +63,7 @@ from fastopt.declare import (
     require_all,
     with_defaults,
 )
-from fastopt.engine import Plan, listed, shown
+from fastopt.engine import BorrowedPlan, Kept, Plan, listed, shown
 from fastopt.errors import HyperparameterError, OverlapError, ParameterError, ReadOnlyError, UnknownOptionError
 from fastopt.optimizer import Optimizer
 from fastopt.state import as_number
@@ -63,8 +72,11 @@ from fastopt.typing import Arrays, Betas, EpsPlacement, Hyperparameter, Nonfinit
 ENGINE_OPTIONS = ("n_threads", "nonfinite", "copy_grads")
 
 
-def _take(cls: type[Optimizer], p: Any, g: Any, state: Mapping[str, Any], step: int, options: dict[str, Any]) -> bool:
-    """One step of the rule of `cls`."""
+def _take(
+    kept: Kept, cls: type[Optimizer], p: Any, g: Any, state: Mapping[str, Any], step: Any, options: Mapping[str, Any],
+    asked: dict[str, Any],
+) -> bool:  # fmt: skip
+    """One step of the rule of `cls` over a new plan, which is kept for later calls that are `asked` the same."""
     try:
         count = index(step)
     except TypeError:
@@ -73,8 +85,22 @@ def _take(cls: type[Optimizer], p: Any, g: Any, state: Mapping[str, Any], step: 
         raise HyperparameterError(f"step={step!r} must be an int >= 1, below 2**63: the number of this step")
     params, columns = _columns(p, {"g": g, **state})
     grads = columns.pop("g")
+    plan, given = _plan(cls, params, columns, count, dict(options))
+    kept.prepare(plan, params, asked)
+    plan.step(grads, numbers=given)
+    kept.keep(plan)
+    return plan.skipped == 0
+
+
+def _plan(
+    cls: type[Optimizer], params: list[Any], columns: dict[str, list[Any]], count: int, options: dict[str, Any]
+) -> tuple[BorrowedPlan, list[tuple[str, int, list[Any]]]]:
+    """A plan over these arrays, checked, before a step of that count; and the numbers that the caller keeps.
+
+    These are triples: name, place, arrays.
+    """
     numbers = [numbers_at(cls, count)] * len(params)
-    given = []  # name, place and arrays of the numbers that the caller keeps
+    given = []
     for at, slot in _given_numbers(cls):
         arrays = columns.pop(slot.name, [None] * len(params))
         given.append((slot.name, at, arrays))
@@ -83,7 +109,7 @@ def _take(cls: type[Optimizer], p: Any, g: Any, state: Mapping[str, Any], step: 
 
     convention = known_convention(cls, options.pop("convention", None))
     settings = {key: options.pop(key) for key in ENGINE_OPTIONS if key in options}
-    plan = Plan(partial(derive, cls, convention, rename=False), **settings)
+    plan = BorrowedPlan(partial(derive, cls, convention, rename=False), **settings)
     refuse_unknown(cls, options)
     full = with_defaults(cls, convention, options)
     require_all(cls, convention, full)
@@ -94,8 +120,7 @@ def _take(cls: type[Optimizer], p: Any, g: Any, state: Mapping[str, Any], step: 
         _check_apart(plan, given)
     for i, mine in enumerate(numbers):
         plan.set_count(i, count - 1, mine)
-    plan.step(grads, numbers=given)
-    return plan.skipped == 0
+    return plan, given
 
 
 def _columns(p: Any, rest: Mapping[str, Any]) -> tuple[list[Any], dict[str, list[Any]]]:
@@ -173,16 +198,33 @@ def _signature(cls: type[Optimizer]) -> Signature:
     )
 
 
+@remembered
+def _arguments(cls: type[Optimizer]) -> tuple[str, ...]:
+    """The arrays that the function of a class takes, in their order."""
+    return ("p", "g", *_required(cls), *(slot.name for slot in arrays_of(cls, optional=True)))
+
+
+def _kept(cls: type[Optimizer]) -> Kept:
+    """What keeps the plans of a function of this class."""
+    names = _arguments(cls)
+    numbers = [(names.index(slot.name), at, *slot.limits) for at, slot in _given_numbers(cls)]
+    return Kept(names, 2 + len(_required(cls)), numbers, any([slot.like == "begun" for slot in numbers_of(cls)]))
+
+
 def _make(cls: type[Optimizer]) -> Callable[..., bool]:
     """The function of an optimizer class, with a signature that says what it takes."""
-    required = _required(cls)
     shown = _signature(cls)
-    slots = (*required, *(slot.name for slot in arrays_of(cls, optional=True)))
+    positional, needed = _arguments(cls), {"p", "g", *_required(cls), "step"}
     filled = [slot.name for slot in arrays_of(cls) if slot.first == "initial_accumulator_value"]
-    positional, needed = ("p", "g", *slots), {"p", "g", *required, "step"}
     name = cls.__name__.lower() + "_"
+    kept = _KEPT[name] = _kept(cls)
+    fast = kept.call
 
     def function(*args: Any, **kwargs: Any) -> bool:
+        stepped = fast(args, kwargs)
+        return slowly(args, kwargs) if stepped is None else stepped
+
+    def slowly(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         given = dict(zip(positional, args, strict=False))
         if len(args) > len(positional) or not given.keys().isdisjoint(kwargs):
             shown.bind(*args, **kwargs)  # raises what Python raises of such a call
@@ -192,7 +234,8 @@ def _make(cls: type[Optimizer]) -> Callable[..., bool]:
         if filled and "initial_accumulator_value" in given:
             raise UnknownOptionError(f"initial_accumulator_value is not for {name}: fill {filled[0]!r} yourself")
         p, g, step = given.pop("p"), given.pop("g"), given.pop("step")
-        return _take(cls, p, g, {slot: given.pop(slot, None) for slot in slots}, step, given)
+        state = {slot: given.pop(slot, None) for slot in positional[2:]}
+        return _take(kept, cls, p, g, state, step, given, given)
 
     function.__name__ = function.__qualname__ = name
     function.__doc__ = (
@@ -204,5 +247,159 @@ def _make(cls: type[Optimizer]) -> Callable[..., bool]:
     return function
 
 
-__all__ = [name.lower() + "_" for name in OPTIMIZERS]
+class Bound:
+    """A rule bound to arrays that the caller owns: what `bind` returns.
+
+    Every step compares the arrays with those of the last one. What is the same needs no more checks. The object keeps
+    its arrays alive, and has no state of its own: the caller counts steps. Two threads may not step the same arrays at
+    the same time.
+    """
+
+    __slots__ = ("_arrays", "_cls", "_kept", "_options")
+
+    def __init__(self, cls: type[Optimizer], arrays: tuple[Any, ...], options: dict[str, Any], kept: Kept) -> None:
+        self._cls, self._arrays, self._options, self._kept = cls, arrays, options, kept
+
+    def step(self, g: Arrays | None, *, step: SupportsIndex, **options: Any) -> bool:
+        """Take one step, in place.
+
+        Parameters
+        ----------
+        g : array, or list of arrays
+            The gradients, as many as there are parameters; each has the shape, type and memory order of its parameter.
+            None instead of an array leaves its parameter as it is.
+        step : int >= 1
+            The number of this step.
+        **options
+            Hyperparameters and other options that are to replace those given to `bind` at this step.
+
+        Returns
+        -------
+        bool
+            True, or False if ``nonfinite="skip"`` skipped the step.
+
+        Raises
+        ------
+        FastoptError
+            As the function of the class. Nothing is modified then.
+        """
+        stepped = self._kept.step_bound(self._arrays, g, step, options)
+        return self._slowly(g, step, options) if stepped is None else stepped
+
+    def _slowly(self, g: Any, step: Any, options: dict[str, Any]) -> bool:
+        _refuse_at_bound(self._cls, options)
+        state = dict(zip(_arguments(self._cls)[2:], self._arrays[1:], strict=True))
+        return _take(self._kept, self._cls, self._arrays[0], g, state, step, {**self._options, **options}, options)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _bound, (self._cls, self._arrays, self._options)
+
+    def __repr__(self) -> str:
+        p = self._arrays[0]
+        n = f"{len(p)} arrays" if isinstance(p, list) else "an array"
+        return f"<{self._cls.__name__} bound to {n}{''.join(f', {k}={v!r}' for k, v in self._options.items())}>"
+
+
+def _bound(cls: type[Optimizer], arrays: tuple[Any, ...], options: dict[str, Any]) -> Bound:
+    return Bound(cls, arrays, options, _kept(cls))
+
+
+def bind(
+    optimizer: str | type[Optimizer], p: Arrays, state: Sequence[Arrays | None] = (), *, convention: str | None = None,
+    **options: Any,
+) -> Bound:  # fmt: skip
+    """Bind a rule to arrays that the caller owns, for many steps.
+
+    ``bind("adam", p, [m, v], lr=0.1).step(g, step=t)`` does the same as ``adam_(p, g, m, v, step=t, lr=0.1)``, to the
+    last bit. Arrays and options are checked now. A step then checks the gradients, and that nothing else has changed.
+
+    Parameters
+    ----------
+    optimizer : str or class
+        Whose rule: the name of a class in `fastopt.OPTIMIZERS`, in any case, or a class that derives from
+        `fastopt.Optimizer`.
+    p : array, or list of arrays
+        The parameters: float32 or float64, contiguous in C or Fortran order, writable.
+    state : list
+        The state in the order of the function, ``[m, v]`` for ``adam_(p, g, m, v)``: of each an array, or a list with
+        one for each parameter, of its shape, type and memory order. Optional state may be left out, or None.
+    convention : str, optional
+        Whose formula and defaults to follow. It cannot be changed later.
+    **options
+        Those of the function: hyperparameters, ``n_threads``, ``nonfinite``, ``copy_grads`` ... A hyperparameter
+        without a default may be left out here, and given at every step.
+
+    Returns
+    -------
+    Bound
+        An object with one method, ``step(g, step=..., **options)``.
+
+    Raises
+    ------
+    ParameterError
+        For an optimizer that does not exist, or a list of state that is too short or too long.
+    FastoptError
+        For arrays and options, as the function. Nothing is modified then.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.functional import bind
+    >>> p, m, v = np.array([1.0, 2.0]), np.zeros(2), np.zeros(2)
+    >>> bound = bind("adam", p, [m, v], lr=0.1)
+    >>> for t in range(1, 4):
+    ...     _ = bound.step(np.array([0.5, -0.5]), step=t)
+    >>> p.round(3).tolist()
+    [0.7, 2.3]
+    """
+    cls = _class_of(optimizer)
+    names, needed = _arguments(cls)[2:], len(_required(cls))
+    if not isinstance(state, (list, tuple)) or not needed <= len(state) <= len(names):
+        takes = ", ".join([*names[:needed], *(f"{name} (optional)" for name in names[needed:])])
+        given = f"{len(state)} of them" if isinstance(state, (list, tuple)) else shown(state)
+        raise ParameterError(f"the state of {cls.__name__} must be a list of {takes or 'nothing'}; not {given}")
+    _refuse_at_bound(cls, options)
+    members = listed(p)
+    params, columns = _columns(p if members is None else members, dict(zip(names, state, strict=False)))
+    arrays = [columns.get(name) for name in names]
+    if members is None:
+        arrays = [column and column[0] for column in arrays]
+    if convention is not None:
+        options["convention"] = convention
+    full = with_defaults(cls, known_convention(cls, convention), options)
+    lacking = [key for key in cls.hyperparameters if full[key] is None]
+    plan, _ = _plan(cls, params, columns, 1, {**options, **dict.fromkeys(lacking, 0.0)})
+    kept = _kept(cls)
+    if not lacking:
+        kept.prepare(plan, params, {})
+        kept.keep(plan)
+    return Bound(cls, (p if members is None else params, *arrays), options, kept)
+
+
+def _class_of(optimizer: Any) -> type[Optimizer]:
+    """The class that the first argument of `bind` means."""
+    if isinstance(optimizer, type) and issubclass(optimizer, Optimizer):
+        return optimizer
+    named = {name.lower(): cls for name, cls in OPTIMIZERS.items()}
+    if isinstance(optimizer, str) and optimizer.lower() in named:
+        return named[optimizer.lower()]
+    close = meant(optimizer.lower(), named, 0.6) if isinstance(optimizer, str) else None
+    raise ParameterError(
+        f"optimizer={optimizer!r:.80} must be a class of fastopt or its name; "
+        + (f"did you mean {close!r}?" if close else f"it has: {', '.join(OPTIMIZERS)}")
+    )
+
+
+def _refuse_at_bound(cls: type[Optimizer], options: Mapping[str, Any]) -> None:
+    """Raise if options of a bound rule, or of one of its steps, hold what is no option there."""
+    if "initial_accumulator_value" in options:
+        filled = [slot.name for slot in arrays_of(cls) if slot.first == "initial_accumulator_value"]
+        if filled:
+            raise UnknownOptionError(f"initial_accumulator_value is not for bind: fill {filled[0]!r} yourself")
+    if "convention" in options:
+        raise UnknownOptionError("convention is given to bind; it cannot be changed at a step")
+
+
+_KEPT: dict[str, Kept] = {}
+__all__ = ["Bound", "bind", *(name.lower() + "_" for name in OPTIMIZERS)]
 globals().update({name.lower() + "_": _make(cls) for name, cls in OPTIMIZERS.items()})

@@ -1,10 +1,103 @@
 # Written by tools/write_stubs.py (`make stubs`).
 
-from typing import Literal, SupportsIndex
+from collections.abc import Sequence
+from typing import Any, Literal, SupportsIndex
 
+from fastopt.optimizer import Optimizer
 from fastopt.typing import Arrays, Betas, EpsPlacement, Hyperparameter, Nonfinite, Number, Pair
 
 __all__: list[str]
+
+class Bound:
+    """A rule bound to arrays that the caller owns: what `bind` returns.
+
+    Every step compares the arrays with those of the last one. What is the same needs no more checks. The object keeps
+    its arrays alive, and has no state of its own: the caller counts steps. Two threads may not step the same arrays at
+    the same time.
+    """
+
+    def step(
+        self,
+        g: Arrays | None,
+        *,
+        step: SupportsIndex,
+        **options: Any,
+    ) -> bool:
+        """Take one step, in place.
+
+        Parameters
+        ----------
+        g : array, or list of arrays
+            The gradients, as many as there are parameters; each has the shape, type and memory order of its parameter.
+            None instead of an array leaves its parameter as it is.
+        step : int >= 1
+            The number of this step.
+        **options
+            Hyperparameters and other options that are to replace those given to `bind` at this step.
+
+        Returns
+        -------
+        bool
+            True, or False if ``nonfinite="skip"`` skipped the step.
+
+        Raises
+        ------
+        FastoptError
+            As the function of the class. Nothing is modified then.
+        """
+
+def bind(
+    optimizer: str | type[Optimizer],
+    p: Arrays,
+    state: Sequence[Arrays | None] = (),
+    *,
+    convention: str | None = None,
+    **options: Any,
+) -> Bound:
+    """Bind a rule to arrays that the caller owns, for many steps.
+
+    ``bind("adam", p, [m, v], lr=0.1).step(g, step=t)`` does the same as ``adam_(p, g, m, v, step=t, lr=0.1)``, to the
+    last bit. Arrays and options are checked now. A step then checks the gradients, and that nothing else has changed.
+
+    Parameters
+    ----------
+    optimizer : str or class
+        Whose rule: the name of a class in `fastopt.OPTIMIZERS`, in any case, or a class that derives from
+        `fastopt.Optimizer`.
+    p : array, or list of arrays
+        The parameters: float32 or float64, contiguous in C or Fortran order, writable.
+    state : list
+        The state in the order of the function, ``[m, v]`` for ``adam_(p, g, m, v)``: of each an array, or a list with
+        one for each parameter, of its shape, type and memory order. Optional state may be left out, or None.
+    convention : str, optional
+        Whose formula and defaults to follow. It cannot be changed later.
+    **options
+        Those of the function: hyperparameters, ``n_threads``, ``nonfinite``, ``copy_grads`` ... A hyperparameter
+        without a default may be left out here, and given at every step.
+
+    Returns
+    -------
+    Bound
+        An object with one method, ``step(g, step=..., **options)``.
+
+    Raises
+    ------
+    ParameterError
+        For an optimizer that does not exist, or a list of state that is too short or too long.
+    FastoptError
+        For arrays and options, as the function. Nothing is modified then.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.functional import bind
+    >>> p, m, v = np.array([1.0, 2.0]), np.zeros(2), np.zeros(2)
+    >>> bound = bind("adam", p, [m, v], lr=0.1)
+    >>> for t in range(1, 4):
+    ...     _ = bound.step(np.array([0.5, -0.5]), step=t)
+    >>> p.round(3).tolist()
+    [0.7, 2.3]
+    """
 
 def sgd_(
     p: Arrays,

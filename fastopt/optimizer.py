@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
+from operator import index
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from fastopt.declare import (
 from fastopt.engine import Plan, is_array, listed
 from fastopt.errors import ParameterError, UnknownAttributeError
 from fastopt.state import live, load, snapshot
-from fastopt.typing import CommonOptions, Gradients, Nonfinite, Params, StateFactory
+from fastopt.typing import Array, CommonOptions, Gradients, Nonfinite, Params, StateFactory
 
 
 class _NoAttribute:
@@ -222,6 +223,32 @@ class Optimizer(Declaration, abstract=True):
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Add parameters with hyperparameters of their own; what the dict leaves out is the optimizer's default."""
         self._add_group(group, last=True)
+
+    def rebind(self, i: int, array: Array) -> None:
+        """Step another array in the place of parameter `i` from now on. Its state and its count stay.
+
+        Nothing is copied. The old array is no longer referenced.
+
+        Parameters
+        ----------
+        i : int >= 0
+            Which parameter, in the order of `params`: that of all groups.
+        array : array
+            Of the same shape, type and memory order as the parameter, writable, in memory of its own.
+
+        Raises
+        ------
+        FastoptError
+            If there is no such parameter, or if the array does not fit. Nothing has changed then.
+        """
+        try:
+            place = index(i)
+        except TypeError:
+            place = -1
+        n = len(self._plan.names)
+        if not 0 <= place < n:
+            raise ParameterError(f"rebind({i!r}, ...): there is no such parameter; there are {n}, from 0 on")
+        self._plan.rebind(place, array, in_torch(type(self)))
 
     @property
     def _originals(self) -> list[tuple[Any, ...]]:

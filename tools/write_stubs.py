@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import inspect
 import re
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fastopt.typing
 from fastopt import functional
@@ -20,11 +23,39 @@ HEAD = "# Written by tools/write_stubs.py (`make stubs`).\n"
 
 def text() -> str:
     """The stub file."""
-    functions = "\n".join(map(function, functional.__all__))
-    names = set(re.findall(r"\w+", functions))
+    functions = "\n".join(function(name) for name in functional.__all__ if name.endswith("_"))
+    written = "\n".join([bound(), of_source(functional.bind), functions])
+    names = set(re.findall(r"\w+", written))
     ours = ", ".join(sorted(names & {*fastopt.typing.__all__}))
-    imports = f"from typing import Literal, SupportsIndex\n\nfrom fastopt.typing import {ours}\n"
-    return f"{HEAD}\n{imports}\n__all__: list[str]\n\n{functions}"
+    imports = (
+        "from collections.abc import Sequence\nfrom typing import Any, Literal, SupportsIndex\n\n"
+        f"from fastopt.optimizer import Optimizer\nfrom fastopt.typing import {ours}\n"
+    )
+    return f"{HEAD}\n{imports}\n__all__: list[str]\n\n{written}"
+
+
+def bound() -> str:
+    """The class that `bind` returns."""
+    doc = functional.Bound.__doc__.rstrip()
+    step = "\n".join(f"    {line}".rstrip() for line in of_source(functional.Bound.step).splitlines())
+    return f'class Bound:\n    """{doc}\n    """\n\n{step}\n'
+
+
+def of_source(made: Callable[..., Any]) -> str:
+    """A function that is written out in the source, by its signature and docstring."""
+    lines, by_name = [], False
+    for p in inspect.signature(made).parameters.values():
+        if p.kind is p.KEYWORD_ONLY and not by_name:
+            lines.append("*")
+            by_name = True
+        stars = "**" if p.kind is p.VAR_KEYWORD else ""
+        annotation = "" if p.annotation is p.empty else f": {p.annotation}"
+        default = "" if p.default is p.empty else f" = {p.default!r}"
+        lines.append(f"{stars}{p.name}{annotation}{default}")
+    doc = textwrap.indent(inspect.getdoc(made), "    ").strip()
+    returns = inspect.signature(made).return_annotation
+    arguments = "".join(f"    {x},\n" for x in lines)
+    return f'def {made.__name__}(\n{arguments}) -> {returns}:\n    """{doc}\n    """\n'
 
 
 def function(name: str) -> str:

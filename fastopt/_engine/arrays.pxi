@@ -176,3 +176,15 @@ cdef check_same(array, like, str label):
         raise DTypeError(f"{label} has dtype {array.dtype}; {like.dtype} is needed")
     if (array.flags.c_contiguous, array.flags.f_contiguous) != (like.flags.c_contiguous, like.flags.f_contiguous):
         raise LayoutError(f"{label} has strides {array.strides}; {like.strides} is needed, as its parameter")
+
+
+cdef check_as_bound(const Param *q, cnp.ndarray array, str label):
+    """Raise unless an array that can be stepped has the type, shape and memory order of a parameter."""
+    shape = tuple([q.dims[k] for k in range(q.nd)])
+    if (<object>array).shape != shape:
+        raise ShapeError(f"{label} has shape {(<object>array).shape}; {shape} is needed")
+    if cnp.PyArray_TYPE(array) != q.type:
+        raise DTypeError(f"{label} has dtype {array.dtype}; {cnp.PyArray_DescrFromType(q.type)} is needed")
+    if not fits(<PyObject *>array, q, cnp.NPY_ARRAY_WRITEABLE):
+        order = "C" if q.order == cnp.NPY_ARRAY_C_CONTIGUOUS else "Fortran"
+        raise LayoutError(f"{label} has strides {(<object>array).strides}; {order} order is needed, as before")

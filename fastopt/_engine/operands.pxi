@@ -64,19 +64,9 @@ cdef class Operands:
 
     cdef register(self, Param *q, array):
         """Note where a parameter is and what it is like."""
-        cdef cnp.ndarray a = array
         memset(q, 0, sizeof(Param))
-        q.dims = <cnp.npy_intp *>renewed(NULL, a.ndim * <Py_ssize_t>sizeof(cnp.npy_intp))
-        if a.ndim:
-            memcpy(q.dims, cnp.PyArray_DIMS(a), a.ndim * sizeof(cnp.npy_intp))
-        q.array = <PyObject *>a
-        q.p = <char *>cnp.PyArray_DATA(a)
-        q.n = cnp.PyArray_SIZE(a)
-        q.type = cnp.PyArray_TYPE(a)
-        q.n_bytes = cnp.PyArray_NBYTES(a)
-        q.blocks = (q.n_bytes + BLOCK - 1) // BLOCK
-        q.nd = a.ndim
-        q.order = cnp.NPY_ARRAY_C_CONTIGUOUS if cnp.PyArray_IS_C_CONTIGUOUS(a) else cnp.NPY_ARRAY_F_CONTIGUOUS
+        describe(q, array)
+        q.array = <PyObject *>array
 
     cdef point(self, Group group):
         """Give the rule's pointers to its state slots."""
@@ -269,6 +259,21 @@ cdef class Operands:
             return False
         q.gap_low, q.gap_high = self.memory.gap_low, self.memory.gap_high
         return True
+
+
+cdef describe(Param *q, cnp.ndarray a):
+    """Fill in where a parameter is and what it is like; or MemoryError, and nothing."""
+    if q.dims == NULL or a.ndim != q.nd:
+        q.dims = <cnp.npy_intp *>renewed(q.dims, a.ndim * <Py_ssize_t>sizeof(cnp.npy_intp))
+    if a.ndim:
+        memcpy(q.dims, cnp.PyArray_DIMS(a), a.ndim * sizeof(cnp.npy_intp))
+    q.p = <char *>cnp.PyArray_DATA(a)
+    q.n = cnp.PyArray_SIZE(a)
+    q.type = cnp.PyArray_TYPE(a)
+    q.n_bytes = cnp.PyArray_NBYTES(a)
+    q.blocks = (q.n_bytes + BLOCK - 1) // BLOCK
+    q.nd = a.ndim
+    q.order = cnp.NPY_ARRAY_C_CONTIGUOUS if cnp.PyArray_IS_C_CONTIGUOUS(a) else cnp.NPY_ARRAY_F_CONTIGUOUS
 
 
 cdef write_numbers(list pairs):

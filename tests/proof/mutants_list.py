@@ -35,8 +35,8 @@ ENGINE = "fastopt/engine.pyx"
 ARRAYS, FOREIGN, GRADIENTS, GROUP, LEVELS, MEMORY = (
     f"fastopt/_engine/{part}.pxi" for part in ("arrays", "foreign", "gradients", "group", "levels", "memory")
 )
-BANK, OPERANDS, TEAM, THREADS, WALK = (
-    f"fastopt/_engine/{part}.pxi" for part in ("bank", "operands", "team", "threads", "walk")
+BANK, BORROW, OPERANDS, TEAM, THREADS, WALK = (
+    f"fastopt/_engine/{part}.pxi" for part in ("bank", "borrow", "operands", "team", "threads", "walk")
 )
 OPTIMIZER, STATE, FUNCTIONAL = "fastopt/optimizer.py", "fastopt/state.py", "fastopt/functional.py"
 SGD, ADAM, SCHEDULES, OPENMP = "fastopt/sgd.py", "fastopt/adam.py", "fastopt/schedules.py", "fastopt/_openmp.py"
@@ -1034,6 +1034,51 @@ MUTANTS = [
     Mutant(
         "a product that is read-only", FUNCTIONAL,
         "    if not array.flags.writeable:\n", "    if False:\n", f"test_functional.py {GAPS}",
+    ),
+
+    # --- Borrowed arrays
+    Mutant(
+        "a skipped step of a known call that says it was taken", BORROW,
+        "return done == 1", "return True", "test_borrowed.py -k skipped",
+    ),
+    Mutant(
+        "a state that is another one left where it was", BORROW,
+        "q.s[k], self.in_order = data, False", "self.in_order = False", "test_borrowed.py",
+    ),
+    Mutant(
+        "arrays exchanged without looking for overlaps", BORROW,
+        "            if x[i - 1].high > x[i].low:\n                return False\n", "            pass\n",
+        "test_borrowed.py -k 'view or exchanged or whatever'",
+    ),
+    Mutant(
+        "gaps remembered although arrays were exchanged", BORROW,
+        "self.params[i].gap_low = self.params[i].gap_high = NULL", "pass", "test_borrowed.py -k whatever",
+    ),
+    Mutant(
+        "read-only state of a known call", BORROW,
+        "(cnp.PyArray_CheckExact(<object>array) and fits(array, q, cnp.NPY_ARRAY_WRITEABLE))",
+        "(cnp.PyArray_CheckExact(<object>array) and fits(array, q, 0))", "test_borrowed.py -k whatever",
+    ),
+    Mutant(
+        "the step of the call before", BORROW,
+        "q.t = call.step - 1", "pass", "test_borrowed.py -k 'path_of_the_class or whatever'",
+    ),
+    Mutant(
+        "a number that was kept not written", BORROW,
+        "(<double *>at.data)[0] = number", "pass", "test_borrowed.py -k numbers",
+    ),
+    Mutant(
+        "arrays kept alive by a function", BORROW,
+        "self.arrays = self.states = None", "pass", "test_borrowed.py -k alive",
+    ),
+    Mutant(
+        "another lr, the same stages", BORROW,
+        "    group.stale = True\n", "", "test_borrowed.py",
+    ),
+    Mutant(
+        "a rebound array that is not looked for among gradients", ENGINE,
+        "            self.remap(memory)\n        finally:", "            pass\n        finally:",
+        "test_borrowed.py -k rebound",
     ),
 
     # --- Schedules

@@ -120,7 +120,16 @@ def calls(cls: type[Optimizer], convention: str) -> dict[str, Call]:
         "pickle.dumps": Call(lambda: stepped(made()), pickle.dumps, NUMPY_S),
         "pickle.loads": Call(lambda: pickle.dumps(stepped(made())), pickle.loads, NUMPY_S),
         "deepcopy": Call(lambda: stepped(made()), copy.deepcopy, NUMPY_S),
-        "functional": Call(lambda: arguments(cls, convention), lambda s: getattr(functional, s[0])(*s[1], **s[2])),
+        "functional": Call(lambda: arguments(cls, convention, known=False), called),
+        "functional of known arrays": Call(lambda: arguments(cls, convention), called),
+        "functional of other arrays": Call(lambda: with_others(arguments(cls, convention)), called),
+        "bind": Call(
+            lambda: arguments(cls, convention),
+            lambda s: functional.bind(cls, s[1][0], s[1][2:], convention=convention, **needed(cls, convention)).step(
+                s[1][1], step=7
+            ),
+        ),
+        "rebind": Call(lambda: (stepped(made()), three()[1] + 1), lambda s: s[0].rebind(1, s[1])),
     }
     for option in ({"amsgrad": True}, {"centered": True}, {"momentum": 0.5}):
         (key,) = option
@@ -137,15 +146,34 @@ def calls(cls: type[Optimizer], convention: str) -> dict[str, Call]:
     return found
 
 
-def arguments(cls: type[Optimizer], convention: str) -> tuple[str, list[Any], dict[str, Any]]:
-    """A call of the class's function: its name, and all that it takes."""
+def called(subject: tuple[str, list[Any], dict[str, Any]]) -> bool:
+    return getattr(functional, subject[0])(*subject[1], **subject[2])
+
+
+def with_others(subject: tuple[str, list[Any], dict[str, Any]]) -> tuple[str, list[Any], dict[str, Any]]:
+    """The same call, over arrays that take the place of those that were remembered."""
+    others = [[a.copy() for a in subject[1]] for _ in range(MOST_KEPT + 1)]
+    for arrays in others[1:]:
+        called((subject[0], arrays, subject[2]))
+    return subject[0], others[0], subject[2]
+
+
+def arguments(cls: type[Optimizer], convention: str, known: bool = True) -> tuple[str, list[Any], dict[str, Any]]:
+    """A call of the class's function: its name, and all that it takes. Are its arrays `known` from an earlier call?"""
     arrays = [values((50,)), values((50,), seed=1)]
     arrays += [np.abs(values((50,), seed=2)) for _ in arrays_of(cls, optional=False)]
     arrays += [np.full(1, 0.7) for slot in numbers_of(cls) if slot.like == "number"]
     arrays += [np.abs(values((50,), seed=3)) for _ in arrays_of(cls, optional=True)]
-    return f"{cls.__name__.lower()}_", arrays, {**needed(cls, convention), "step": 7, "convention": convention}
+    name, options = f"{cls.__name__.lower()}_", {**needed(cls, convention), "step": 7, "convention": convention}
+    if known:
+        called((name, arrays, options))
+    else:
+        functional._KEPT[name].forget()
+    return name, arrays, options
 
 
+MOST_KEPT = 8
+"""Plans that a function keeps."""
 FEW = [(fastopt.AdamW, "torch"), (fastopt.SGD, "torch"), (fastopt.NAG, "paper"), (fastopt.NAdam, "keras")]
 """Among them: state that options bring, no state, a lookahead, a number carried from step to step."""
 EACH = [(cls, next(iter(cls.conventions))) for cls in fastopt.OPTIMIZERS.values()]

@@ -97,6 +97,10 @@ m, v = np.zeros_like(w), np.zeros_like(w)
 stepped: bool = functional.adam_(w, gw, m, v, step=1, lr=0.1, convention="optax", nonfinite="raise")
 functional.sgd_([w, b], [gw, None], step=1, weight_decay=0.1, n_threads=1)
 functional.nadam_(w, gw, m, v, np.ones(1), step=np.int64(1))
+bound: functional.Bound = functional.bind("adam", w, [m, v], convention="keras", lr=0.1)
+stepped = bound.step(gw, step=2, lr=0.05)
+functional.bind(fastopt.SGD, [w, b]).step([gw, None], step=1)
+fastopt.Adam([w, b]).rebind(0, w)
 
 # --- Schedules
 

@@ -184,7 +184,9 @@ def convention(w: World) -> Call:
                 others)  # fmt: skip
 
 
-OPTAX_ROOT = [pair for pair in ALL if pair[1] == "optax" and "eps_root" in pair[0].hyperparameters]
+OPTAX_ROOT = [
+    pair for pair in ALL if pair[1] == "optax" and {"eps_root", "eps_placement"} <= {*pair[0].hyperparameters}
+]  # fmt: skip
 DECOUPLED = [(cls, c) for cls, c in ALL if True in cls.conventions[c].decay and (cls, c) != (fastopt.AdamW, "paper")]
 
 

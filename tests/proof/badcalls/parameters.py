@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from support import NUMBER_NAMES, build, names_of, needed, numbers_given, values
 from fastopt import functional
 from fastopt.errors import (
     DTypeError,
+    FastoptError,
     HyperparameterError,
     LayoutError,
     OverlapError,
@@ -55,8 +57,20 @@ def functional_call(w: World, arrays: list[Any]) -> tuple[Callable[..., Any], di
     }
     state |= {name: [np.ones(1) for _ in like] for name in numbers_given(w.cls)}
     call = {"p": arrays, "g": [np.ones_like(a, subok=False) for a in like], **state, "step": w.integer(1, 9)}
-    return getattr(functional, f"{w.cls.__name__.lower()}_"), {
-        **call, "convention": w.convention, **needed(w.cls, w.convention)}  # fmt: skip
+    call |= {"convention": w.convention, **needed(w.cls, w.convention)}
+    function = getattr(functional, f"{w.cls.__name__.lower()}_")
+    if w.pick(False, True):
+        function = functools.partial(through_bind, w.cls)
+    elif w.pick(False, True):
+        with contextlib.suppress(FastoptError):  # a bad array is among them already
+            function(**call)  # which is remembered: the bad call is like it but for what is bad
+    return function, call
+
+
+def through_bind(cls: Any, p: Any, g: Any, step: Any, convention: Any, **rest: Any) -> bool:
+    """The step of a function by way of `fastopt.functional.bind`."""
+    state = [rest.pop(name, None) for name in functional._arguments(cls)[2:]]
+    return functional.bind(cls, p, state, convention=convention, **rest).step(g, step=step)
 
 
 def columns(call: dict[str, Any]) -> tuple[Any, ...]:

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 from proof.badcalls.arrays import masked, of_other_float, of_other_type, off_layout, shifted_over
-from proof.badcalls.gradients import WITH_STATE
+from proof.badcalls.gradients import WITH_STATE, change
 from proof.badcalls.parameters import columns, functional_call, group_of, read_only
 from proof.badcalls.world import NO_INTS, Call, World, kind
 from support import ALL, build, names_of, numbers_given
 
+from fastopt import functional
 from fastopt.errors import (
     DTypeError,
     HyperparameterError,
@@ -179,3 +180,18 @@ def functional_product(w: World) -> Call:
         call[name] = w.pick(np.ones(1), [*products, np.ones(1)], [], 1.0)
     return Call(f"functional with {way} for {name} {i}: {products[i]!r}", lambda: function(**call), error,
                 (name,), columns(call))  # fmt: skip
+
+
+@kind("functional: bound arrays changed in place", WITH_STATE)
+def bound_changed(w: World) -> Call:
+    arrays = w.fresh(w.integer(1, 3))
+    _, call = functional_call(w, arrays)
+    g, step, convention = (call.pop(key) for key in ("g", "step", "convention"))
+    good, state = columns(call), [call.pop(name, None) for name in functional._arguments(w.cls)[2:]]
+    bound = functional.bind(w.cls, call.pop("p"), state, convention=convention, **call)
+    bound.step(g, step=step)
+    i = w.integer(0, len(arrays) - 1)
+    name, column = w.pick(("p", arrays), *zip(names_of(w.cls), state, strict=False))
+    what, _, _, _ = change(w, column[i], writing=True)
+    return Call(f"a step of a bound rule with {name} {i}, {what}", lambda: bound.step(g, step=step + 1),
+                (DTypeError, LayoutError, ReadOnlyError, ShapeError), (f"parameter {i}",), good)  # fmt: skip
