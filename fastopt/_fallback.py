@@ -233,6 +233,13 @@ def span(tensor: Any) -> tuple[int, int] | None:
     return begin, begin + reach_of(local) * local.element_size()
 
 
+def may_meet(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether a parameter may share memory with another one, or with the other's gradient, or the other way round."""
+    pairs = [(a, b), (a, b.grad), (a.grad, b)]
+    spans = [(one, other) for x, y in pairs if (one := span(x)) is not None and (other := span(y)) is not None]
+    return any(one[0] < other[1] and other[0] < one[1] for one, other in spans)
+
+
 def share(a: Any, b: Any) -> bool:
     """Whether two tensors whose spans meet share an element: dense ones do, those with gaps may not."""
     if all(reaches(x) and is_dense(local_of(x)) for x in (a, b)):
@@ -277,7 +284,8 @@ def step_by_pytorch(
     ]  # fmt: skip
     if scale is not None and any(grad.dtype == torch.float16 for _, grad in grads):
         raise ValueError("Attempting to unscale FP16 gradients.")  # as PyTorch says it
-    own = {name: optimizer.__dict__.pop(name) for name in ("grad_scale", "found_inf") if name in optimizer.__dict__}
+    names: tuple[str, ...] = ("grad_scale", "found_inf")
+    own = {name: optimizer.__dict__.pop(name) for name in names if name in optimizer.__dict__}
     whole = optimizer.param_groups
     try:
         if scale is not None:

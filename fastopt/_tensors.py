@@ -41,10 +41,11 @@ def stable_functions() -> tuple[list[int], torch.Tensor, Any] | None:
     try:
         library = ctypes.CDLL(os.path.join(torch.__path__[0], "lib", name))
         addresses = [address(library, f"aoti_torch_{name}") for name in SHIM.split()]
-        try:
-            addresses.append(address(library, "_ZN2at6native6is_negERKNS_6TensorE"))
-        except AttributeError:  # a compiler that calls it something else; Tensor.is_neg() is asked then
-            addresses.append(0)
+        for name in ("_ZN2at6native6is_negERKNS_6TensorE", "_ZN2at6native12is_inferenceERKNS_6TensorE"):
+            try:
+                addresses.append(address(library, name))
+            except AttributeError:  # a compiler that calls it something else; the tensor's methods are asked then
+                addresses.append(0)
         tensor = torch.zeros(2, 3)
         return addresses, tensor, torch._C._aoti.unsafe_alloc_void_ptr_from_tensor(tensor)
     except (AttributeError, OSError):

@@ -26,7 +26,7 @@ import numpy as np
 cimport cython
 cimport numpy as cnp
 from cpython.dict cimport PyDict_GetItemWithError, PyDict_Next
-from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_XDECREF, Py_XINCREF
 from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
@@ -34,7 +34,7 @@ from cython.parallel cimport parallel
 from libc.math cimport isfinite
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from libc.stdlib cimport getenv, qsort
-from libc.string cimport memcpy, memset, strcmp
+from libc.string cimport memcpy, memmove, memset, strcmp
 
 cdef extern from "Python.h":
     PyObject *PyList_GET_ITEM(PyObject *items, Py_ssize_t i)     # borrowed
@@ -465,9 +465,14 @@ cdef class Plan(Operands):
     @cython.final                     # and so inline: once for each parameter
     cdef inline int add_work(self, Job *job, Group group, Param *q, PyObject *g, char *data) except -1:
         """Add the step of a parameter by the gradient at `data`, or raise. The caller counts what it moves."""
-        cdef Work *w = &self.work[job.n_work]
         if not self.is_apart(q, data):
             complain_overlap(self, q - self.params, data)
+        return self.append_work(job, group, q, g, data)
+
+    @cython.final
+    cdef inline int append_work(self, Job *job, Group group, Param *q, PyObject *g, char *data) except -1:
+        """The same for a gradient that meets no parameter or state."""
+        cdef Work *w = &self.work[job.n_work]
         # Most share their scalars with the one before.
         if job.place < 0 or q.t != job.t or not same_numbers(q.numbers, job.numbers):
             job.place = new_scalars(&self.bank, group, q)

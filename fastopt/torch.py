@@ -46,7 +46,7 @@ import contextlib
 import inspect
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -186,10 +186,10 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         }  # fmt: skip
         self._plan: TensorPlan | None = None
         self._stepping = BusyGuard()
-        self._empty_plan()  # raises for n_threads out of range
+        plan = self._empty_plan()  # raises for n_threads out of range
         super().__init__(params, *args, **kwargs)
         for group in self.param_groups:
-            self._check_options(group)
+            self._check_options(group, plan)
 
     # --- Stepping
 
@@ -256,7 +256,12 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             if self._tries(self._guarded, groups, scale):
                 return
         self._plan = self._mixed = self._guarded = None
-        left = [] if self._settings["fallback"] == "error" else _fallback.left_to_pytorch(groups, self.state, named)
+        if self._settings["fallback"] == "error":
+            left = []
+        elif self._takes_ordinary_step(groups, scale):
+            return
+        else:
+            left = _fallback.left_to_pytorch(groups, self.state, named)
         plan, keep = self._bound(groups, left)
         if not plan.step_tensors(groups, self.state, scale, check_only=bool(left)):
             raise ParameterError("parameters, groups or state changed while the step looked at them")
@@ -268,6 +273,21 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             self._plan = plan
         else:
             self._guarded = plan
+
+    def _takes_ordinary_step(self, groups: list[dict[str, Any]], scale: Any) -> bool:
+        """A step with a new plan over tensors of the usual kind; False, with nothing written, if there are others."""
+        if torch.is_inference_mode_enabled() or any(group.get("differentiable") for group in groups):
+            return False
+        if not all(self._empty_plan().are_ordinary(group["params"]) for group in groups):
+            return False
+        try:
+            plan, keep = self._bound(groups, [], True)
+            if not keep or not plan.step_tensors(groups, self.state, scale):
+                return False
+        except FastoptError:  # which is raised again, unless it is for PyTorch to say
+            return False
+        self._plan = plan
+        return True
 
     def _tries(self, plan: TensorPlan, groups: list[dict[str, Any]], scale: Any, check_only: bool = False) -> bool:
         """A step by a plan that was kept; False, with nothing written, if anything has changed."""
@@ -351,15 +371,23 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         dtypes = {value.dtype for value in numbers if isinstance(value, torch.Tensor)}
         return torch.float64 in (dtypes or {torch_optimizer._get_scalar_dtype()})
 
-    def _empty_plan(self, host: Host | None = None) -> TensorPlan:
+    def _empty_plan(self, host: Host | None = None, left: Sequence[_fallback.Left] = ()) -> TensorPlan:
         ref = weakref.ref(self)  # else a plan, and all that it holds, would wait for the cyclic collector
+        asked = host or Host()
 
         def spec_of(group: Mapping[str, Any]) -> Spec:
             optimizer = ref()
             assert optimizer is not None
             return optimizer._derive(group)
 
-        return TensorPlan(spec_of, host or Host(), n_threads=self._settings["n_threads"])
+        def record_of(param: torch.Tensor, group: dict[str, Any], spec: Spec, label: str) -> tuple[Any, ...] | None:
+            optimizer = ref()
+            assert optimizer is not None
+            return optimizer._record_anew(param, group, spec, label, asked, left)
+
+        return TensorPlan(
+            spec_of, record_of, asked, number_names=self._number_names(), n_threads=self._settings["n_threads"]
+        )
 
     def _require(self, group: Any) -> None:
         """Raise unless a parameter group is a dict with all options, and a list of parameters."""
@@ -370,50 +398,73 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         if lost:
             raise HyperparameterError(f"{owner}: a parameter group has lost its {lost[0]!r}")
 
-    def _check_options(self, group: dict[str, Any]) -> None:
-        """Raise what a step with these options would raise."""
+    def _check_options(self, group: dict[str, Any], plan: TensorPlan) -> None:
+        """Raise what a step with these options would raise. The plan may be empty."""
         self._require(group)
         has_float = any(p.dtype != torch.float64 for p in group["params"])
-        self._empty_plan().check_options(dict(group), has_float, NO_SCHEDULES)
+        plan.check_options(dict(group), has_float, NO_SCHEDULES)
 
-    def _bound(self, groups: list[dict[str, Any]], left: list[_fallback.Left]) -> tuple[TensorPlan, bool]:
+    def _bound(
+        self, groups: list[dict[str, Any]], left: list[_fallback.Left], ordinary: bool = False
+    ) -> tuple[TensorPlan, bool]:
         """A plan over groups, parameters and state as they are now, and whether it may serve for more than one step.
 
-        Without the parameters that are left to PyTorch.
+        Without the parameters that are left to PyTorch. `ordinary` says that all with a gradient are known to be.
 
         With inference tensors it may not: whether they can be written to depends on where the next step is called.
         """
         host = Host()
-        plan = self._empty_plan(host)
+        plan = self._empty_plan(host, left)
         labels: dict[torch.Tensor, str] = {}
         place = 0
         out = {id(one.param) for one in left}
         for group in groups:
-            spec, records, names, without_grad = self._derive(group), [], [], []
+            spec, params, names = self._derive(group), [], []
+            records: list[tuple[Any, ...] | None] = []
             for k, param in enumerate(group["params"]):
                 if id(param) in out:
                     continue
-                name = name_of(group, k, place + k)
+                params.append(param)
+                names.append(name_of(group, k, place + k))
                 if param.grad is None:
-                    without_grad.append(param)
+                    records.append(None)
                 else:
-                    labels[param] = f"parameter {name!r}"
-                    records.append(self._record(param, spec, labels[param], host))
-                    names.append(name)
-            plan.bind(group, records, names, without_grad)
+                    labels[param] = f"parameter {names[-1]!r}"
+                    records.append(self._record(param, spec, labels[param], host, plan if ordinary else None))
+            plan.bind(group, spec, params, records, names)
             place += len(group["params"])
         check_disjoint(host.copies, labels)
-        plan.watch(self.state)
+        plan.watch(self.state, alone=not left and not host.copies)
         return plan, not host.has_inference
 
-    def _record(self, param: torch.Tensor, spec: Spec, label: str, host: Host) -> tuple[Any, ...]:
-        """A record for `TensorPlan.bind`; state that the parameter lacks is made, to be put in place with the step."""
-        own = steppable(param, label)
-        if self._settings["fallback"] == "error" and (reason := _fallback.shared_reason(param, label)):
-            raise TensorLayoutError(reason[1])
-        check_inference(host, own, label)
-        if not is_dense(own):
-            own = host.copies[param] = torch.empty_like(own, memory_format=torch.preserve_format, requires_grad=False)
+    def _record_anew(
+        self, param: torch.Tensor, group: dict[str, Any], spec: Spec, label: str, host: Host,
+        left: Sequence[_fallback.Left],
+    ) -> tuple[Any, ...] | None:  # fmt: skip
+        """A record of a parameter for a plan that was kept, or None if another plan has to be made."""
+        if self._settings["fallback"] != "error" and (
+            _fallback.reason_of(group, param, label) or _fallback.state_reason(self.state, param, label)
+            or any(_fallback.may_meet(param, one.param) for one in left)
+        ):  # fmt: skip
+            return None
+        record = self._record(param, spec, label, host)
+        return None if host.copies or host.has_inference else record
+
+    def _record(
+        self, param: torch.Tensor, spec: Spec, label: str, host: Host, plan: TensorPlan | None = None
+    ) -> tuple[Any, ...]:
+        """A record for `TensorPlan.bind`; state that the parameter lacks is made, to be put in place with the step.
+
+        A plan is given for an ordinary parameter, of which nothing more has to be checked.
+        """
+        own = param if plan else steppable(param, label)
+        if plan is None:
+            if self._settings["fallback"] == "error" and (reason := _fallback.shared_reason(param, label)):
+                raise TensorLayoutError(reason[1])
+            check_inference(host, own, label)
+            if not is_dense(own):
+                own = torch.empty_like(own, memory_format=torch.preserve_format, requires_grad=False)
+                host.copies[param] = own
         inner = self.state[param] if param in self.state else {}
         if not isinstance(inner, dict):
             raise StateDictError(f"state of {label} is a {type(inner).__name__}; a dict is needed")
@@ -425,22 +476,27 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             name, given = slot.name, inner.get(slot.name)
             if given is None:
                 entries[name] = given = new_state(param, own, place, slot)
-            elif self._settings["fallback"] != "error" and type(given) in PLAIN and given.is_floating_point():
+            if plan and slot.like == "parameter" and plan.is_like(given, param):
+                slots[name] = given
+                continue
+            if self._settings["fallback"] != "error" and type(given) in PLAIN and given.is_floating_point():
                 if given.dtype != state_dtype(slot, own):  # PyTorch's step left it, before the parameter was cast
                     entries[name] = given = given.to(state_dtype(slot, own))
             local = state_tensor(given, param, own, slot, f"state {name!r} of {label}")
             if not lies_as(local, own, slot):
                 entries[name] = new_state(param, own, place, slot._replace(first=0.0))
                 local = state_tensor(entries[name], param, own, slot, label).copy_(local)
+            check_inference(host, local, f"state {name!r} of {label}")
             slots[name] = local
-        for name, written in slots.items():
-            check_inference(host, written, f"state {name!r} of {label}")
         begun = all(inner.get(name) is not None for name in slots)
         if not counts_in_state(self.core):
             return param, inner, entries, own, slots, None, (), int(begun and bool(slots))
-        count: Any = number_tensor(inner.get("step", 0.0), f"state 'step' of {label}")
-        kept = count is inner.get("step")
-        if not kept or (count.dtype == torch.float32 and count >= LAST_FLOAT_COUNT):
+        given = inner.get("step")
+        begins = "step" not in inner
+        count = count_tensor(0) if begins else number_tensor(given, f"state 'step' of {label}")
+        if begins:
+            entries["step"] = count
+        elif count is not given or (count.dtype == torch.float32 and count.item() >= LAST_FLOAT_COUNT):
             entries["step"] = count = count_tensor(count.item())
         check_inference(host, count, f"state 'step' of {label}")
         numbers: list[torch.Tensor] = []
@@ -577,18 +633,20 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             self._check_complete(entry, label)
             for name in ("step", *self._number_names()):
                 number = number_tensor(entry[name], f"state {name!r} of {label}")
-                if name == "step" and not (number >= 0 and float(number).is_integer()):
+                if name == "step" and not (float(number) >= 0 and float(number).is_integer()):
                     raise StateDictError(f"state 'step' of {label} is {entry[name]!r}; a count is needed")
                 if not isinstance(entry[name], torch.Tensor):
                     entry[name] = count_tensor(entry[name]) if name == "step" else number
 
     def _check_state(self) -> None:
         """Raise unless options are in range and every parameter's state can be stepped."""
-        slots = {}
+        slots, plan = {}, self._empty_plan()
         for group in self.param_groups:
-            self._check_options(group)
+            self._check_options(group, plan)
             slots[id(group)] = self._derive(group).slots
         for group, param, entry, label in self._entries(self.state, self.param_groups):
+            if all(slot.like == "parameter" and plan.is_like(entry.get(slot.name), param) for slot in slots[id(group)]):
+                continue
             lenient = self._settings["fallback"] != "error"
             if lenient and _fallback.reason_of(group, param, label) is not None:
                 continue

@@ -86,7 +86,9 @@ typedef struct {
     fo_shim_sizes_t sizes, strides;
     fo_shim_long_t dim;
     fo_shim_int_t type, device, layout;
+    fo_shim_long_t storage_bytes, storage_offset;
     bool (*is_neg)(const void *handle); /* C++'s at::native::is_neg; may be NULL */
+    bool (*is_inference)(const void *handle); /* at::native::is_inference; may be NULL */
 } fo_shim_t;
 
 /* Take up the functions at these addresses, in the order of FO_SHIM's names. */
@@ -103,12 +105,15 @@ static inline void fo_shim_fill(fo_shim_t *s, const uintptr_t *at)
     s->type = (fo_shim_int_t)at[8];
     s->device = (fo_shim_int_t)at[9];
     s->layout = (fo_shim_int_t)at[10];
-    s->is_neg = (bool (*)(const void *))at[11];
+    s->storage_bytes = (fo_shim_long_t)at[11];
+    s->storage_offset = (fo_shim_long_t)at[12];
+    s->is_neg = (bool (*)(const void *))at[13];
+    s->is_inference = (bool (*)(const void *))at[14];
 }
 
 #define FO_SHIM                                                                                                        \
     "dtype_float32 dtype_float64 device_type_cpu layout_strided get_data_ptr get_sizes get_strides get_dim get_dtype "  \
-    "get_device_type get_layout"
+    "get_device_type get_layout get_storage_size get_storage_offset"
 
 /* The place of the at::Tensor in Python's object for it, if it is one of the two that are known; else 0. */
 static inline ptrdiff_t fo_shim_find(PyObject *object, void *handle)
@@ -160,6 +165,19 @@ static inline int fo_shim_same(const fo_shim_t *s, PyObject *object, const void 
     void *handle = (char *)object + s->place, *now;
     return !s->data(handle, &now) && now == data && fo_shim_is(s, handle, type)
         && (ndim < 0 || fo_shim_has(s, handle, ndim, form));
+}
+
+/* The memory of a tensor that a step may write to: as fo_shim_fits, aligned, no inference tensor, and with a storage that
+ * holds all of its n elements, which have to be dense; else NULL. Needs both C++ functions. */
+static inline void *fo_shim_writable(const fo_shim_t *s, PyObject *object, int type, int ndim, const int64_t *form,
+                                     int64_t n)
+{
+    void *handle = (char *)object + s->place, *data = fo_shim_fits(s, object, type, ndim, form);
+    int64_t bytes, offset, width = type == FO_DOUBLE ? 8 : 4;
+    if (data == NULL || (uintptr_t)data % width || s->is_inference(handle) || s->storage_bytes(handle, &bytes)
+        || s->storage_offset(handle, &offset) || bytes / width - offset < n)
+        return NULL;
+    return data;
 }
 
 /* Describe a tensor as fo_look_t does; -1, without a Python error, if it has no memory to speak of. */

@@ -11,6 +11,7 @@ cdef class Memory:
     """The sorted intervals of all parameters and states; raises if two of them overlap."""
     cdef Interval *intervals
     cdef Py_ssize_t n
+    cdef Py_ssize_t room              # for so many
     cdef char *gap_low                # between two intervals, where the last gradient lay
     cdef char *gap_high
 
@@ -19,45 +20,83 @@ cdef class Memory:
         cdef dict state
         for state in states:
             size += len(state)
-        self.intervals = <Interval *>PyMem_Malloc(max(1, size) * sizeof(Interval))
-        if self.intervals == NULL:
-            raise MemoryError()
+        self.reserve(size)
         for i in range(len(arrays)):
             self.note(arrays[i], i, -1)
             if i < len(states):
                 for slot, array in enumerate((<dict>states[i]).values()):
                     self.note(array, i, slot)
-        qsort(self.intervals, self.n, sizeof(Interval), by_address)
-        for i in range(1, self.n):
-            if self.intervals[i - 1].high > self.intervals[i].low:
-                raise OverlapError(clash(&self.intervals[i - 1], &self.intervals[i], names, states))
+        i = self.sort()
+        if i:
+            raise OverlapError(clash(&self.intervals[i - 1], &self.intervals[i], names, states))
 
     def __dealloc__(self):
         PyMem_Free(self.intervals)
 
+    cdef reserve(self, Py_ssize_t n):
+        """Memory for n intervals."""
+        self.intervals = <Interval *>renewed(self.intervals, n * <Py_ssize_t>sizeof(Interval))
+        self.room = n
+
     cdef note(self, cnp.ndarray array, Py_ssize_t param, int slot):
         """Add the memory of an array, if it has any elements."""
-        cdef Interval *x = &self.intervals[self.n]
         if cnp.PyArray_SIZE(array):
-            x.low = <char *>cnp.PyArray_DATA(array)
-            x.high = x.low + cnp.PyArray_NBYTES(array)
-            x.param, x.slot = param, slot
-            self.n += 1
+            self.append(<char *>cnp.PyArray_DATA(array), cnp.PyArray_NBYTES(array), param, slot)
+
+    cdef void append(self, char *low, Py_ssize_t n_bytes, Py_ssize_t param, int slot) noexcept:
+        self.intervals[self.n] = Interval(low, low + n_bytes, param, slot)
+        self.n += 1
+
+    cdef Py_ssize_t sort(self) noexcept:
+        """Sort the intervals; the place of the first that overlaps the one before it, else 0."""
+        cdef Py_ssize_t i
+        self.gap_low = self.gap_high = NULL
+        qsort(self.intervals, self.n, sizeof(Interval), by_address)
+        for i in range(1, self.n):
+            if self.intervals[i - 1].high > self.intervals[i].low:
+                return i
+        return 0
+
+    cdef Py_ssize_t place_of(self, char *low) noexcept:
+        """The place of the first interval that ends above `low`."""
+        cdef Py_ssize_t a = 0, b = self.n, middle
+        while a < b:
+            middle = (a + b) // 2
+            if self.intervals[middle].high <= low:
+                a = middle + 1
+            else:
+                b = middle
+        return a
+
+    cdef void remove(self, char *low, Py_ssize_t param, int slot) noexcept:
+        """Remove the interval of a parameter or state at `low`, if there is one."""
+        cdef Py_ssize_t a = self.place_of(low)
+        cdef Interval *x = &self.intervals[a]
+        if a < self.n and x.low == low and x.param == param and x.slot == slot:
+            memmove(x, x + 1, (self.n - a - 1) * sizeof(Interval))
+            self.n -= 1
+
+    cdef bint insert(self, char *low, Py_ssize_t n_bytes, Py_ssize_t param, int slot) noexcept:
+        """Add an interval in its place; False, and nothing added, if it overlaps another or there is no room."""
+        cdef Py_ssize_t a = self.place_of(low)
+        cdef Interval *x = &self.intervals[a]
+        if self.n == self.room or (a < self.n and x.low < low + n_bytes):
+            return False
+        memmove(x + 1, x, (self.n - a) * sizeof(Interval))
+        x[0] = Interval(low, low + n_bytes, param, slot)
+        self.n += 1
+        self.gap_low = self.gap_high = NULL
+        return True
 
     cdef bint is_free(self, char *low, char *high) noexcept:
         """Whether [low, high) meets no interval; if so, gap_low and gap_high say where it lies.
 
         Gradients come in runs: the gap of the last one is tried first.
         """
-        cdef Py_ssize_t a = 0, b = self.n, middle
+        cdef Py_ssize_t a
         if self.gap_low <= low and high <= self.gap_high:
             return True
-        while a < b:                  # the first interval that ends above low
-            middle = (a + b) // 2
-            if self.intervals[middle].high <= low:
-                a = middle + 1
-            else:
-                b = middle
+        a = self.place_of(low)
         self.gap_low = self.intervals[a - 1].high if a > 0 else NULL
         self.gap_high = self.intervals[a].low if a < self.n else <char *><uintptr_t>-1
         return high <= self.gap_high

@@ -2,8 +2,11 @@
 #
 # Design:
 # - What a step needs is bound once: groups, parameters, state tensors and where their memory is. Every step looks at
-#   all of it again, so that whatever the user or a library exchanged in between is noticed; then `step_tensors` gives
-#   False and the caller binds anew. Looking costs some 10 ns a tensor, or 36 through DLPack's exchange protocol.
+#   all of it again, so that whatever the user or a library exchanged in between is noticed. Looking costs some 10 ns a
+#   tensor, or 36 through DLPack's exchange protocol.
+# - Only what was exchanged is bound anew. A plan has a binding for every parameter, empty until the first gradient. A
+#   tensor in the place of one like it is bound on the way, in C (`follow`); anything else by a record, for which the
+#   caller is asked (`rebind`). Where that does not do, `step_tensors` gives False and the caller makes another plan.
 # - Arrays are taken flat, in the order of their memory: parameter, state and gradient have the same strides.
 # - First everything that may run Python code (gradients are asked for), then the looking, which cannot, then the step.
 
@@ -18,20 +21,29 @@ cdef extern from "fastopt_tensors.h":
     int fo_tensor_type(const fo_tensor_t *t)
     bint fo_tensor_has(const fo_tensor_t *t, int ndim, const int64_t *shape_and_strides)
     const char *FO_SHIM
+    enum:
+        FO_UNFIT
     ctypedef struct fo_shim_t:
         Py_ssize_t place
         void *is_neg
+        void *is_inference
     void fo_shim_fill(fo_shim_t *s, const uintptr_t *addresses)
     void *fo_shim_fits(const fo_shim_t *s, PyObject *object, int type, int ndim, const int64_t *form) noexcept
     bint fo_shim_same(const fo_shim_t *s, PyObject *object, const void *data, int type, int ndim,
                       const int64_t *form) noexcept
     Py_ssize_t fo_shim_find(object, void *handle)
+    char *fo_shim_writable(const fo_shim_t *s, PyObject *object, int type, int ndim, const int64_t *form,
+                           int64_t n) noexcept
     int fo_shim_look(const fo_shim_t *s, PyObject *object, fo_tensor_t *out) noexcept
     uint64_t fo_dict_version(PyObject *d) noexcept
     object fo_get(descriptor, object)
 
 cdef extern from "Python.h":
     Py_ssize_t PyDict_Size(PyObject *d)
+    list PyDict_Values(object d)
+    bint PyDict_CheckExact(PyObject *d)
+    bint PyUnicode_CheckExact(PyObject *s)
+    int PyUnicode_Compare(PyObject *a, PyObject *b)
     void *Py_TYPE(PyObject *tensor)
     int PyGC_Disable()
     int PyGC_Enable()
@@ -47,6 +59,9 @@ cdef enum:
     MOST_BOUND = MAX_STATES + 1 + MAX_NUMBERS    # tensors beside the parameter: its state, step count, and numbers
     COUNT = MAX_STATES            # their places
     NUMBERS = MAX_STATES + 1
+    MOST_ORDINARY_DIMS = 8
+    MOST_MOVES = 16               # intervals that are moved one by one; for more all are sorted again
+    TO_BIND = 2                   # of `gather`: some bindings need a new record
 cdef double LAST_COUNT = 2.0**53  # and float64 up to here
 
 cdef struct BoundTensor:                 # a tensor, and where its memory was
@@ -65,6 +80,15 @@ cdef struct Binding:                  # what belongs to a parameter of the plan;
     int ndim
     int64_t *form                 # sizes, then strides
     bint wrapped                  # whether `own` is an attribute of the owner
+    bint pending                  # whether its state is put in place with the step at hand
+    bint stale                    # whether it needs a new record
+
+cdef struct Move:                     # of a parameter or a state slot (-1: the parameter) to other memory
+    Py_ssize_t param
+    int slot
+    char *old                     # or NULL
+    char *low
+    Py_ssize_t n_bytes
 
 
 cdef class TensorPlan(Plan):
@@ -74,6 +98,9 @@ cdef class TensorPlan(Plan):
     ----------
     derive, n_threads
         As for `Plan`.
+    record : callable
+        ``(parameter, options of its group, spec, label)`` -> a record (see `bind`) of a parameter that got its first
+        gradient, or is not as it was bound; None if that takes another plan.
     host : object
         What the library is asked for: ``exchange``, DLPack's capsule, or None; ``shim``, the addresses of its C
         functions (`SHIM`), a tensor, and a capsule with a handle for it, or None (one of the two there has to be);
@@ -81,7 +108,13 @@ cdef class TensorPlan(Plan):
         ``local(parameter, None)``, the tensor that is stepped in its place, and ``local(gradient, parameter)``;
         ``fit(gradient, tensor, label)``, one that fits, or the error; ``finish(parameters)``, after a step with such;
         ``bump(parameters)``, to note that they were written to.
+    number_names : tuple of str
+        What the state calls the carried numbers.
     """
+    cdef object record
+    cdef tuple number_names
+    cdef bint alone                   # whether no memory but that of the bindings is to be kept apart
+    cdef bint can_follow              # whether C sees all that there is to check
     cdef object host
     cdef object grad
     cdef object bump
@@ -94,25 +127,33 @@ cdef class TensorPlan(Plan):
     cdef bint special                 # whether gradients are wrapped, come from Python, or have flags that C cannot see
     cdef list owners                  # parameters that are stepped, in the order of the plan
     cdef list keep_refs               # per owner: all that its binding refers to
-    cdef list without_grad            # parameters without gradient so far
+    cdef list retired                 # what `follow` replaced there: letting go of it may run Python code
+    cdef list specs                   # per group
+    cdef Move moves[MOST_MOVES]       # since `memory` was last brought up to date
+    cdef int n_moves
+    cdef bint unsorted                # whether there were more, or two intervals overlapped on the way
     cdef list members                 # per group: its list of parameters, and a copy of that list
     cdef list outer                   # keys and values of the optimizer's state, in turn
     cdef object state                 # the optimizer's, some kind of dict
     cdef uint64_t version             # of the optimizer's state, when it was last compared
     cdef bint check_only              # whether the step at hand ends before it writes
-    cdef list fresh                   # (owner, dict, entries): state to be put in place with the first step
+    cdef list fresh                   # (place, dict, entries): state to be put in place with the step at hand
 
     def __cinit__(self):
         self.flattened = True
-        self.owners, self.keep_refs, self.without_grad, self.members, self.outer, self.fresh = [], [], [], [], [], []
+        self.owners, self.keep_refs, self.retired, self.specs = [], [], [], []
+        self.members, self.outer, self.fresh = [], [], []
 
-    def __init__(self, derive, host, *, n_threads=None):
+    def __init__(self, derive, record, host, *, number_names=(), n_threads=None):
         Plan.__init__(self, derive, n_threads=n_threads)
+        self.record, self.number_names = record, tuple(number_names)
+        self.memory = Memory([], [], [])
         self.host, self.bump = host, host.bump
         self.grad = host.grad if isinstance(host.grad, GetSetDescriptorType) else None
         self.exchange = fo_exchange_look(host.exchange) if host.exchange is not None else NULL
         self.take_shim(host.shim)
         self.special = not (self.shim.place and self.shim.is_neg != NULL)
+        self.can_follow = not self.special and self.shim.is_inference != NULL
         self.tensor_type, self.parameter_type = host.plain
         if self.exchange == NULL and not self.shim.place:
             raise ImportError("this version of PyTorch offers no way to look at its tensors from C; 2.10 does")
@@ -135,60 +176,136 @@ cdef class TensorPlan(Plan):
 
     # --- Binding
 
-    def bind(self, dict options, list records, list names, list without_grad):
-        """Add a group: for each parameter that is stepped a record, and the parameters that have no gradient yet.
+    def bind(self, dict options, spec, list params, list records, list names):
+        """Add a group, with its parameters, and a record for each that has a gradient; None for the others.
 
         A record is (owner, its dict of state, entries to put there, local tensors: of the owner, of its state slots by
         name, of the count or None, a tuple of those of carried numbers; steps so far, where there is no count).
         """
-        cdef list arrays = [], states = []
-        cdef Py_ssize_t i, first = len(self.arrays)
-        for owner, inner, entries, own, slots, count, numbers, steps in records:
-            arrays.append(self.flat(own))
-            states.append({name: self.flat(slot) for name, slot in slots.items()})
-        self.add_group(options, arrays, names, states)
-        self.bindings = <Binding *>renewed(self.bindings, (first + len(records)) * <Py_ssize_t>sizeof(Binding))
-        for i, record in enumerate(records):
-            self.bind_one(first + i, self.groups[len(self.groups) - 1], record)
-        self.without_grad += without_grad
+        cdef Group group
+        cdef Py_ssize_t i, first = self.n_params, n = len(params)
+        cdef bint has_float = False
+        cdef fo_tensor_t t
+        for record in records:
+            if record is not None and not has_float:
+                self.view(<PyObject *>record[3], &t)
+                has_float = fo_tensor_type(&t) == cnp.NPY_FLOAT
+        group = self.new_group(options, has_float, self.steps)
+        group.first, group.n_params = first, n
+        self.reserve(first + n)
+        self.bindings = <Binding *>renewed(self.bindings, (first + n) * <Py_ssize_t>sizeof(Binding))
+        memset(&self.params[first], 0, n * sizeof(Param))
+        memset(&self.bindings[first], 0, n * sizeof(Binding))
+        self.n_bindings = self.n_params = first + n
+        self.groups.append(group)
+        self.options.append(options)
+        self.specs.append(spec)
+        self.names = self.names + names
+        self.owners += params
+        self.keep_refs += n * [None]
         self.members.append((options["params"], list(options["params"])))
+        for i in range(first, first + n):
+            owner, record = params[i - first], records[i - first]
+            self.bindings[i].owner = <PyObject *>owner
+            self.special = self.special or not self.is_plain(<PyObject *>owner)
+            copy_numbers(self.params[i].numbers, group.numbers)
+            if record is not None and not self.bind_one(i, group, record):
+                raise RuntimeError(f"{self.label(i)} changed while it was bound")
 
-    cdef bind_one(self, Py_ssize_t i, Group group, record):
+    def are_ordinary(self, list params):
+        """Whether parameters with a gradient are contiguous tensors of PyTorch's own classes, as their gradients are.
+
+        Nothing but shared memory can keep such from being stepped. False where C cannot see all of that.
+        """
+        cdef fo_tensor_t t
+        cdef int64_t form[2 * MOST_ORDINARY_DIMS]
+        cdef Py_ssize_t n
+        cdef int type
+        if not self.can_follow:
+            return False
+        for owner in params:
+            grad = self.grad_of(owner)
+            if grad is None:
+                continue
+            if not (self.is_plain(<PyObject *>owner) and self.is_plain(<PyObject *>grad)
+                    and self.can_view(<PyObject *>owner, &t) and t.ndim <= MOST_ORDINARY_DIMS):
+                return False
+            type, n = fo_tensor_type(&t), contiguous_form(&t, form)
+            if (type == FO_UNFIT or n == 0
+                    or fo_shim_writable(&self.shim, <PyObject *>owner, type, t.ndim, form, n) == NULL
+                    or fo_shim_fits(&self.shim, <PyObject *>grad, type, t.ndim, form) == NULL):
+                return False
+        return True
+
+    def is_like(self, tensor, param):
+        """Whether a tensor can be state of an ordinary parameter, as far as C sees; False if it has to be looked at."""
+        cdef fo_tensor_t t
+        cdef int64_t form[2 * MOST_ORDINARY_DIMS]
+        cdef Py_ssize_t n
+        if not (self.can_follow and isinstance(tensor, self.tensor_type) and self.is_plain(<PyObject *>tensor)
+                and self.can_view(<PyObject *>param, &t) and t.ndim <= MOST_ORDINARY_DIMS):
+            return False
+        n = contiguous_form(&t, form)
+        return n != 0 and fo_shim_writable(&self.shim, <PyObject *>tensor, fo_tensor_type(&t), t.ndim, form, n) != NULL
+
+    cdef bint bind_one(self, Py_ssize_t i, Group group, record) except -1:
+        """Bind a parameter, for the first time or anew; False if the plan does not fit it any more."""
         owner, inner, entries, own, slots, count, numbers, steps = record
         cdef Binding *binding = &self.bindings[i]
+        cdef Param *q = &self.params[i]
         cdef fo_tensor_t t
-        cdef int k
-        memset(binding, 0, sizeof(Binding))
+        cdef BoundTensor bound
+        cdef char *old
+        cdef int k, type
         self.view(<PyObject *>own, &t)
-        binding.form = <int64_t *>renewed(NULL, 2 * t.ndim * <Py_ssize_t>sizeof(int64_t))
-        self.n_bindings = i + 1
+        type = fo_tensor_type(&t)
+        if ((binding.own.tensor != NULL and type != binding.own.type)
+                or (type == cnp.NPY_FLOAT and not group.hyper.has_float)):
+            return False
+        if binding.pending:
+            self.fresh = [one for one in self.fresh if one[0] != i]
+        old = q.p if binding.own.tensor != NULL else NULL
+        binding.form = <int64_t *>renewed(binding.form, 2 * t.ndim * <Py_ssize_t>sizeof(int64_t))
         binding.ndim = t.ndim
+        q.n = 1
         for k in range(t.ndim):
             binding.form[k], binding.form[t.ndim + k] = t.shape[k], t.strides[k]
+            q.n *= t.shape[k]
         values = list({**inner, **entries}.values())
-        self.owners.append(owner)
-        self.keep_refs.append((owner, inner, values, own, slots, count, numbers))
-        binding.owner, binding.state, binding.values = <PyObject *>owner, <PyObject *>inner, <PyObject *>values
-        binding.wrapped = own is not owner
+        self.retired.append(self.keep_refs[i])
+        self.keep_refs[i] = (owner, inner, values, own, slots, count, numbers)
+        binding.state, binding.values, binding.version = <PyObject *>inner, <PyObject *>values, 0
+        binding.wrapped, binding.stale, binding.pending = own is not owner, False, bool(entries)
         self.note(&binding.own, own)
+        q.p, q.type, q.n_bytes = binding.own.data, <short>type, q.n * (8 if type == cnp.NPY_DOUBLE else 4)
+        q.blocks = (q.n_bytes + BLOCK - 1) // BLOCK
+        self.add_move(i, -1, old, q.p, q.n_bytes)
         for k, name in enumerate(group.slots):
-            self.note(&binding.other[k], slots[name])
+            self.note(&bound, slots[name])
+            if not group.alike and <uintptr_t>bound.data % (8 if bound.type == cnp.NPY_DOUBLE else 4):
+                raise TensorStateError(f"state {name!r} of {self.label(i)} is misaligned")
+            self.add_move(i, k, binding.other[k].data if binding.other[k].tensor != NULL else NULL, bound.data,
+                          q.n_bytes if group.alike else self.size_of(slots[name]))
+            binding.other[k] = bound
+            q.s[k] = bound.data
         self.note(&binding.other[COUNT], count)
         for k, number in enumerate(numbers):
             self.note(&binding.other[NUMBERS + k], number)
         binding.n_numbers = <int>len(<tuple>numbers)
-        self.params[i].t = steps
-        copy_numbers(self.params[i].numbers, group.numbers)
-        self.special = self.special or binding.wrapped or not self.is_plain(<PyObject *>owner)
+        q.t = steps
+        copy_numbers(q.numbers, group.numbers)
         if not numbers and steps:         # a state without a count says itself whether it has begun
-            self.params[i].numbers[0] = 1
+            q.numbers[0] = 1
+        self.special = self.special or binding.wrapped
         if entries:
-            self.fresh.append((owner, inner, entries))
+            self.fresh.append((i, inner, entries))
+        return True
 
     cdef note(self, BoundTensor *bound, tensor):
         """Bind a tensor; the two ways to look at it, where there are two, have to agree."""
         cdef fo_tensor_t t, u
         if tensor is None:
+            bound.tensor = NULL
             return
         self.view(<PyObject *>tensor, &t)
         bound.tensor, bound.data, bound.type = <PyObject *>tensor, <char *>t.data, fo_tensor_type(&t)
@@ -197,24 +314,203 @@ cdef class TensorPlan(Plan):
             if u.data != t.data or fo_tensor_type(&u) != bound.type or u.ndim != t.ndim:
                 raise RuntimeError("this version of PyTorch has another layout of its tensors than was found at first")
 
-    cdef flat(self, tensor):
-        """The memory of a dense tensor as an array of one dimension."""
+    cdef Py_ssize_t size_of(self, tensor) except -1:
+        """The bytes of a dense tensor."""
         cdef fo_tensor_t t
-        cdef cnp.npy_intp n = 1
+        cdef Py_ssize_t n
         cdef int k
         self.view(<PyObject *>tensor, &t)
+        n = 8 if fo_tensor_type(&t) == cnp.NPY_DOUBLE else 4
         for k in range(t.ndim):
             n *= t.shape[k]
-        if n == 0:
-            return np.empty(0, np.float32 if fo_tensor_type(&t) == cnp.NPY_FLOAT else np.float64)
-        array = cnp.PyArray_SimpleNewFromData(1, &n, fo_tensor_type(&t), t.data)
-        cnp.set_array_base(array, tensor)
-        return array
+        return n
 
-    def watch(self, state):
-        """Note the optimizer's state as it is: the plan holds as long as it stays so."""
+    cdef point(self, Group group):
+        cdef Py_ssize_t i
+        cdef int k
+        for i in range(group.first, group.first + group.n_params):
+            for k in range(group.n_slots):
+                self.params[i].s[k] = self.bindings[i].other[k].data
+
+    def watch(self, state, bint alone):
+        """Note the optimizer's state as it is: the plan holds as long as it stays so. Raises where memory overlaps.
+
+        Parameters that get other memory are bound without a new record if the plan's are `alone`.
+        """
+        self.alone = alone
+        if not self.map_memory(True):
+            raise RuntimeError("overlapping memory was not found again")
+        self.note_state(state)
+
+    cdef note_state(self, state):
         self.state, self.version = state, 0
         self.outer = [x for pair in state.items() for x in pair]
+
+    # --- Binding anew
+
+    cdef bint rebind(self) except -1:
+        """Bind what is stale by new records; False if that takes another plan."""
+        cdef Group group
+        cdef Py_ssize_t i
+        for group, bound_spec in zip(self.groups, self.specs):
+            spec = None
+            for i in range(group.first, group.first + group.n_params):
+                if self.bindings[i].stale:
+                    if spec is None:      # options may have changed, and with them the first values of state
+                        spec = self.derive(group.options)
+                        if spec.forms != bound_spec.forms or [slot.name for slot in spec.slots] != group.slots:
+                            return False
+                    record = self.record(self.owners[i], group.options, spec, self.label(i))
+                    if record is None or not self.bind_one(i, group, record):
+                        return False
+        return True
+
+    cdef bint bind_absent(self, list grads) except -1:
+        """Bind the parameters that have their first gradient; False if that takes another plan."""
+        cdef Py_ssize_t i
+        cdef bint found = False
+        for i in range(self.n_bindings):
+            if self.bindings[i].own.tensor == NULL and grads[i] is not None:
+                self.bindings[i].stale = found = True
+        return not found or self.rebind()
+
+    cdef bint follow(self, Group group, Py_ssize_t i) except -1:
+        """Bind a parameter anew whose tensors were exchanged for others like them; False if it needs a record.
+
+        No Python code runs in here, so that what was looked at before stays as it was.
+        """
+        cdef Binding *binding = &self.bindings[i]
+        cdef Param *q = &self.params[i]
+        cdef BoundTensor now[MOST_BOUND]
+        cdef char *data = q.p
+        cdef bint same
+        cdef int k
+        if (not self.can_follow or not group.alike or binding.wrapped or binding.pending
+                or not PyDict_CheckExact(binding.state)):
+            return False
+        if not self.is_same(&binding.own, binding):
+            data = fo_shim_writable(&self.shim, binding.owner, q.type, binding.ndim, binding.form, q.n)
+            if data == NULL or not self.alone:
+                return False
+        same = same_values(binding.state, binding.values)
+        memcpy(now, binding.other, sizeof(now))
+        for k in range(group.n_slots):
+            if not self.find_like(&now[k], binding, same, group.slots[k], binding.ndim, binding.form, q.n):
+                return False
+        if now[COUNT].tensor != NULL and not self.find_like(&now[COUNT], binding, same, "step", 0, NULL, 1):
+            return False
+        for k in range(binding.n_numbers):
+            if not self.find_like(&now[NUMBERS + k], binding, same, self.number_names[k], 0, NULL, 1):
+                return False
+        if not same:
+            self.keep_values(i)
+        if data != q.p:
+            self.add_move(i, -1, q.p, data, q.n_bytes)
+            q.p = binding.own.data = data
+        for k in range(group.n_slots):
+            if now[k].data != q.s[k]:
+                self.add_move(i, k, q.s[k], now[k].data, q.n_bytes)
+                q.s[k] = now[k].data
+        memcpy(binding.other, now, sizeof(now))
+        return self.is_current(binding, q, group.n_slots)
+
+    cdef bint find_like(self, BoundTensor *bound, const Binding *binding, bint same, str name, int ndim,
+                        const int64_t *form, Py_ssize_t n) except -1:
+        """Take the tensor that the state has under a name now, if it is like the one that was bound."""
+        cdef PyObject *tensor = bound.tensor if same else value_of(binding.state, <PyObject *>name)
+        cdef char *data
+        if tensor == NULL or not self.is_plain(tensor):
+            return False
+        if tensor == bound.tensor and self.is_same(bound, NULL):
+            return True
+        data = fo_shim_writable(&self.shim, tensor, bound.type, ndim, form, n)
+        if data == NULL:
+            return False
+        bound.tensor, bound.data = tensor, data
+        return True
+
+    cdef keep_values(self, Py_ssize_t i):
+        """Keep what the state of a parameter holds now; what it held before is let go of after the step."""
+        cdef Binding *binding = &self.bindings[i]
+        cdef bint collects = PyGC_Disable()           # a new object could start it
+        try:
+            inner = <object>binding.state
+            values = PyDict_Values(inner)
+            self.retired.append(self.keep_refs[i])
+            self.keep_refs[i] = (self.owners[i], inner, values)
+            binding.values, binding.version = <PyObject *>values, 0
+        finally:
+            if collects:
+                PyGC_Enable()
+
+    cdef void add_move(self, Py_ssize_t param, int slot, char *old, char *low, Py_ssize_t n_bytes) noexcept:
+        """Note that a parameter or a state slot has other memory."""
+        if self.n_moves == MOST_MOVES:
+            self.unsorted = True
+        else:
+            self.moves[self.n_moves] = Move(param, slot, old, low, n_bytes)
+            self.n_moves += 1
+
+    cdef bint move(self) except -1:
+        """Bring the sorted memory up to date; False if two intervals overlap, maybe only until more is bound anew."""
+        cdef Move *x
+        cdef Param *q
+        cdef Py_ssize_t i
+        cdef int k
+        if self.unsorted:
+            return self.map_memory(False)
+        for k in range(self.n_moves):
+            if self.moves[k].old != NULL:
+                self.memory.remove(self.moves[k].old, self.moves[k].param, self.moves[k].slot)
+        for k in range(self.n_moves):
+            x = &self.moves[k]
+            if x.n_bytes and not self.memory.insert(x.low, x.n_bytes, x.param, x.slot):
+                self.unsorted = True
+                return False
+        for i in range(self.n_params):
+            q = &self.params[i]
+            for k in range(self.n_moves):
+                x = &self.moves[k]
+                if q.gap_low < x.low + x.n_bytes and x.low < q.gap_high:
+                    q.gap_low = q.gap_high = NULL
+        self.n_moves = 0
+        return True
+
+    cdef bint map_memory(self, bint raises) except -1:
+        """Sort the memory of all that is bound; False or OverlapError if two intervals overlap."""
+        cdef Memory memory = self.memory
+        cdef Group group
+        cdef Binding *binding
+        cdef Py_ssize_t i, n_bytes, room = self.n_params
+        cdef int k
+        self.n_moves, self.unsorted = 0, True
+        for group in self.groups:
+            room += group.n_params * group.n_slots
+        if room > memory.room:
+            memory.reserve(room)
+        memory.n = 0
+        for group in self.groups:
+            for i in range(group.first, group.first + group.n_params):
+                binding = &self.bindings[i]
+                if binding.own.tensor == NULL:
+                    continue
+                if self.params[i].n_bytes:
+                    memory.append(binding.own.data, self.params[i].n_bytes, i, -1)
+                for k in range(group.n_slots):
+                    n_bytes = (self.params[i].n_bytes if group.alike
+                               else self.size_of(<object>binding.other[k].tensor))
+                    if n_bytes:
+                        memory.append(binding.other[k].data, n_bytes, i, k)
+        for i in range(self.n_params):
+            self.params[i].gap_low = self.params[i].gap_high = NULL
+        i = memory.sort()
+        if i and raises:
+            states = []
+            for group in self.groups:
+                states += group.n_params * [dict.fromkeys(group.slots)]
+            raise OverlapError(clash(&memory.intervals[i - 1], &memory.intervals[i], self.names, states))
+        self.unsorted = i != 0
+        return i == 0
 
     # --- Stepping
 
@@ -230,6 +526,8 @@ cdef class TensorPlan(Plan):
             return self.is_bound(groups, state) and self.step_bound()
         finally:
             self.leave()
+            if PyList_GET_SIZE(<PyObject *>self.retired):
+                self.retired.clear()
 
     @cython.final
     cdef inline bint is_plain(self, PyObject *tensor) noexcept:
@@ -270,29 +568,31 @@ cdef class TensorPlan(Plan):
         cdef Job job
         cdef list grads
         cdef int fits = -1
-        for owner in self.without_grad:
-            if self.grad_of(owner) is not None:
-                return False
         if not (self.large or self.special or self.fresh or self.grad is None or self.host.modes()):
             fits = self.step_lightly(&job)
-        if fits >= 0:
+        if fits == 0 or fits == 1:
             return fits
-        grads = [self.grad_of(owner) for owner in self.owners]
-        if not self.unwrap(grads):
-            return False
-        self.fit(grads)
-        fits = self.gather(&job, grads)
-        if fits > 0 and self.fresh and not self.check_only:
-            self.settle()             # which runs Python code, so that all is looked at again
+        for _ in range(3):                # binding anew runs Python code, so that all is looked at again
+            if fits == TO_BIND and not self.rebind():
+                return False
+            grads = [self.grad_of(owner) for owner in self.owners]
+            if not (self.bind_absent(grads) and self.unwrap(grads)):
+                return False
+            self.fit(grads)
+            fits = self.gather(&job, grads)
+            if fits != TO_BIND:
+                break
+        if fits == 1 and self.fresh and not self.check_only:
+            self.settle()             # so does this
             fits = self.gather(&job, grads)
         if fits < 0:
             raise GradientError("gradients changed while the step looked at them")
-        if fits > 0:
+        if fits == 1:
             self.run_job(&job)
-        return fits
+        return fits == 1
 
     cdef int step_lightly(self, Job *job) except -2:
-        """A small step, which keeps no references to the gradients: 1; 0 or -1 as `gather`, -1 also for a large step.
+        """A small step, which keeps no references to the gradients: 1; else as `gather`, -1 also for a large step.
 
         Until it ends no other Python code may run: it could let go of what was looked at. The cyclic collector is what
         could start some.
@@ -301,10 +601,10 @@ cdef class TensorPlan(Plan):
         cdef int fits
         try:
             fits = self.gather(job, None)
-            self.large = fits > 0 and is_large(job)      # the GIL would be given up
+            self.large = fits == 1 and is_large(job)     # the GIL would be given up
             if self.large:
                 return -1
-            if fits > 0:
+            if fits == 1:
                 self.run_job(job)
             return fits
         finally:
@@ -391,9 +691,10 @@ cdef class TensorPlan(Plan):
         """Whether a parameter and its state are as they were bound; takes count and numbers from their tensors."""
         cdef int k
         if binding.version == 0 or binding.version != fo_dict_version(binding.state):
-            if not same_values(binding.state, binding.values) and not self.fresh:
-                return False
-            binding.version = fo_dict_version(binding.state)
+            if not binding.pending:
+                if not same_values(binding.state, binding.values):
+                    return False
+                binding.version = fo_dict_version(binding.state)
         if not self.is_same(&binding.own, binding):
             return False
         for k in range(n_slots):
@@ -409,7 +710,9 @@ cdef class TensorPlan(Plan):
         return True
 
     cdef int gather(self, Job *job, list grads) except -2:
-        """Check tensors and note what to step: 1; 0 if one is not as it was bound; -1 if a gradient does not fit.
+        """Check tensors and note what to step: 1, or why not.
+
+        0 if that takes another plan; -1 if a gradient does not fit; TO_BIND if bindings are stale.
 
         Without a list, gradients are asked for on the way, and no references are kept: for steps that keep the GIL.
         No Python code runs in here but on the way to an error, so that what was checked stays as it was.
@@ -420,6 +723,7 @@ cdef class TensorPlan(Plan):
         cdef PyObject *g
         cdef char *data
         cdef Py_ssize_t i, before
+        cdef bint stale = False, apart = True
         self.begin_job(job, NULL)
         self.bank.n = 0
         for group in self.groups:
@@ -435,17 +739,38 @@ cdef class TensorPlan(Plan):
                     g = PyList_GET_ITEM(<PyObject *>grads, i)
                 if g == <PyObject *>None:
                     continue
-                if not self.is_current(binding, q, group.n_slots):
-                    return 0
+                if binding.own.tensor == NULL or not (self.is_current(binding, q, group.n_slots)
+                                                      or self.follow(group, i)):
+                    binding.stale = stale = True
+                    continue
                 data = self.fitting(g, binding)
                 if data == NULL and (q.n or not self.is_plain(g)):
                     return -1
-                # What lies there may have been given up since: only a plan that was just bound knows for certain.
-                if self.steps and not self.is_apart(q, data):
-                    return 0
-                self.add_work(job, group, q, g, data)
+                apart = self.is_apart(q, data) and apart
+                self.append_work(job, group, q, g, data)
             job.moved += moved_blocks(job.blocks - before, group.program.rule)
-        return 1
+        if self.n_moves or self.unsorted:
+            apart = False
+            if not self.move() and not stale:
+                return 0
+        if stale:
+            return TO_BIND
+        return 1 if apart else self.are_apart(job)
+
+    cdef bint are_apart(self, const Job *job) except -1:
+        """Whether no gradient meets a parameter or state, now that all of them are bound.
+
+        What lies there may have been given up since: only a plan that was just bound knows for certain, and raises.
+        """
+        cdef Work *w
+        cdef Py_ssize_t i
+        for i in range(job.n_work):
+            w = &job.work[i]
+            if not self.is_apart(w.q, w.g):
+                if self.steps == 0:
+                    complain_overlap(self, w.q - self.params, w.g)
+                return False
+        return True
 
     cdef bint read_count(self, Param *q, const BoundTensor *count) except -1:
         """Take the steps so far from their tensor; False if they are more than it can count on from."""
@@ -458,12 +783,14 @@ cdef class TensorPlan(Plan):
 
     cdef settle(self):
         """Put the state that was made for this step in its place."""
-        for owner, inner, entries in self.fresh:
+        cdef Py_ssize_t i
+        for i, inner, entries in self.fresh:
             inner.update(entries)
-            if owner not in self.state:
-                self.state[owner] = inner
+            if self.owners[i] not in self.state:
+                self.state[self.owners[i]] = inner
+            self.bindings[i].pending = False
         self.fresh = []
-        self.watch(self.state)
+        self.note_state(self.state)
 
     cdef write_back(self, Job *job):
         """Counts and carried numbers into their tensors, and a note for the library of what was written."""
@@ -541,6 +868,27 @@ cdef bint same_values(PyObject *now, PyObject *then):
         if not PyDict_Next(<object>now, &place, NULL, &value) or value != PyList_GET_ITEM(then, i):
             return False
     return True
+
+
+cdef Py_ssize_t contiguous_form(const fo_tensor_t *t, int64_t *form) noexcept:
+    """The sizes and strides that a contiguous tensor of this shape has, and how many elements."""
+    cdef Py_ssize_t n = 1
+    cdef int k
+    for k in range(t.ndim - 1, -1, -1):
+        form[k], form[t.ndim + k] = t.shape[k], n
+        n *= t.shape[k]
+    return n
+
+
+cdef PyObject *value_of(PyObject *entries, PyObject *name) noexcept:
+    """The value in a dict under a name, borrowed, or NULL; found without code of other keys."""
+    cdef Py_ssize_t place = 0
+    cdef PyObject *key
+    cdef PyObject *value
+    while PyDict_Next(<object>entries, &place, &key, &value):
+        if key == name or (PyUnicode_CheckExact(key) and PyUnicode_Compare(key, name) == 0):
+            return value
+    return NULL
 
 
 cdef class BusyGuard:

@@ -480,8 +480,9 @@ MUTANTS = [
     ),
     Mutant(
         "the last element belongs to nobody", MEMORY,
-        "x.high = x.low + cnp.PyArray_NBYTES(array)",
-        "x.high = x.low + cnp.PyArray_NBYTES(array) - cnp.PyArray_ITEMSIZE(array)", OVERLAPS,
+        "self.append(<char *>cnp.PyArray_DATA(array), cnp.PyArray_NBYTES(array), param, slot)",
+        "self.append(<char *>cnp.PyArray_DATA(array), cnp.PyArray_NBYTES(array) - cnp.PyArray_ITEMSIZE(array), param, "
+        "slot)", OVERLAPS,
     ),
     Mutant(
         "a remembered gap looked at from below only", OPERANDS,
