@@ -5,7 +5,8 @@
 #   drops its arrays: between calls it knows where they were and what they were like, and holds no reference to them.
 # - A later call compares pointer, type, shape, memory order and flags of every array, and the options by identity. An
 #   array that is another one is bound in its place, and the intervals are sorted again, from the order that they had.
-# - Where this fast path meets anything unusual, an error of its own among it, `Kept` returns None, with nothing written.
+# - Where this fast path meets anything unusual, an error of its own among it, `Kept` returns None, with nothing
+#   written.
 #   The caller then builds a new plan, which raises, converts or steps.
 # - Python code (schedules) runs first. Then arrays are compared, then comes the step; no Python code runs in between.
 # - A plan is taken out of `Kept` while it is used: a call from a schedule or another thread finds another one, or none.

@@ -42,8 +42,6 @@ cdef extern from "Python.h":
     Py_ssize_t PyDict_Size(PyObject *d)
     list PyDict_Values(object d)
     bint PyDict_CheckExact(PyObject *d)
-    bint PyUnicode_CheckExact(PyObject *s)
-    int PyUnicode_Compare(PyObject *a, PyObject *b)
     void *Py_TYPE(PyObject *tensor)
     int PyGC_Disable()
     int PyGC_Enable()
