@@ -181,7 +181,8 @@ def made_read_only(a, value):
 
 
 def resized(a, value):
-    if a.flags.owndata and a.flags.c_contiguous and type(a) is np.ndarray:
+    # A read-only one would get memory that nobody has written.
+    if a.flags.owndata and a.flags.c_contiguous and a.flags.writeable and type(a) is np.ndarray:
         a.resize((4,), refcheck=False)
     return a
 
