@@ -5,9 +5,8 @@
 #   drops its arrays: between calls it knows where they were and what they were like, and holds no reference to them.
 # - A later call compares pointer, type, shape, memory order and flags of every array, and the options by identity. An
 #   array that is another one is bound in its place, and the intervals are sorted again, from the order that they had.
-# - Where this fast path meets anything unusual, an error of its own among it, `Kept` returns None, with nothing
-#   written.
-#   The caller then builds a new plan, which raises, converts or steps.
+# - Where this fast path meets anything unusual, an error of its own included, `Kept` returns None, with nothing
+#   written. The caller then builds a new plan, which raises, converts or steps.
 # - Python code (schedules) runs first. Then arrays are compared, then comes the step; no Python code runs in between.
 # - A plan is taken out of `Kept` while it is used: a call from a schedule or another thread finds another one, or none.
 
@@ -489,13 +488,14 @@ cdef class Kept:
         return plan
 
     cdef put(self, BorrowedPlan plan):
-        """Put a plan back, or a new one in; one for the same arrays goes, or the one that was used longest ago."""
+        """Put a plan in, in the place of one for the same arrays and options, else of the one used longest ago."""
         cdef BorrowedPlan other
         cdef int64_t oldest = self.clock + 1
         cdef int k, place = 0
         for k in range(MOST_KEPT):
             other = self.plans[k]
-            if other is not None and other.n_params == plan.n_params and other.params[0].p == plan.params[0].p:
+            if (other is not None and other.n_params == plan.n_params and other.params[0].p == plan.params[0].p
+                    and same_texts(other.keys, plan.keys)):
                 place = k
                 break
             if oldest >= 0 and (other is None or other.stamp < oldest):
@@ -554,6 +554,17 @@ cdef inline bint is_plain_number(PyObject *x) noexcept:
 cdef inline bint same_text(PyObject *a, PyObject *b) except -1:
     """Whether two objects are the same, or strings of the same text."""
     return a == b or (PyUnicode_CheckExact(a) and PyUnicode_CheckExact(b) and PyUnicode_Compare(a, b) == 0)
+
+
+cdef bint same_texts(list a, list b) except -1:
+    """Whether two lists of strings hold the same ones in the same order."""
+    cdef Py_ssize_t i, n = PyList_GET_SIZE(<PyObject *>a)
+    if n != PyList_GET_SIZE(<PyObject *>b):
+        return False
+    for i in range(n):
+        if not same_text(PyList_GET_ITEM(<PyObject *>a, i), PyList_GET_ITEM(<PyObject *>b, i)):
+            return False
+    return True
 
 
 cdef take_number(Group group, int i, int place, value):
