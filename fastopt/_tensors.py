@@ -241,6 +241,8 @@ def new_state(param: torch.Tensor, own: torch.Tensor, place: int, slot: Slot) ->
     if slot.first == "copy":
         return new_state(param, own, place, slot._replace(first=0.0)).copy_(param.detach())
     if param is not own or own.nbytes < LARGE:
+        if value == 0:
+            return torch.zeros_like(param)
         return torch.full_like(param, value, memory_format=torch.preserve_format, requires_grad=False)
     dtype = np.dtype(np.float32 if own.dtype == torch.float32 else np.float64)
     arena = np.empty(own.nbytes + 2 * PAGE, np.uint8)
@@ -253,7 +255,7 @@ def new_state(param: torch.Tensor, own: torch.Tensor, place: int, slot: Slot) ->
 def count_tensor(steps: int | float) -> torch.Tensor:
     """A step count as PyTorch stores it, and as float64 where float32 would stand still."""
     dtype = torch.float64 if steps >= LAST_FLOAT_COUNT else _get_scalar_dtype()
-    return torch.tensor(float(steps), dtype=dtype, device="cpu")
+    return torch.full((), float(steps), dtype=dtype, device="cpu")
 
 
 def number_tensor(value: Any, label: str) -> torch.Tensor:

@@ -94,6 +94,7 @@ from fastopt.declare import (
     counts_in_state,
     derive,
     is_zero,
+    remembered,
     saved_numbers,
     with_defaults,
 )
@@ -394,7 +395,8 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         owner = f"fastopt.torch.{type(self).__name__}"
         if not isinstance(group, dict) or type(group.get("params")) is not list:
             raise ParameterError(f"{owner}: a parameter group has to be a dict, and its 'params' a list")
-        lost = [key for key in self.defaults if key in self.core.group_keys() and key not in group]
+        known = self.core.group_keys()
+        lost = [key for key in self.defaults if key in known and key not in group]
         if lost:
             raise HyperparameterError(f"{owner}: a parameter group has lost its {lost[0]!r}")
 
@@ -429,8 +431,10 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
                 if param.grad is None:
                     records.append(None)
                 else:
-                    labels[param] = f"parameter {names[-1]!r}"
-                    records.append(self._record(param, spec, labels[param], host, plan if ordinary else None))
+                    label = f"parameter {names[-1]!r}"
+                    if not ordinary:
+                        labels[param] = label
+                    records.append(self._record(param, spec, label, host, plan if ordinary else None))
             plan.bind(group, spec, params, records, names)
             place += len(group["params"])
         check_disjoint(host.copies, labels)
@@ -468,7 +472,8 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         inner = self.state[param] if param in self.state else {}
         if not isinstance(inner, dict):
             raise StateDictError(f"state of {label} is a {type(inner).__name__}; a dict is needed")
-        if inner and counts_in_state(self.core):
+        counts = counts_in_state(self.core)
+        if inner and counts:
             self._check_complete(inner, label)
         entries: dict[str, Any] = {}
         slots = {}
@@ -488,8 +493,8 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
                 local = state_tensor(entries[name], param, own, slot, label).copy_(local)
             check_inference(host, local, f"state {name!r} of {label}")
             slots[name] = local
-        begun = all(inner.get(name) is not None for name in slots)
-        if not counts_in_state(self.core):
+        if not counts:
+            begun = all(inner.get(name) is not None for name in slots)
             return param, inner, entries, own, slots, None, (), int(begun and bool(slots))
         given = inner.get("step")
         begins = "step" not in inner
@@ -498,7 +503,8 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             entries["step"] = count
         elif count is not given or (count.dtype == torch.float32 and count.item() >= LAST_FLOAT_COUNT):
             entries["step"] = count = count_tensor(count.item())
-        check_inference(host, count, f"state 'step' of {label}")
+        if not (begins and plan):
+            check_inference(host, count, f"state 'step' of {label}")
         numbers: list[torch.Tensor] = []
         for name in self._number_names():
             given = inner.get(name, spec.numbers[len(numbers)])
@@ -506,8 +512,10 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             if numbers[-1] is not given:
                 entries[name] = numbers[-1]
             check_inference(host, numbers[-1], f"state {name!r} of {label}")
-        # As PyTorch orders them.
-        entries = {key: entries[key] for key in sorted(entries, key=lambda key: (key in slots, key == "grad_avg"))}
+        if entries:  # as PyTorch orders them
+            for name in sorted(slots, key="grad_avg".__eq__):
+                if name in entries:
+                    entries[name] = entries.pop(name)
         return param, inner, entries, own, slots, count, tuple(numbers), 0
 
     # --- State
@@ -618,10 +626,10 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
 
     def _number_names(self) -> tuple[str, ...]:
         """The numbers that the state of a parameter has, beside its step count."""
-        return tuple(saved_numbers(self.core, next(iter(self.core.conventions))))
+        return number_names(self.core)
 
     def _check_complete(self, entry: Mapping[str, Any], label: str) -> None:
-        for name in ("step", *self._number_names(), *(slot.name for slot in arrays_of(self.core, optional=False))):
+        for name in required_names(self.core):
             if name not in entry:
                 raise StateDictError(f"state of {label} lacks {described(name)}")
 
@@ -629,11 +637,12 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         """Raise unless counts and the like are there and are such; make tensors of plain numbers."""
         if not counts_in_state(self.core):
             return
+        names = ("step", *self._number_names())
         for _, _, entry, label in self._entries(state, groups):
             self._check_complete(entry, label)
-            for name in ("step", *self._number_names()):
+            for name in names:
                 number = number_tensor(entry[name], f"state {name!r} of {label}")
-                if name == "step" and not (float(number) >= 0 and float(number).is_integer()):
+                if name == "step" and not ((value := float(number)) >= 0 and value.is_integer()):
                     raise StateDictError(f"state 'step' of {label} is {entry[name]!r}; a count is needed")
                 if not isinstance(entry[name], torch.Tensor):
                     entry[name] = count_tensor(entry[name]) if name == "step" else number
@@ -658,6 +667,18 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
                     continue
                 if entry.get(name) is not None:
                     state_tensor(entry[name], param, local_of(param), slot, f"state {name!r} of {label}")
+
+
+@remembered
+def number_names(core: type[fastopt.Optimizer]) -> tuple[str, ...]:
+    """The numbers that the state of a parameter has, beside its step count."""
+    return tuple(saved_numbers(core, next(iter(core.conventions))))
+
+
+@remembered
+def required_names(core: type[fastopt.Optimizer]) -> tuple[str, ...]:
+    """What the state of a parameter that was stepped has in any case."""
+    return ("step", *number_names(core), *(slot.name for slot in arrays_of(core, optional=False)))
 
 
 def name_of(group: Mapping[str, Any], k: int, place: int) -> Any:
@@ -694,14 +715,19 @@ def with_tensors(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     def convert(key: str, value: Any) -> Any:
         if isinstance(value, np.ndarray):
             value = torch.from_numpy(np.array(value, order="K"))
-        if key == "step" and isinstance(value, torch.Tensor) and value.numel() == 1 and value >= LAST_FLOAT_COUNT:
-            value = int(value.item()) if float(value).is_integer() else value
+        if key == "step" and isinstance(value, torch.Tensor) and value.numel() == 1:
+            ordinary = value.dtype == torch.float32 and value.device.type == "cpu"
+            if (value.item() if ordinary else value) >= LAST_FLOAT_COUNT:
+                value = int(value.item()) if float(value).is_integer() else value
         return value
 
-    state = {
-        k: {key: convert(key, value) for key, value in entry.items()} if isinstance(entry, Mapping) else entry
-        for k, entry in state_dict["state"].items()
-    }
+    def converted(entry: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            key: convert(key, value) if key == "step" or isinstance(value, np.ndarray) else value
+            for key, value in entry.items()
+        }
+
+    state = {k: converted(entry) if isinstance(entry, Mapping) else entry for k, entry in state_dict["state"].items()}
     return {**state_dict, "state": state}
 
 

@@ -240,7 +240,7 @@ cdef class TensorPlan(Plan):
         cdef fo_tensor_t t
         cdef int64_t form[2 * MOST_ORDINARY_DIMS]
         cdef Py_ssize_t n
-        if not (self.can_follow and isinstance(tensor, self.tensor_type) and self.is_plain(<PyObject *>tensor)
+        if not (self.can_follow and self.is_plain(<PyObject *>tensor) and self.is_plain(<PyObject *>param)
                 and self.can_view(<PyObject *>param, &t) and t.ndim <= MOST_ORDINARY_DIMS):
             return False
         n = contiguous_form(&t, form)
@@ -269,7 +269,7 @@ cdef class TensorPlan(Plan):
         for k in range(t.ndim):
             binding.form[k], binding.form[t.ndim + k] = t.shape[k], t.strides[k]
             q.n *= t.shape[k]
-        values = list({**inner, **entries}.values())
+        values = list(({**inner, **entries} if inner else entries).values())
         self.retired.append(self.keep_refs[i])
         self.keep_refs[i] = (owner, inner, values, own, slots, count, numbers)
         binding.state, binding.values, binding.version = <PyObject *>inner, <PyObject *>values, 0

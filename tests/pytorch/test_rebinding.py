@@ -516,3 +516,43 @@ def test_state_whose_memory_was_freed_is_refused():
     assert np.array_equal(before, params[0].detach().numpy())
     opt.state[params[1]]["exp_avg"] = held
     opt.step()
+
+
+@pytest.mark.parametrize("what", ["data", "state", "state's data", "count", "note", "note as a tensor", "gradients"])
+def test_tensors_in_the_place_of_others_like_them_are_bound_without_python(what, way, monkeypatch):
+    if way != "shim":
+        pytest.skip("C does not see all there")
+    params = parameters(shapes=[(20, 30)] * 25)
+    opt = ft.AdamW(params)
+    set_gradients(params, 0, 25 * [True])
+    opt.step()
+    monkeypatch.setattr(type(opt), "_record", lambda *args: pytest.fail("a new record"))
+    monkeypatch.setattr(type(opt), "_take_another_step", lambda *args: pytest.fail("another plan"))
+    chance = random.Random(0)
+    for step in range(1, 6):
+        set_gradients(params, step, masks("random", 25, step, chance) if what == "gradients" else 25 * [True])
+        for k in [3] if step < 4 else range(25):
+            exchanged(params[k], opt.state[params[k]], what, step)
+        opt.step()
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_gradients_come_and_go_beside_one_that_is_left_to_pytorch(name, plans, fallback):
+    if fallback == "error":
+        pytest.skip("refused")
+    seen_by = []
+    for fresh in (False, True):
+        params = [*parameters(), torch.nn.Parameter(tensor((5,), 3).bfloat16())]
+        opt = getattr(ft, name)(params, lr=0.01)
+        chance = random.Random(6)
+        for step in range(10):
+            set_gradients(params, step, [*masks("random", len(params) - 1, step, chance), True])
+            if fresh:
+                opt._mixed = None
+            if step == 6:
+                params[1].data = params[1].data.clone()
+            opt.step()
+        seen_by.append([bits(p.float()) for p in params])
+        if not fresh:
+            assert len(plans) <= 2  # PyTorch's part makes its state in the first step
+    assert seen_by[0] == seen_by[1]
