@@ -498,7 +498,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             return param, inner, entries, own, slots, None, (), int(begun and bool(slots))
         given = inner.get("step")
         begins = "step" not in inner
-        count = count_tensor(0) if begins else number_tensor(given, f"state 'step' of {label}")
+        count: Any = count_tensor(0) if begins else number_tensor(given, f"state 'step' of {label}")
         if begins:
             entries["step"] = count
         elif count is not given or (count.dtype == torch.float32 and count.item() >= LAST_FLOAT_COUNT):
