@@ -556,3 +556,30 @@ def test_gradients_come_and_go_beside_one_that_is_left_to_pytorch(name, plans, f
         if not fresh:
             assert len(plans) <= 2  # PyTorch's part makes its state in the first step
     assert seen_by[0] == seen_by[1]
+
+
+def test_state_exchanged_together_with_a_first_gradient_elsewhere():
+    params, twins = parameters(shapes=[(30,), (40,)]), parameters(shapes=[(30,), (40,)])
+    opt, fresh = ft.AdamW(params), Fresh(ft.AdamW, twins)
+    for step in range(3):
+        for some, o in ((params, opt), (twins, fresh.opt)):
+            set_gradients(some, step, [True, step > 0])
+            if step == 1:
+                o.state[some[0]]["exp_avg"] = o.state[some[0]]["exp_avg"] * 2
+        opt.step()
+        fresh.step()
+        assert seen(opt, params) == seen(fresh.opt, twins)
+
+
+def test_data_in_the_memory_of_what_is_left_to_pytorch_is_left_too(fallback):
+    if fallback == "error":
+        pytest.skip("refused")
+    flat = torch.zeros(20)
+    params = [*parameters(shapes=[(5,), (6,)]), torch.nn.Parameter(flat.view(torch.bfloat16)[:8])]
+    opt = ft.SGD(params, lr=0.1)
+    for step in range(3):
+        set_gradients(params, step, 3 * [True])
+        if step == 2:
+            params[0].data = flat[:5]
+        opt.step()
+    assert [one.place for one in opt._mixed.left] == [0, 2]
