@@ -499,9 +499,10 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         given = inner.get("step")
         begins = "step" not in inner
         count: Any = count_tensor(0) if begins else number_tensor(given, f"state 'step' of {label}")
+        is_other = count is not given
         if begins:
             entries["step"] = count
-        elif count is not given or (count.dtype == torch.float32 and count.item() >= LAST_FLOAT_COUNT):
+        elif is_other or (count.dtype == torch.float32 and count.item() >= LAST_FLOAT_COUNT):
             entries["step"] = count = count_tensor(count.item())
         if not (begins and plan):
             check_inference(host, count, f"state 'step' of {label}")
