@@ -36,8 +36,8 @@ True
 """
 
 # Design: `Kept.call` of _engine/borrow.pxi takes a call that is like an earlier one. Where it cannot, it returns
-# None, with nothing written. `_take` then builds a new plan, which raises
-# whatever there is to raise, and which is kept for later calls.
+# None, with nothing written. `_take` then builds a new plan, which raises whatever there is to raise, and which is kept
+# for later calls if its options are plain numbers.
 
 from __future__ import annotations
 
@@ -250,9 +250,10 @@ def _make(cls: type[Optimizer]) -> Callable[..., bool]:
 class Bound:
     """A rule bound to arrays that the caller owns: what `bind` returns.
 
-    Every step compares the arrays with those of the last one. What is the same needs no more checks. The object keeps
-    its arrays alive, and has no state of its own: the caller counts steps. Two threads may not step the same arrays at
-    the same time.
+    Every step compares the arrays with those of the last one. What is the same needs no more checks. Give the learning
+    rate of each step as a number: if an option is a schedule, a list or an array, every step checks everything anew,
+    which takes longer. The object keeps its arrays alive, and has no state of its own: the caller counts steps. Two
+    threads may not step the same arrays at the same time.
     """
 
     __slots__ = ("_arrays", "_cls", "_kept", "_options")

@@ -11,9 +11,10 @@ __all__: list[str]
 class Bound:
     """A rule bound to arrays that the caller owns: what `bind` returns.
 
-    Every step compares the arrays with those of the last one. What is the same needs no more checks. The object keeps
-    its arrays alive, and has no state of its own: the caller counts steps. Two threads may not step the same arrays at
-    the same time.
+    Every step compares the arrays with those of the last one. What is the same needs no more checks. Give the learning
+    rate of each step as a number: if an option is a schedule, a list or an array, every step checks everything anew,
+    which takes longer. The object keeps its arrays alive, and has no state of its own: the caller counts steps. Two
+    threads may not step the same arrays at the same time.
     """
 
     def step(

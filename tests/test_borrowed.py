@@ -1,11 +1,13 @@
 """Arrays that the caller owns (functional, bind, rebind): what is remembered of them never shows in a result."""
 
 import copy
+import ctypes
 import gc
 import itertools
 import pickle
 import random
 import re
+import sys
 import threading
 import weakref
 
@@ -350,28 +352,89 @@ def test_a_schedule_may_call_the_same_function_over_the_same_arrays():
 
 
 def test_a_schedule_may_change_the_lists_of_the_call():
-    ps, gs, ms, vs = ([x] for x in arrays())
+    lists = [[x] for x in arrays()]
     act = [lambda: None]
 
     def lr(step):
         act[0]()
         return 0.1
 
-    changes = {"emptied": lambda column: column.clear, "longer": lambda column: lambda: column.append(np.ones(5)),
-               "text": lambda column: lambda: column.__setitem__(0, "text"),
-               "read-only": lambda column: lambda: column[0].setflags(write=False)}  # fmt: skip
-    for what, column in itertools.product(changes, (ps, gs, ms, vs)):
-        if what == "read-only" and column is gs:
-            continue
+    changes = {"emptied": lambda column: column.clear(), "longer": lambda column: column.append(np.ones(5)),
+               "another": lambda column: column.__setitem__(0, np.ones(5)),
+               "text": lambda column: column.__setitem__(0, "text")}  # fmt: skip
+    for what, column in itertools.product(changes, range(4)):
+        given, twins = [list(x) for x in lists], [x[0].copy() for x in lists]
+        was = [x[0] for x in given]
         act[0] = lambda: None
-        assert adam_(ps, gs, ms, vs, step=2, lr=lr)  # so that it is known
-        before, saved = frozen([ps, ms, vs]), list(column)
-        act[0] = changes[what](column)
-        with pytest.raises(errors.FastoptError):
-            adam_(ps, gs, ms, vs, step=3, lr=lr)
-        column[:] = saved
-        saved[0].setflags(write=True)
-        assert frozen([ps, ms, vs]) == before, what
+        assert adam_(*given, step=1, lr=lr) and adam_(*twins, step=1, lr=0.1)
+        act[0] = lambda: changes[what](given[column])  # noqa: B023
+        assert adam_(*given, step=2, lr=lr) and adam_(*twins, step=2, lr=0.1)  # over what was given
+        assert same_bits(was, twins), what
+
+
+@pytest.mark.parametrize("options", [
+    lambda call: {"lr": call}, lambda call: {"betas": (0.9, call)}, lambda call: {"betas": [0.9, 0.5]},
+    lambda call: {"lr": np.array(0.1)},
+])  # fmt: skip
+def test_options_that_can_change_by_themselves_are_read_once_a_call_and_not_kept(options):
+    class Call:
+        n = 0
+
+        def __call__(self, step):
+            self.n += 1
+            return 0.5
+
+    call = Call()
+    p, g, m, v = arrays()
+    adam_(p, g, m, v, step=1, **options(call))
+    each = call.n
+    for t in range(2, 6):
+        adam_(p, g, m, v, step=t, **options(call))
+        with pytest.raises(errors.ShapeError):
+            adam_(p, np.ones(6), m, v, step=t, **options(call))
+    assert call.n == 9 * each and kept(adam_).n_kept() == 0
+    known = weakref.ref(call)
+    del call
+    gc.collect()
+    assert known() is None
+
+
+def test_a_number_is_not_written_after_its_array_is_given_up():
+    n = 2_000_000
+    p, g, m, v = (np.ones(n, np.float32) for _ in range(4))
+    old = sys.getswitchinterval()
+    for _ in range(3):
+        memory = (ctypes.c_double * 1)(1.0)
+
+        class Owner:
+            def __init__(self, memory=memory):
+                self.memory = memory
+                self.__array_interface__ = {
+                    "shape": (), "typestr": "<f8", "data": (ctypes.addressof(memory), False), "version": 3,
+                }  # fmt: skip
+
+            def __del__(self):
+                self.memory[0] = -123.0  # from now on somebody else's
+
+        mu, gone = [np.asarray(Owner())], threading.Event()
+
+        def other(mu=mu, gone=gone):
+            gone.wait()
+            mu[0] = None
+
+        nadam_([p], [g], [m], [v], mu, step=1)
+        assert memory[0] != 1 and kept(nadam_).n_kept()
+        thread = threading.Thread(target=other)
+        thread.start()
+        try:
+            sys.setswitchinterval(30)  # so that the other thread runs while the step does
+            gone.set()
+            nadam_([p], [g], [m], [v], mu, step=2)
+        finally:
+            sys.setswitchinterval(old)
+        thread.join()
+        gc.collect()
+        assert memory[0] == -123
 
 
 def test_a_gradient_that_calls_back_finds_everything_whole():

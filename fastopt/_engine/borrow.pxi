@@ -7,8 +7,9 @@
 #   array that is another one is bound in its place, and the intervals are sorted again, from the order that they had.
 # - Where this fast path meets anything unusual, an error of its own included, `Kept` returns None, with nothing
 #   written. The caller then builds a new plan, which raises, converts or steps.
-# - Python code (schedules) runs first. Then arrays are compared, then comes the step; no Python code runs in between.
-# - A plan is taken out of `Kept` while it is used: a call from a schedule or another thread finds another one, or none.
+# - Options that can change by themselves (schedules, lists, arrays) are read as Python code, which may change the
+#   caller's lists or step them itself. A plan with such an option is not kept: its calls all take the first way.
+# - A plan is taken out of `Kept` while it is used: a call from another thread finds another one, or none.
 
 cdef extern from "Python.h":
     PyObject **PySequence_Fast_ITEMS(PyObject *items)      # of a list or tuple; borrowed
@@ -76,7 +77,7 @@ cdef class BorrowedPlan(Plan):
         cdef Memory memory
         cdef Py_ssize_t each
         cdef int k
-        self.keeps = group.alike and len(params) > 0 and len(options) <= MAX_WATCH
+        self.keeps = group.alike and group.settled and len(params) > 0 and len(options) <= MAX_WATCH
         for p in params:
             self.keeps = self.keeps and cnp.PyArray_CheckExact(p)
         if not self.keeps:
@@ -301,7 +302,7 @@ cdef class BorrowedPlan(Plan):
             self.take_options(call, group)
             if group.refresh(self.steps):
                 return -1
-            # Schedules may have changed the lists.
+            # A number with Python code of its own may have changed the lists.
             if not (unpack(call, n_columns) and call.n == self.n_params and self.gather(&job, call, group)):
                 return -1
             if self.copies_first:
@@ -310,15 +311,16 @@ cdef class BorrowedPlan(Plan):
                 self.launch_holding(&job, call)
             else:
                 self.launch_step(&job)
-            if job.found:
-                return 0
-            self.give_numbers(&job)
-            return 1
+                self.give_numbers(&job)
+            return 0 if job.found else 1
         finally:
             self.leave()
 
     cdef launch_holding(self, Job *job, const Borrowed *call):
-        """Run a job without the GIL: keep references, since another thread may change the caller's lists."""
+        """Run a job without the GIL, and write the caller's numbers.
+
+        References are kept until then, since another thread may change the caller's lists.
+        """
         cdef Py_ssize_t i, n = 0
         cdef int k
         for i in range(self.n_params):
@@ -334,17 +336,18 @@ cdef class BorrowedPlan(Plan):
             Py_XINCREF(self.refs[i])
         try:
             self.launch_step(job)
+            self.give_numbers(job)
         finally:
             for i in range(n):
                 Py_XDECREF(self.refs[i])
 
     cdef void give_numbers(self, const Job *job) noexcept:
-        """Write the numbers that the caller keeps, as they are after the step."""
+        """Write the numbers that the caller keeps, as they are after the step, if it was not skipped."""
         cdef Py_ssize_t i
         cdef NumberPlace *at
         cdef double number
         cdef int k
-        for i in range(job.n_work if self.n_given else 0):
+        for i in range(job.n_work if self.n_given and not job.found else 0):
             for k in range(self.n_given):
                 at = &self.numbers[(job.work[i].q - self.params) * self.n_given + k]
                 number = job.bank[job.work[i].place].numbers[self.number_place[k]]

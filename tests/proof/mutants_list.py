@@ -1069,6 +1069,18 @@ MUTANTS = [
         "(<double *>at.data)[0] = number", "pass", "test_borrowed.py -k numbers",
     ),
     Mutant(
+        "a number written after its array is given up", BORROW,
+        "            self.give_numbers(job)\n        finally:\n            for i in range(n):\n"
+        "                Py_XDECREF(self.refs[i])",
+        "        finally:\n            for i in range(n):\n"
+        "                Py_XDECREF(self.refs[i])\n        self.give_numbers(job)",
+        "test_borrowed.py -k given_up",
+    ),
+    Mutant(
+        "a plan with a schedule kept", BORROW,
+        "group.alike and group.settled and", "group.alike and", "test_borrowed.py -k 'read_once or lists_of'",
+    ),
+    Mutant(
         "arrays kept alive by a function", BORROW,
         "self.arrays = self.states = None", "pass", "test_borrowed.py -k alive",
     ),
