@@ -34,7 +34,7 @@ from cython.parallel cimport parallel
 from libc.math cimport isfinite
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from libc.stdlib cimport getenv, qsort
-from libc.string cimport memcpy, memmove, memset, strcmp
+from libc.string cimport memcmp, memcpy, memmove, memset, strcmp
 
 cdef extern from "Python.h":
     PyObject *PyList_GET_ITEM(PyObject *items, Py_ssize_t i)     # borrowed

@@ -494,6 +494,20 @@ def test_options_may_change_from_call_to_call(monkeypatch):
         assert same_bits([p, m, v, top], [q[0], *q[2:]]), (t, options)
 
 
+def test_a_new_pair_of_the_same_floats_needs_no_new_plan(monkeypatch):
+    p, g, m, v = arrays()
+    opt = fastopt.Adam(q := p.copy())
+    plans, make = [], functional._plan
+    monkeypatch.setattr(functional, "_plan", lambda *args: plans.append(args) or make(*args))
+    pairs = [(0.5, 0.25), (0.5, 0.25), (0.5, 0.5), (0.25, 0.5), (0.0, 0.5), (0.0, 0.5), (-0.0, 0.5), (0, 0.5)]
+    for t, (first, second) in enumerate(pairs, 1):
+        opt.param_groups[0]["betas"] = (first, second)
+        opt.step(g)
+        adam_(p, g, m, v, step=t, betas=(first, second))
+        assert same_bits(p, q), t
+    assert len(plans) == 6
+
+
 def test_an_option_that_chooses_another_rule_is_noticed():
     p, g, b, _ = arrays()
     opt = fastopt.SGD(q := p.copy(), lr=0.1)

@@ -20,6 +20,7 @@ cdef extern from "Python.h":
     bint PyLong_CheckExact(PyObject *x)
     bint PyUnicode_CheckExact(PyObject *x)
     int PyUnicode_Compare(PyObject *a, PyObject *b) except? -1
+    double PyFloat_AS_DOUBLE(PyObject *x)
     int PyDict_Contains(PyObject *d, PyObject *key) except -1
     PyObject *PyTuple_GET_ITEM(PyObject *items, Py_ssize_t i)     # borrowed
     long long PyLong_AsLongLongAndOverflow(PyObject *x, int *overflow) except? -1
@@ -126,7 +127,7 @@ cdef class BorrowedPlan(Plan):
             key, value, old = call.key[k], call.value[k], PyList_GET_ITEM(<PyObject *>self.values, k)
             if not same_text(key, PyList_GET_ITEM(<PyObject *>self.keys, k)):
                 return False
-            if value != old and not same_text(value, old) and not (
+            if value != old and not same_text(value, old) and not same_pair(value, old) and not (
                     is_plain_number(value) and is_plain_number(old)
                     and PyDict_Contains(<PyObject *>group.options, key)):
                 return False
@@ -557,6 +558,24 @@ cdef inline bint is_plain_number(PyObject *x) noexcept:
 cdef inline bint same_text(PyObject *a, PyObject *b) except -1:
     """Whether two objects are the same, or strings of the same text."""
     return a == b or (PyUnicode_CheckExact(a) and PyUnicode_CheckExact(b) and PyUnicode_Compare(a, b) == 0)
+
+
+cdef bint same_pair(PyObject *a, PyObject *b) noexcept:
+    """Whether two objects are tuples of two floats, with the same bits."""
+    cdef PyObject *x
+    cdef PyObject *y
+    cdef double first, second
+    cdef int i
+    if not (PyTuple_CheckExact(a) and PyTuple_CheckExact(b) and Py_SIZE(a) == 2 and Py_SIZE(b) == 2):
+        return False
+    for i in range(2):
+        x, y = PyTuple_GET_ITEM(a, i), PyTuple_GET_ITEM(b, i)
+        if not (PyFloat_CheckExact(x) and PyFloat_CheckExact(y)):
+            return False
+        first, second = PyFloat_AS_DOUBLE(x), PyFloat_AS_DOUBLE(y)
+        if memcmp(&first, &second, sizeof(double)):
+            return False
+    return True
 
 
 cdef bint same_texts(list a, list b) except -1:

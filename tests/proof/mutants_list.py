@@ -1081,6 +1081,11 @@ MUTANTS = [
         "group.alike and group.settled and", "group.alike and", "test_borrowed.py -k 'read_once or lists_of'",
     ),
     Mutant(
+        "another pair taken for the one of the call before", BORROW,
+        "        if memcmp(&first, &second, sizeof(double)):\n            return False\n", "",
+        "test_borrowed.py -k new_pair",
+    ),
+    Mutant(
         "arrays kept alive by a function", BORROW,
         "self.arrays = self.states = None", "pass", "test_borrowed.py -k alive",
     ),
