@@ -3,8 +3,9 @@
 # Design:
 # - A `BorrowedPlan` is built like any plan, once, by `Plan.add_group`, which finds what is wrong and says so. Then it
 #   drops its arrays: between calls it knows where they were and what they were like, and holds no reference to them.
-# - A later call compares pointer, type, shape, memory order and flags of every array, and the options by identity. An
-#   array that is another one is bound in its place, and the intervals are sorted again, from the order that they had.
+# - A later call compares pointer, type, shape, memory order and flags of every array. An array that is another one is
+#   bound in its place, and the intervals are sorted again, from the order that they had. Options are compared by
+#   identity, strings and pairs of floats by value; another plain number is read anew.
 # - Where this fast path meets anything unusual, an error of its own included, `Kept` returns None, with nothing
 #   written. The caller then builds a new plan, which raises, converts or steps.
 # - Options that can change by themselves (schedules, lists, arrays) are read as Python code, which may change the
