@@ -27,7 +27,6 @@ from fastopt.errors import (
 )
 
 PAGE = 4096
-LARGE = 2**20  # bytes from which memory comes in whole pages of its own
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
@@ -35,19 +34,35 @@ def address(library: ctypes.CDLL, name: str) -> int:
     return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
 
 
-def stable_functions() -> tuple[list[int], torch.Tensor, Any] | None:
-    """PyTorch's C functions for looking at tensors, by address, and a tensor with its handle; None if it lacks them."""
+# C++ functions of PyTorch beside its C functions, each by the names that it has had.
+INTERNAL = (
+    ("_ZN2at6native6is_negERKNS_6TensorE",),
+    ("_ZN2at6native12is_inferenceERKNS_6TensorE",),
+    (
+        "_ZN5torch8autograd4impl15version_counterERKN2at6TensorE",
+        "_ZN5torch8autograd4impl15version_counterERKN2at10TensorBaseE",
+    ),
+    (
+        "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE",
+        "_ZN5torch8autograd4impl12bump_versionERKN2at10TensorBaseE",
+    ),
+)
+
+
+def stable_functions() -> tuple[list[int], torch.Tensor, Any, int] | None:
+    """PyTorch's functions for looking at tensors, by address, and a tensor with its handle and its storage's address.
+
+    None if it lacks the C functions; 0 for one in C++ that it lacks: the tensor's methods are asked then.
+    """
     name = {"win32": "torch_cpu.dll", "darwin": "libtorch_cpu.dylib"}.get(sys.platform, "libtorch_cpu.so")
     try:
         library = ctypes.CDLL(os.path.join(torch.__path__[0], "lib", name))
         addresses = [address(library, f"aoti_torch_{name}") for name in SHIM.split()]
-        for name in ("_ZN2at6native6is_negERKNS_6TensorE", "_ZN2at6native12is_inferenceERKNS_6TensorE"):
-            try:
-                addresses.append(address(library, name))
-            except AttributeError:  # a compiler that calls it something else; the tensor's methods are asked then
-                addresses.append(0)
+        for names in INTERNAL:
+            addresses.append(next((address(library, name) for name in names if hasattr(library, name)), 0))
         tensor = torch.zeros(2, 3)
-        return addresses, tensor, torch._C._aoti.unsafe_alloc_void_ptr_from_tensor(tensor)
+        handle = torch._C._aoti.unsafe_alloc_void_ptr_from_tensor(tensor)
+        return addresses, tensor, handle, tensor.untyped_storage()._cdata
     except (AttributeError, OSError):
         return None
 
@@ -66,6 +81,7 @@ class Host:
         self.copies: dict[torch.Tensor, torch.Tensor] = {}
         """Parameters with gaps between their elements -> the dense copies that are stepped in their place."""
         self.has_inference = False
+        self.arena = Arena()
 
     def local(self, tensor: Any, like: Any) -> torch.Tensor | None:
         """What is stepped in the place of a parameter, or, given that, the gradient's part that belongs to it.
@@ -180,10 +196,8 @@ def steppable(tensor: Any, label: str) -> torch.Tensor:
 
 def check_inference(host: Host, tensor: torch.Tensor, label: str) -> None:
     """Raise if a tensor that a step writes was made in inference mode, and this is outside of it."""
-    if not tensor.is_inference():
-        return
-    try:
-        tensor._version  # noqa: B018  # PyTorch writes to what counts its versions: a tensor that was given such .data
+    try:  # not is_inference(): that asks what the tensor holds, which a user may have exchanged by way of .data
+        tensor._version  # noqa: B018  # PyTorch writes to what counts its versions
     except RuntimeError:
         pass
     else:
@@ -229,27 +243,65 @@ def lies_as(state: torch.Tensor, own: torch.Tensor, slot: Slot) -> bool:
     return state.stride() == own.stride() and is_dense(state)
 
 
-def new_state(param: torch.Tensor, own: torch.Tensor, place: int, slot: Slot) -> torch.Tensor:
-    """A state tensor with its first values.
+class Arena:
+    """Memory for the state of one plan's parameters: tensors side by side, each with a storage of its own.
 
-    Slots of large tensors lie a quarter page apart, from the parameter and from each other: large pieces of memory all
-    begin at the same offset in their pages, and there a load waits for stores to the others.
+    One by one PyTorch's allocator scatters them, and after other work a step waits for each: for its line, and for the
+    entry of its page. Slots lie a quarter page apart, those of large tensors from the parameter, too: a load waits for
+    any store whose address ends in the same twelve bits.
     """
+
+    FIRST, MOST = 2**16, 2**26  # bytes of the first piece, and of the largest one for several tensors
+
+    def __init__(self) -> None:
+        self.pieces: dict[int, tuple[np.ndarray, int, int]] = {}
+        """Per slot: memory that is 0, its address, and how much of it is taken."""
+
+    def zeros(self, own: torch.Tensor, place: int) -> torch.Tensor:
+        """A tensor of zeros like a dense one, for its slot at this place."""
+        size, start = own.element_size(), own.data_ptr()
+        large = own.nbytes >= PAGE
+        piece, at = self.take(place, own.nbytes, start // 64 * 64 + (place + 1) * (PAGE // 4) if large else -1)
+        strides = tuple(size * stride for stride in own.stride())
+        return torch.from_numpy(np.ndarray(tuple(own.shape), WIDTHS[size], piece, at, strides))
+
+    def zero(self) -> torch.Tensor:
+        """A number, which is 0, of the type in which PyTorch counts."""
+        dtype = np.dtype(np.float64 if _get_scalar_dtype() == torch.float64 else np.float32)
+        return torch.from_numpy(np.ndarray((), dtype, *self.take(-1, dtype.itemsize, -1, dtype.itemsize)))
+
+    def take(self, place: int, size: int, like: int, grain: int = 64) -> tuple[np.ndarray, int]:
+        """Room for so many bytes: a piece, and where in it. At a multiple of `grain`; in its page as `like` if not -1."""
+        piece, base, taken = self.pieces.get(place) or (np.zeros(0, np.uint8), 0, 0)
+        while True:
+            at = taken + -(base + taken) % grain
+            if like >= 0:
+                at += (like - base - at) % PAGE
+            if at + size <= piece.nbytes:
+                break
+            piece = np.zeros(max(min(2 * piece.nbytes, self.MOST), self.FIRST, size + 2 * PAGE), np.uint8)
+            base = piece.ctypes.data
+            taken = ((place + 1) * (PAGE // 4) - base) % PAGE
+        self.pieces[place] = piece, base, at + size
+        return piece, at
+
+
+WIDTHS = {4: np.dtype(np.float32), 8: np.dtype(np.float64)}
+
+
+def new_state(arena: Arena, param: torch.Tensor, own: torch.Tensor, place: int, slot: Slot) -> torch.Tensor:
+    """A state tensor with its first values."""
     value = 0.0 if isinstance(slot.first, str) else slot.first
     if slot.like != "parameter":
         return torch.full(shape_like(slot.like, own.shape), value, dtype=state_dtype(slot, own), device="cpu")
     if slot.first == "copy":
-        return new_state(param, own, place, slot._replace(first=0.0)).copy_(param.detach())
-    if param is not own or own.nbytes < LARGE:
-        if value == 0:
-            return torch.zeros_like(param)
-        return torch.full_like(param, value, memory_format=torch.preserve_format, requires_grad=False)
-    dtype = np.dtype(np.float32 if own.dtype == torch.float32 else np.float64)
-    arena = np.empty(own.nbytes + 2 * PAGE, np.uint8)
-    lead = (own.data_ptr() // 64 * 64 + (place + 1) * (PAGE // 4) - arena.ctypes.data) % PAGE
-    flat = arena[lead + -(arena.ctypes.data + lead) % 64 :][: own.nbytes].view(dtype)
-    strides = [own.element_size() * stride for stride in own.stride()]
-    return torch.from_numpy(np.lib.stride_tricks.as_strided(flat, tuple(own.shape), strides)).fill_(value)
+        return new_state(arena, param, own, place, slot._replace(first=0.0)).copy_(param.detach())
+    if param is own:
+        made = arena.zeros(own, place)
+        return made.fill_(value) if value else made
+    if value == 0:
+        return torch.zeros_like(param)
+    return torch.full_like(param, value, memory_format=torch.preserve_format, requires_grad=False)
 
 
 def count_tensor(steps: int | float) -> torch.Tensor:

@@ -62,6 +62,8 @@ from fastopt.errors import (
 cdef extern from "fastopt_arrays.h" nogil:
     char *fo_array_data(PyObject *array)
     void fo_prefetch(const void *p, Py_ssize_t n)
+    void fo_prefetch_array(PyObject *array)
+    void fo_prefetch_dims(PyObject *array)
     bint fo_array_fits(PyObject *array, int type, int nd, const cnp.npy_intp *dims, int flags)
 
 cdef extern from "fastopt_build.h":
@@ -114,6 +116,11 @@ include "_engine/arrays.pxi"
 include "_engine/foreign.pxi"
 include "_engine/operands.pxi"
 include "_engine/gradients.pxi"
+
+
+cdef enum:                    # so many parameters ahead, `collect` asks for what it will look at: after other work it is
+    FAR = 8                   # in no cache. First for the arrays,
+    NEAR = 4                  # then for what they point to
 
 
 cdef class Plan(Operands):
@@ -437,7 +444,7 @@ cdef class Plan(Operands):
 
         No Python code runs in here but on the way to an error, so that what was checked stays as it was.
         """
-        cdef Py_ssize_t n = len(self.arrays), i, before
+        cdef Py_ssize_t n = len(self.arrays), i, before, end
         cdef Group group
         cdef Param *q
         cdef PyObject *g
@@ -449,7 +456,17 @@ cdef class Plan(Operands):
             group.prepare(self.grad_scale)
             job.place = -1
             before = job.blocks
-            for i in range(group.first, group.first + group.n_params):
+            end = group.first + group.n_params
+            for i in range(group.first, end):
+                if i + FAR < end:
+                    fo_prefetch_array(self.params[i + FAR].array)
+                    fo_prefetch_array(PyList_GET_ITEM(<PyObject *>grads, i + FAR))
+                if i + NEAR < end:
+                    g = PyList_GET_ITEM(<PyObject *>grads, i + NEAR)
+                    fo_prefetch_dims(self.params[i + NEAR].array)
+                    if cnp.PyArray_CheckExact(<object>g):
+                        fo_prefetch_dims(g)
+                        fo_prefetch(fo_array_data(g), 1)
                 q = &self.params[i]
                 g = PyList_GET_ITEM(<PyObject *>grads, i)
                 if not (q.p == fo_array_data(q.array) and fits(q.array, q, cnp.NPY_ARRAY_WRITEABLE)):

@@ -480,7 +480,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         for place, slot in enumerate(spec.slots):
             name, given = slot.name, inner.get(slot.name)
             if given is None:
-                entries[name] = given = new_state(param, own, place, slot)
+                entries[name] = given = new_state(host.arena, param, own, place, slot)
             if plan and slot.like == "parameter" and plan.is_like(given, param):
                 slots[name] = given
                 continue
@@ -489,7 +489,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
                     entries[name] = given = given.to(state_dtype(slot, own))
             local = state_tensor(given, param, own, slot, f"state {name!r} of {label}")
             if not lies_as(local, own, slot):
-                entries[name] = new_state(param, own, place, slot._replace(first=0.0))
+                entries[name] = new_state(host.arena, param, own, place, slot._replace(first=0.0))
                 local = state_tensor(entries[name], param, own, slot, label).copy_(local)
             check_inference(host, local, f"state {name!r} of {label}")
             slots[name] = local
@@ -498,7 +498,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             return param, inner, entries, own, slots, None, (), int(begun and bool(slots))
         given = inner.get("step")
         begins = "step" not in inner
-        count: Any = count_tensor(0) if begins else number_tensor(given, f"state 'step' of {label}")
+        count: Any = host.arena.zero() if begins else number_tensor(given, f"state 'step' of {label}")
         is_other = count is not given
         if begins:
             entries["step"] = count

@@ -26,12 +26,14 @@ static inline int fo_array_fits(PyObject *object, int type, int nd, const npy_in
     return PyArray_ISNOTSWAPPED(a);
 }
 
-/* Ask for `n` bytes from `p` on to be brought near; never faults, may do nothing. Always inline: gcc takes a function
- * that only prefetches for one without effect, and drops calls of it. */
+/* Ask for `n` bytes from `p` on to be brought near; never faults, may do nothing. Always inline, as what calls it has to
+ * be: gcc takes a function that only prefetches for one without effect, and drops calls of it. */
 #if defined(__GNUC__)
-__attribute__((always_inline))
+#define FO_ALWAYS_INLINE __attribute__((always_inline)) static inline
+#else
+#define FO_ALWAYS_INLINE static inline
 #endif
-static inline void fo_prefetch(const void *p, ptrdiff_t n)
+FO_ALWAYS_INLINE void fo_prefetch(const void *p, ptrdiff_t n)
 {
 #if defined(__GNUC__)
     ptrdiff_t i;
@@ -41,6 +43,18 @@ static inline void fo_prefetch(const void *p, ptrdiff_t n)
     (void)p;
     (void)n;
 #endif
+}
+
+/* Ask for what fo_array_fits reads of an array: the object itself, */
+FO_ALWAYS_INLINE void fo_prefetch_array(PyObject *object)
+{
+    fo_prefetch(object, sizeof(PyArrayObject_fields));
+}
+
+/* and, once that is near, what it points to. */
+FO_ALWAYS_INLINE void fo_prefetch_dims(PyObject *object)
+{
+    fo_prefetch(PyArray_DIMS((PyArrayObject *)object), 1);
 }
 
 #endif

@@ -13,6 +13,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "fastopt_arrays.h"
+
 typedef struct {
     void *data;
     int32_t device_type;
@@ -81,6 +83,7 @@ typedef int32_t (*fo_shim_int_t)(void *handle, int32_t *out);
 
 typedef struct {
     ptrdiff_t place; /* of the at::Tensor in a Python object; 0: not in use */
+    ptrdiff_t storage_place; /* of the pointer to the storage in what the at::Tensor points to; 0: not known */
     int32_t f32, f64, cpu, strided;
     fo_shim_pointer_t data;
     fo_shim_sizes_t sizes, strides;
@@ -89,6 +92,8 @@ typedef struct {
     fo_shim_long_t storage_bytes, storage_offset;
     bool (*is_neg)(const void *handle); /* C++'s at::native::is_neg; may be NULL */
     bool (*is_inference)(const void *handle); /* at::native::is_inference; may be NULL */
+    void **(*version_counter)(const void *handle); /* torch::autograd::impl::version_counter; may be NULL, then also */
+    void (*bump_version)(const void *handle); /* torch::autograd::impl::bump_version */
 } fo_shim_t;
 
 /* Take up the functions at these addresses, in the order of FO_SHIM's names. */
@@ -109,6 +114,8 @@ static inline void fo_shim_fill(fo_shim_t *s, const uintptr_t *at)
     s->storage_offset = (fo_shim_long_t)at[12];
     s->is_neg = (bool (*)(const void *))at[13];
     s->is_inference = (bool (*)(const void *))at[14];
+    s->version_counter = (void **(*)(const void *))at[15];
+    s->bump_version = at[15] ? (void (*)(const void *))at[16] : NULL;
 }
 
 #define FO_SHIM                                                                                                        \
@@ -123,6 +130,58 @@ static inline ptrdiff_t fo_shim_find(PyObject *object, void *handle)
         if (*(void **)((char *)object + place) == *(void **)handle)
             return place;
     return 0;
+}
+
+/* The place of a storage in what a tensor points to (it is among the first members); else 0. */
+static inline ptrdiff_t fo_shim_find_storage(const fo_shim_t *s, PyObject *object, uintptr_t storage)
+{
+    const uintptr_t *members = *(uintptr_t **)((char *)object + s->place);
+    ptrdiff_t i;
+    for (i = 1; i < 8; i++)
+        if (members[i] == storage)
+            return i * (ptrdiff_t)sizeof(uintptr_t);
+    return 0;
+}
+
+/* Where a look at a tensor leads: after other work these are in no cache, and each is known by the one before. They are
+ * remembered, to be asked for all at once, ahead. Only that: they may be gone. */
+typedef struct {
+    const char *object, *impl, *storage;
+} fo_trail_t;
+
+static inline void fo_shim_trail(const fo_shim_t *s, PyObject *object, fo_trail_t *trail)
+{
+    trail->object = (const char *)object;
+    trail->impl = *(const char **)((char *)object + s->place);
+    trail->storage = s->storage_place ? *(const char **)(trail->impl + s->storage_place) : NULL;
+}
+
+FO_ALWAYS_INLINE void fo_prefetch_trail(const fo_trail_t *trail)
+{
+    fo_prefetch(trail->object, 1);
+    fo_prefetch(trail->impl, 256);
+    fo_prefetch(trail->storage, 128);
+}
+
+/* The member after a tensor's storage, where PyTorch keeps what autograd knows: only to be asked for. */
+static inline const char *fo_shim_beside(const fo_shim_t *s, const fo_trail_t *trail)
+{
+    return s->storage_place ? *(const char **)(trail->impl + s->storage_place + sizeof(void *)) : NULL;
+}
+
+/* What counts the versions of a tensor; NULL for one that has no such thing, an inference tensor. */
+static inline const char *fo_shim_counter(const fo_shim_t *s, PyObject *object)
+{
+    return s->version_counter != NULL ? (const char *)*s->version_counter((char *)object + s->place) : NULL;
+}
+
+/* Note that a tensor was written to; 0 if that is to be left to Python: it would be an error, or there is no way. */
+static inline int fo_shim_bump(const fo_shim_t *s, PyObject *object)
+{
+    if (s->bump_version == NULL || fo_shim_counter(s, object) == NULL)
+        return 0;
+    s->bump_version((char *)object + s->place);
+    return 1;
 }
 
 /* 1 if a tensor has these sizes and strides. */
@@ -174,7 +233,8 @@ static inline void *fo_shim_writable(const fo_shim_t *s, PyObject *object, int t
 {
     void *handle = (char *)object + s->place, *data = fo_shim_fits(s, object, type, ndim, form);
     int64_t bytes, offset, width = type == FO_DOUBLE ? 8 : 4;
-    if (data == NULL || (uintptr_t)data % width || s->is_inference(handle) || s->storage_bytes(handle, &bytes)
+    if (data == NULL || (uintptr_t)data % width || s->is_inference(handle)
+        || (s->version_counter != NULL && *s->version_counter(handle) == NULL) || s->storage_bytes(handle, &bytes)
         || s->storage_offset(handle, &offset) || bytes / width - offset < n)
         return NULL;
     return data;
@@ -206,6 +266,16 @@ static inline uint64_t fo_dict_version(PyObject *dict)
 #else
     (void)dict;
     return 0;
+#endif
+}
+
+/* Where a dict has its keys and values: only to be asked for. */
+static inline const char *fo_dict_entries(PyObject *dict)
+{
+#if defined(PYPY_VERSION)
+    return NULL;
+#else
+    return (const char *)((PyDictObject *)dict)->ma_keys;
 #endif
 }
 

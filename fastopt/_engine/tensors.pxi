@@ -25,13 +25,25 @@ cdef extern from "fastopt_tensors.h":
         FO_UNFIT
     ctypedef struct fo_shim_t:
         Py_ssize_t place
+        Py_ssize_t storage_place
         void *is_neg
         void *is_inference
+    ctypedef struct fo_trail_t:
+        const char *object
+        const char *impl
+        const char *storage
     void fo_shim_fill(fo_shim_t *s, const uintptr_t *addresses)
     void *fo_shim_fits(const fo_shim_t *s, PyObject *object, int type, int ndim, const int64_t *form) noexcept
     bint fo_shim_same(const fo_shim_t *s, PyObject *object, const void *data, int type, int ndim,
                       const int64_t *form) noexcept
     Py_ssize_t fo_shim_find(object, void *handle)
+    Py_ssize_t fo_shim_find_storage(const fo_shim_t *s, object, uintptr_t storage)
+    void fo_shim_trail(const fo_shim_t *s, PyObject *object, fo_trail_t *trail) noexcept
+    void fo_prefetch_trail(const fo_trail_t *trail) noexcept
+    const char *fo_shim_beside(const fo_shim_t *s, const fo_trail_t *trail) noexcept
+    const char *fo_shim_counter(const fo_shim_t *s, PyObject *object) noexcept
+    bint fo_shim_bump(const fo_shim_t *s, PyObject *object) noexcept
+    const char *fo_dict_entries(PyObject *d) noexcept
     char *fo_shim_writable(const fo_shim_t *s, PyObject *object, int type, int ndim, const int64_t *form,
                            int64_t n) noexcept
     int fo_shim_look(const fo_shim_t *s, PyObject *object, fo_tensor_t *out) noexcept
@@ -58,6 +70,7 @@ cdef enum:
     COUNT = MAX_STATES            # their places
     NUMBERS = MAX_STATES + 1
     MOST_ORDINARY_DIMS = 8
+    TENSORS_AHEAD = 3             # for so many it asks ahead
     MOST_MOVES = 16               # intervals that are moved one by one; for more all are sorted again
     TO_BIND = 2                   # of `gather`: some bindings need a new record
 cdef double LAST_COUNT = 2.0**53  # and float64 up to here
@@ -81,6 +94,15 @@ cdef struct Binding:                  # what belongs to a parameter of the plan;
     bint pending                  # whether its state is put in place with the step at hand
     bint stale                    # whether it needs a new record
 
+cdef struct Trails:                   # of a binding: what `gather` will look at, to be asked for ahead. Hints: some may be gone
+    int n
+    fo_trail_t at[MOST_BOUND + 2]     # the last gradient, the parameter, then its state
+    const char *autograd              # of the parameter
+    const char *versions
+    PyObject *state
+    const char *entries
+    char *count
+
 cdef struct Move:                     # of a parameter or a state slot (-1: the parameter) to other memory
     Py_ssize_t param
     int slot
@@ -101,7 +123,8 @@ cdef class TensorPlan(Plan):
         gradient, or is not as it was bound; None if that takes another plan.
     host : object
         What the library is asked for: ``exchange``, DLPack's capsule, or None; ``shim``, the addresses of its C
-        functions (`SHIM`), a tensor, and a capsule with a handle for it, or None (one of the two there has to be);
+        functions (`SHIM`), a tensor, a capsule with a handle for it, and where its storage is, or None (one of the
+        two there has to be);
         ``grad``, the descriptor of the attribute; ``modes()``, whether asking for it may run Python code;
         ``local(parameter, None)``, the tensor that is stepped in its place, and ``local(gradient, parameter)``;
         ``fit(gradient, tensor, label)``, one that fits, or the error; ``finish(parameters)``, after a step with such;
@@ -119,9 +142,9 @@ cdef class TensorPlan(Plan):
     cdef fo_look_t exchange           # or NULL
     cdef fo_shim_t shim               # or with place 0
     cdef Binding *bindings
+    cdef Trails *trails               # one for each
     cdef Py_ssize_t n_bindings
     cdef object tensor_type, parameter_type
-    cdef bint large                   # whether steps give up the GIL, so that they need references to the gradients
     cdef bint special                 # whether gradients are wrapped, come from Python, or have flags that C cannot see
     cdef list owners                  # parameters that are stepped, in the order of the plan
     cdef list keep_refs               # per owner: all that its binding refers to
@@ -161,9 +184,10 @@ cdef class TensorPlan(Plan):
         for i in range(self.n_bindings):
             PyMem_Free(self.bindings[i].form)
         PyMem_Free(self.bindings)
+        PyMem_Free(self.trails)
 
     cdef take_shim(self, shim):
-        cdef uintptr_t addresses[16]
+        cdef uintptr_t addresses[20]
         memset(&self.shim, 0, sizeof(fo_shim_t))
         if shim is None:
             return
@@ -171,6 +195,8 @@ cdef class TensorPlan(Plan):
             addresses[k] = address
         fo_shim_fill(&self.shim, addresses)
         self.shim.place = fo_shim_find(shim[1], PyCapsule_GetPointer(shim[2], PyCapsule_GetName(shim[2])))
+        if self.shim.place:
+            self.shim.storage_place = fo_shim_find_storage(&self.shim, shim[1], shim[3])
 
     # --- Binding
 
@@ -192,6 +218,8 @@ cdef class TensorPlan(Plan):
         group.first, group.n_params = first, n
         self.reserve(first + n)
         self.bindings = <Binding *>renewed(self.bindings, (first + n) * <Py_ssize_t>sizeof(Binding))
+        self.trails = <Trails *>renewed(self.trails, (first + n) * <Py_ssize_t>sizeof(Trails))
+        memset(&self.trails[first], 0, n * sizeof(Trails))
         memset(&self.params[first], 0, n * sizeof(Param))
         memset(&self.bindings[first], 0, n * sizeof(Binding))
         self.n_bindings = self.n_params = first + n
@@ -295,6 +323,7 @@ cdef class TensorPlan(Plan):
         if not numbers and steps:         # a state without a count says itself whether it has begun
             q.numbers[0] = 1
         self.special = self.special or binding.wrapped
+        self.note_trails(i, group.n_slots)
         if entries:
             self.fresh.append((i, inner, entries))
         return True
@@ -311,6 +340,24 @@ cdef class TensorPlan(Plan):
             self.exchange(<PyObject *>tensor, &u)
             if u.data != t.data or fo_tensor_type(&u) != bound.type or u.ndim != t.ndim:
                 raise RuntimeError("this version of PyTorch has another layout of its tensors than was found at first")
+
+    cdef void note_trails(self, Py_ssize_t i, int n_slots) noexcept:
+        """Note where looking at a parameter and its state leads."""
+        cdef Binding *binding = &self.bindings[i]
+        cdef Trails *trails = &self.trails[i]
+        cdef int k
+        if not self.shim.place:
+            return
+        fo_shim_trail(&self.shim, binding.own.tensor, &trails.at[1])
+        trails.n = 2
+        for k in range(MOST_BOUND):
+            if k < n_slots or (k >= COUNT and k < NUMBERS + binding.n_numbers and binding.other[k].tensor != NULL):
+                fo_shim_trail(&self.shim, binding.other[k].tensor, &trails.at[trails.n])
+                trails.n += 1
+        trails.autograd = fo_shim_beside(&self.shim, &trails.at[1])
+        trails.versions = fo_shim_counter(&self.shim, binding.own.tensor)
+        trails.state, trails.entries = binding.state, fo_dict_entries(binding.state)
+        trails.count = binding.other[COUNT].data
 
     cdef Py_ssize_t size_of(self, tensor) except -1:
         """The bytes of a dense tensor."""
@@ -410,6 +457,7 @@ cdef class TensorPlan(Plan):
                 self.add_move(i, k, q.s[k], now[k].data, q.n_bytes)
                 q.s[k] = now[k].data
         memcpy(binding.other, now, sizeof(now))
+        self.note_trails(i, group.n_slots)
         return self.is_current(binding, q, group.n_slots)
 
     cdef bint find_like(self, BoundTensor *bound, const Binding *binding, bint same, str name, int ndim,
@@ -566,7 +614,7 @@ cdef class TensorPlan(Plan):
         cdef Job job
         cdef list grads
         cdef int fits = -1
-        if not (self.large or self.special or self.fresh or self.grad is None or self.host.modes()):
+        if not (self.special or self.fresh or self.grad is None or self.host.modes()):
             fits = self.step_lightly(&job)
         if fits == 0 or fits == 1:
             return fits
@@ -590,24 +638,32 @@ cdef class TensorPlan(Plan):
         return fits == 1
 
     cdef int step_lightly(self, Job *job) except -2:
-        """A small step, which keeps no references to the gradients: 1; else as `gather`, -1 also for a large step.
+        """A step without a list of the gradients: 1; else as `gather`.
 
-        Until it ends no other Python code may run: it could let go of what was looked at. The cyclic collector is what
-        could start some.
+        From the first look to the last write no other Python code may run: it could let go of what was looked at. The
+        cyclic collector is what could start some. A large step, which gives up the GIL, keeps references.
         """
-        cdef bint collects = PyGC_Disable()
+        cdef bint collects = PyGC_Disable(), large
+        cdef Py_ssize_t i
         cdef int fits
         try:
             fits = self.gather(job, None)
-            self.large = fits == 1 and is_large(job)     # the GIL would be given up
-            if self.large:
-                return -1
-            if fits == 1:
+            large = fits == 1 and is_large(job)
+            if large:
+                for i in range(job.n_work):
+                    Py_XINCREF(job.work[i].grad)
+            elif fits == 1:
                 self.run_job(job)
-            return fits
         finally:
             if collects:
                 PyGC_Enable()
+        if large:
+            try:
+                self.run_job(job)
+            finally:
+                for i in range(job.n_work):
+                    Py_XDECREF(job.work[i].grad)
+        return fits
 
     cdef run_job(self, Job *job):
         if self.check_only:
@@ -719,8 +775,10 @@ cdef class TensorPlan(Plan):
         cdef Param *q
         cdef Binding *binding
         cdef PyObject *g
+        cdef Trails *trails
         cdef char *data
-        cdef Py_ssize_t i, before
+        cdef Py_ssize_t i, before, asked = 0
+        cdef int k
         cdef bint stale = False, apart = True
         self.begin_job(job, NULL)
         self.bank.n = 0
@@ -730,6 +788,16 @@ cdef class TensorPlan(Plan):
             before = job.blocks
             for i in range(group.first, group.first + group.n_params):
                 q, binding = &self.params[i], &self.bindings[i]
+                while asked < self.n_bindings and asked <= i + TENSORS_AHEAD:
+                    trails = &self.trails[asked]
+                    asked += 1
+                    for k in range(trails.n):
+                        fo_prefetch_trail(&trails.at[k])
+                    fo_prefetch(trails.autograd, 64)
+                    fo_prefetch(trails.versions, 1)
+                    fo_prefetch(trails.state, 1)
+                    fo_prefetch(trails.entries, 1)
+                    fo_prefetch(trails.count, 1)
                 if grads is None:
                     mine = fo_get(self.grad, <object>binding.owner)     # from now on kept alive by its parameter
                     g = <PyObject *>mine
@@ -744,6 +812,8 @@ cdef class TensorPlan(Plan):
                 data = self.fitting(g, binding)
                 if data == NULL and (q.n or not self.is_plain(g)):
                     return -1
+                if g != <PyObject *>self.trails[i].at[0].object and self.shim.place:
+                    fo_shim_trail(&self.shim, g, &self.trails[i].at[0])
                 apart = self.is_apart(q, data) and apart
                 self.append_work(job, group, q, g, data)
             job.moved += moved_blocks(job.blocks - before, group.program.rule)
@@ -794,8 +864,10 @@ cdef class TensorPlan(Plan):
         """Counts and carried numbers into their tensors, and a note for the library of what was written."""
         cdef Work *w
         cdef Binding *binding
+        cdef PyObject *owner
         cdef Py_ssize_t i
         cdef int k
+        cdef list others = None           # whose versions C cannot count
         for i in range(job.n_work):
             w = &job.work[i]
             binding = &self.bindings[w.q - self.params]
@@ -805,11 +877,15 @@ cdef class TensorPlan(Plan):
                 advance(&binding.other[NUMBERS + k], w.q.numbers[k], job.bank[w.place].numbers[k], False)
             w.q.t += 1
             copy_numbers(w.q.numbers, job.bank[w.place].numbers)
-        stepped = (self.owners if job.n_work == self.n_bindings
-                   else [self.owners[job.work[i].q - self.params] for i in range(job.n_work)])
+            owner = binding.owner
+            if not (self.shim.place and self.is_plain(owner) and fo_shim_bump(&self.shim, owner)):
+                if others is None:
+                    others = []
+                others.append(<object>owner)
         if self.special:
-            self.host.finish(stepped)
-        self.bump(stepped)
+            self.host.finish([self.owners[job.work[i].q - self.params] for i in range(job.n_work)])
+        if others is not None:
+            self.bump(others)
         self.steps += 1
 
 

@@ -402,6 +402,7 @@ def test_freed_memory_is_never_passed_on(dtype, what):
     opt = ft.Adam([p], fallback="silent")
     opt.step()
     p.grad = random(1000, seed=1).to(dtype)
+    opt.state[p]["exp_avg"] = opt.state[p]["exp_avg"].clone()  # PyTorch cannot resize memory that came from NumPy
     freed = p.grad if what == "gradient" else opt.state[p]["exp_avg"]
     freed.untyped_storage().resize_(0)
     if dtype == torch.bfloat16:
