@@ -271,7 +271,7 @@ class Arena:
         return torch.from_numpy(np.ndarray((), dtype, *self.take(-1, dtype.itemsize, -1, dtype.itemsize)))
 
     def take(self, place: int, size: int, like: int, grain: int = 64) -> tuple[np.ndarray, int]:
-        """Room for so many bytes: a piece, and where in it. At a multiple of `grain`; in its page as `like` if not -1."""
+        """A piece with room for so many bytes, and where: a multiple of `grain`, in its page as `like` (or -1)."""
         piece, base, taken = self.pieces.get(place) or (np.zeros(0, np.uint8), 0, 0)
         while True:
             at = taken + -(base + taken) % grain
@@ -286,7 +286,7 @@ class Arena:
         return piece, at
 
 
-WIDTHS = {4: np.dtype(np.float32), 8: np.dtype(np.float64)}
+WIDTHS: dict[int, Any] = {4: np.float32, 8: np.float64}
 
 
 def new_state(arena: Arena, param: torch.Tensor, own: torch.Tensor, place: int, slot: Slot) -> torch.Tensor:

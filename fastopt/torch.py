@@ -63,6 +63,7 @@ if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
     raise MissingExtraError(
         f'fastopt.torch needs PyTorch 2.10 or newer, not {torch.__version__}: pip install --upgrade "fastopt[torch]"'
     )
+from torch.autograd import profiler
 from torch.optim import optimizer as torch_optimizer
 
 import fastopt
@@ -211,10 +212,20 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         if (
             self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
             or torch_optimizer._global_optimizer_pre_hooks or torch_optimizer._global_optimizer_post_hooks
-            or torch.autograd.profiler._is_profiler_enabled
+            or profiler._is_profiler_enabled
         ) and type(self).step is _Compiled.step:  # fmt: skip  # PyTorch wraps a step of a class derived from this
             return self._hooked_step(*args, **kwargs)
-        return self._bare_step(*args, **kwargs)
+        if self._plan is None or args or kwargs or hasattr(self, "found_inf") or hasattr(self, "grad_scale"):
+            return self._bare_step(*args, **kwargs)
+        try:  # the usual case, by a short way: after other work each function on it costs half a microsecond
+            if self._stepping.run(self._plan.step_tensors, self.param_groups, self.state):
+                return None
+        except FastoptError:  # it is raised again, unless the parameter is left to PyTorch
+            pass
+        except BaseException:
+            self._plan = None
+            raise
+        return self._bare_step()
 
     step.hooked = True  # type: ignore[attr-defined]  # PyTorch would wrap it in what _hooked_step has, at every call
 

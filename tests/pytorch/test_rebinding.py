@@ -13,20 +13,12 @@ torch = pytest.importorskip("torch")
 
 import fastopt.torch as ft  # noqa: E402
 from fastopt import errors  # noqa: E402
-from fastopt._tensors import Host  # noqa: E402
 
 CLASSES = [getattr(ft, name) for name in ft.__all__]
 SHAPES = [(3, 4), (70,), (1,), (), (2, 3, 5), (0,), (200,), (9, 9), (17,), (4, 4)]
 
 
-@pytest.fixture(params=["shim", "exchange"], autouse=True)
-def way(request, monkeypatch):
-    """Both ways to look at tensors: with C functions, tensors are bound anew in C, else by records."""
-    if request.param == "exchange":
-        monkeypatch.setattr(Host, "shim", None)
-    elif Host.shim is None:
-        pytest.skip("this PyTorch has no stable C functions")
-    return request.param
+pytestmark = pytest.mark.usefixtures("way")
 
 
 @pytest.fixture(params=["error", "silent"], autouse=True)

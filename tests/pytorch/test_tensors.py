@@ -25,14 +25,7 @@ CLASSES = [getattr(ft, name) for name in ft.__all__]
 STATED = [cls for cls in CLASSES if cls is not ft.SGD]
 
 
-@pytest.fixture(params=["shim", "exchange"], autouse=True)
-def way(request, monkeypatch):
-    """Both ways to look at tensors."""
-    if request.param == "exchange":
-        monkeypatch.setattr(Host, "shim", None)
-    elif Host.shim is None:
-        pytest.skip("this PyTorch has no stable C functions")
-    return request.param
+pytestmark = pytest.mark.usefixtures("way")
 
 
 @pytest.fixture(autouse=True)
@@ -691,6 +684,25 @@ def test_versions_count_only_what_was_written():
     assert p._version > versions[0] and q._version == versions[1]
 
 
+@pytest.mark.parametrize("lacks", ["nothing", "counts", "storage"])
+def test_versions_count_once_a_step_whatever_pytorch_offers(lacks, monkeypatch):
+    if Host.shim is not None:
+        addresses, *rest, storage = Host.shim
+        addresses = addresses[:-2] + ([0, 0] if lacks == "counts" else addresses[-2:])
+        monkeypatch.setattr(Host, "shim", (addresses, *rest, 1 if lacks == "storage" else storage))
+    params, twins = ([parameter((5,), seed=k) for k in range(4)] for _ in range(2))
+    opt, other = ft.AdamW(params), torch.optim.AdamW(twins)
+    for k in range(4):
+        absent, given = params[k].grad, twins[k].grad
+        params[k].grad = twins[k].grad = None
+        opt.step()
+        other.step()
+        params[k].grad, twins[k].grad = absent, given
+        assert [p._version for p in params] == [k + (i > k) for i in range(4)]
+    for p, q in zip(params, twins, strict=True):
+        torch.testing.assert_close(p, q)
+
+
 def test_a_function_mode_does_not_come_between():
     p = parameter()
     opt = ft.Adam([p])
@@ -792,6 +804,72 @@ def test_gradients_are_not_kept():
         p.grad = None
         gc.collect()
         assert gone() is None
+
+
+def test_a_gradient_that_another_thread_drops_during_a_step():
+    """A step that gives up the GIL holds it: else its memory would go back to the system while it is read."""
+    size, dropped = 20_000_000, 0
+    p = torch.nn.Parameter(torch.zeros(size))
+    values, opt = p.detach().numpy(), ft.SGD([p], lr=1.0, n_threads=1)
+
+    def drop(step):
+        nonlocal dropped
+        while values[0] > -step:
+            pass
+        if values[-1] > -step:
+            p.grad = None
+            dropped += 1
+
+    for step in range(1, 11):
+        p.grad = torch.ones(size)
+        thread = threading.Thread(target=drop, args=(step,))
+        thread.start()
+        opt.step()
+        thread.join()
+        assert (values == -step).all()
+    assert dropped
+
+
+# --- Where the state lies
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_state_lies_side_by_side_in_storages_of_their_own(dtype):
+    shapes = [(3, 4), (100,), (2, 0), (), (9, 9, 9), (1000, 30), (513, 1025), (17,), (600, 700)]
+    params = [parameter(shape, dtype) for shape in shapes]
+    params[5].data = tensor((30, 1000), dtype).t()
+    params[5].grad = tensor((30, 1000), dtype).t()
+    opt = ft.AdamW(params, amsgrad=True)
+    opt.step()
+    taken = []
+    for p in params:
+        entry = opt.state[p]
+        for place, name in enumerate(["exp_avg", "exp_avg_sq", "max_exp_avg_sq"], 1):
+            x = entry[name]
+            assert (x.shape, x.stride(), x.dtype) == (p.shape, p.stride(), dtype) and not x.requires_grad
+            assert x._base is None and x.storage_offset() == 0 and x.untyped_storage().nbytes() == p.nbytes
+            if p.numel():
+                assert x.data_ptr() % 64 == 0
+                taken.append((x.data_ptr(), x.data_ptr() + x.nbytes))
+            if p.nbytes >= 4096:
+                assert (x.data_ptr() - p.data_ptr() // 64 * 64) % 4096 == place * 1024
+        assert entry["step"].untyped_storage().nbytes() == entry["step"].nbytes
+        taken.append((entry["step"].data_ptr(), entry["step"].data_ptr() + entry["step"].nbytes))
+    taken.sort()
+    assert all(high <= low for (_, high), (low, _) in zip(taken, taken[1:], strict=False))
+    small = [opt.state[p]["exp_avg"].data_ptr() for p in params[:2]]
+    assert small[1] - small[0] == 64 * -(-params[0].nbytes // 64)
+
+
+def test_state_outlives_the_optimizer():
+    opt = ft.Adam([p := parameter((100,))])
+    opt.step()
+    entry = opt.state[p]
+    before = entry["exp_avg"].clone()
+    del opt
+    gc.collect()
+    junk = [torch.full((100,), 7.0) for _ in range(100)]
+    assert torch.equal(entry["exp_avg"], before) and entry["step"] == 1 and junk
 
 
 def test_two_threads_in_one_optimizer_never_corrupt_it():
@@ -1133,6 +1211,23 @@ def test_a_tensor_that_was_given_the_memory_of_an_inference_tensor_is_stepped():
         p.grad = torch.ones(3)
         module.SGD([p], lr=0.5).step()
         assert p[0] == 0.5
+
+
+def test_an_inference_tensor_that_was_given_other_memory_is_refused():
+    """Its versions are not counted, though what it holds is no inference tensor: PyTorch notices too late."""
+    for module in (torch.optim, ft):
+        with torch.inference_mode():
+            p = torch.ones(3)
+        p.data = torch.full((3,), 2.0)
+        p.grad = torch.ones(3)
+        assert not p.is_inference()
+        opt = module.SGD([p], lr=0.5)
+        with pytest.raises(RuntimeError):
+            opt.step()
+    assert p.tolist() == [2.0, 2.0, 2.0]
+    with torch.inference_mode():
+        opt.step()
+    assert p.tolist() == [1.5, 1.5, 1.5]
 
 
 def test_every_number_that_a_parameter_carries_has_a_tensor_of_its_own(way, monkeypatch):
