@@ -95,11 +95,12 @@ from fastopt.declare import (
     counts_in_state,
     derive,
     is_zero,
+    named_arrays,
     remembered,
     saved_numbers,
     with_defaults,
 )
-from fastopt.engine import LAST_FLOAT_COUNT, NO_SCHEDULES, BusyGuard, TensorPlan
+from fastopt.engine import LAST_FLOAT_COUNT, NO_SCHEDULES, BusyGuard, TensorPlan, plain_key
 from fastopt.errors import (
     FastoptError,
     HyperparameterError,
@@ -140,6 +141,7 @@ ENGINE_OPTIONS = frozenset({"params", "foreach", "fused", "capturable", "differe
 
 
 DEFAULTS = {"n_threads": None, "flush_subnormal": True, "fallback": "warn"}
+MOST_IN_RANGE = 256  # options of each class that are known to be in range
 
 
 class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
@@ -159,6 +161,9 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             known = {*cls.core.group_keys(), *ENGINE_OPTIONS}
             cls._twin_step = staticmethod(_fallback.plain_step(cls.__bases__[-1]))
             cls._unknown = {p.name: p.default for p in taken if p.name not in known}
+            cls._in_range = set()
+            ours = fastopt.OPTIMIZERS.get(cls.core.__name__) is cls.core  # the rule() of a user's may look at anything
+            cls._deciding = (*cls.core.group_keys(), "differentiable") if ours else None
         elif "__init__" in vars(cls):  # of a user
             cls.__signature__ = None  # type: ignore[attr-defined]
 
@@ -174,6 +179,10 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     """By identity: a parameter group that is no plain dict, and a plain one that holds the same."""
     _unknown: ClassVar[dict[str, Any]] = {}
     """Options of a PyTorch newer than this module, which it would not follow, and their defaults."""
+    _deciding: ClassVar[tuple[str, ...] | None]
+    """The options that decide whether a parameter group can be stepped; None if others might, too."""
+    _in_range: ClassVar[set[tuple[Any, ...]]]
+    """Values of those, and of what else decides, with which it can be."""
 
     def __init__(
         self, params: Any, *args: Any, n_threads: int | None = None, flush_subnormal: bool = True,
@@ -188,10 +197,11 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         }  # fmt: skip
         self._plan: TensorPlan | None = None
         self._stepping = BusyGuard()
-        plan = self._empty_plan()  # raises for n_threads out of range
+        if n_threads is not None:
+            self._empty_plan()  # raises for one out of range
         super().__init__(params, *args, **kwargs)
         for group in self.param_groups:
-            self._check_options(group, plan)
+            self._check_options(group)
 
     # --- Stepping
 
@@ -279,7 +289,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             raise ParameterError("parameters, groups or state changed while the step looked at them")
         if left:
             if self._settings["fallback"] == "warn":
-                _fallback.tell(f"fastopt.torch.{type(self).__name__}", left)
+                _fallback.tell(self._owner(), left)
             self._take_mixed_step(groups, _fallback.mixed(plan, left), scale)
         elif keep:
             self._plan = plan
@@ -372,7 +382,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             # PyTorch's constructors say what is in range; what schedulers and users make of it later, it lets pass.
             limits={key: (Range(),) * len(limits) for key, limits in spec.limits.items() if key in group},
             watched=tuple(key for key in (*spec.watched, "differentiable") if key in group),
-            owner=f"fastopt.torch.{type(self).__name__}",
+            owner=self._owner(),
             check_keys=None,  # PyTorch looks at none that it does not know
         )
 
@@ -401,21 +411,32 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             spec_of, record_of, asked, number_names=self._number_names(), n_threads=self._settings["n_threads"]
         )
 
+    def _owner(self) -> str:
+        """How messages call this optimizer."""
+        return f"fastopt.torch.{type(self).__name__}"
+
     def _require(self, group: Any) -> None:
         """Raise unless a parameter group is a dict with all options, and a list of parameters."""
-        owner = f"fastopt.torch.{type(self).__name__}"
         if not isinstance(group, dict) or type(group.get("params")) is not list:
-            raise ParameterError(f"{owner}: a parameter group has to be a dict, and its 'params' a list")
-        known = self.core.group_keys()
-        lost = [key for key in self.defaults if key in known and key not in group]
-        if lost:
-            raise HyperparameterError(f"{owner}: a parameter group has lost its {lost[0]!r}")
+            raise ParameterError(f"{self._owner()}: a parameter group has to be a dict, and its 'params' a list")
+        lost = [key for key in self.defaults if key not in group]
+        if lost and (known := [key for key in lost if key in self.core.group_keys()]):
+            raise HyperparameterError(f"{self._owner()}: a parameter group has lost its {known[0]!r}")
 
-    def _check_options(self, group: dict[str, Any], plan: TensorPlan) -> None:
-        """Raise what a step with these options would raise. The plan may be empty."""
+    def _check_options(self, group: dict[str, Any]) -> None:
+        """Raise what a step with these options would raise, unless it is known that nothing would."""
         self._require(group)
         has_float = any(p.dtype != torch.float64 for p in group["params"])
-        plan.check_options(dict(group), has_float, NO_SCHEDULES)
+        key = None
+        if self._deciding is not None:
+            settings = self._settings
+            key = plain_key(group, self._deciding, has_float, settings["flush_subnormal"], settings["fallback"])
+        if key is None or key not in self._in_range:
+            self._empty_plan().check_options(dict(group), has_float, NO_SCHEDULES)
+            if key is not None:
+                if len(self._in_range) >= MOST_IN_RANGE:
+                    self._in_range.clear()
+                self._in_range.add(key)
 
     def _bound(
         self, groups: list[dict[str, Any]], left: list[_fallback.Left], ordinary: bool = False
@@ -546,6 +567,8 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         """
 
         def translate(_: Any, given: dict[str, Any]) -> dict[str, Any]:
+            if (uncast := self._uncast(given)) is not None:
+                return uncast
             self._loading = translated = with_tensors(self._translated(given))
             return translated
 
@@ -555,6 +578,32 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         finally:
             hook.remove()
             self._loading = None
+
+    def _uncast(self, given: Any) -> dict[str, Any] | None:
+        """A state dict with its state by parameter, which PyTorch takes as it is; None if something has to be converted.
+
+        Nothing has where the dict is of PyTorch's own form, and every tensor of the type and form that it has to be.
+        PyTorch would find that out by three calls for each tensor, and then make new dicts that hold the same ones.
+        """
+        kinds, required = ordinary_state(self.core)
+        if kinds is None or type(given) is not dict or "fastopt" in given or Host.modes():
+            return None
+        state, saved, groups = given.get("state"), given.get("param_groups"), self.param_groups
+        if type(state) is not dict or type(saved) is not list or not {*map(type, state.values())} <= {dict}:
+            return None
+        if not all(type(group) is dict and type(group.get("params")) is list for group in (*saved, *groups)):
+            return None
+        params = [param for group in groups for param in group["params"]]
+        if [len(group["params"]) for group in saved] != [len(group["params"]) for group in groups]:
+            return None
+        places = list(range(len(params)))
+        if [key for group in saved for key in group["params"]] != places or not state.keys() <= {*places}:
+            return None
+        by_param = {params[int(key)]: entry.copy() for key, entry in state.items()}
+        single = any(group.get("fused") or group.get("capturable") for group in saved)  # PyTorch casts such counts
+        if not self._empty_plan().is_ordinary_state(by_param, kinds, required, single):
+            return None
+        return {**given, "state": by_param}
 
     def _restore_types(self, state: Mapping[torch.Tensor, Any], groups: list[dict[str, Any]]) -> None:
         """Take state of a type of its own as the dict had it: PyTorch's loading casts it to the parameter's."""
@@ -612,10 +661,16 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         self._plan = self._mixed = self._guarded = None
         try:
             if "state" in state and "param_groups" in state:
+                kinds, required = ordinary_state(self.core)
                 self._restore_types(state["state"], state["param_groups"])
-                self._check_numbers(state["state"], state["param_groups"])
+                ordinary = kinds and self._empty_plan().is_ordinary_state(state["state"], kinds, required)
+                if not ordinary:
+                    self._check_numbers(state["state"], state["param_groups"])
                 super().__setstate__(state)
-                self._check_state()
+                for group in self.param_groups:
+                    self._check_options(group)
+                if not ordinary:
+                    self._check_state()
             else:
                 super().__setstate__(state)
         except BaseException:
@@ -660,11 +715,9 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
                     entry[name] = count_tensor(entry[name]) if name == "step" else number
 
     def _check_state(self) -> None:
-        """Raise unless options are in range and every parameter's state can be stepped."""
-        slots, plan = {}, self._empty_plan()
-        for group in self.param_groups:
-            self._check_options(group, plan)
-            slots[id(group)] = self._derive(group).slots
+        """Raise unless every parameter's state can be stepped."""
+        plan = self._empty_plan()
+        slots = {id(group): self._derive(group).slots for group in self.param_groups}
         for group, param, entry, label in self._entries(self.state, self.param_groups):
             if all(slot.like == "parameter" and plan.is_like(entry.get(slot.name), param) for slot in slots[id(group)]):
                 continue
@@ -685,6 +738,16 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
 def number_names(core: type[fastopt.Optimizer]) -> tuple[str, ...]:
     """The numbers that the state of a parameter has, beside its step count."""
     return tuple(saved_numbers(core, next(iter(core.conventions))))
+
+
+@remembered
+def ordinary_state(core: type[fastopt.Optimizer]) -> tuple[dict[str, str] | None, tuple[str, ...]]:
+    """See `TensorPlan.is_ordinary_state`: `kinds`, None for a class with arrays not like the parameter, and `required`."""
+    arrays, counts = named_arrays(core, next(iter(core.conventions))), counts_in_state(core)
+    if any(slot.like != "parameter" for slot in arrays.values()):
+        return None, ()
+    kinds = dict.fromkeys(arrays, "parameter") | dict.fromkeys(number_names(core), "number")
+    return kinds | ({"step": "count"} if counts else {}), required_names(core) if counts else ()
 
 
 @remembered

@@ -18,6 +18,48 @@ def is_number(value):
     return True
 
 
+def plain_key(options, tuple names, *more):
+    """A key for what depends on these options, by name, and `more` values alone; None if they can make no such key.
+
+    Where two keys are equal, all values are, and their types, too: 1, 1.0 and True are equal. So only None, bool, int,
+    float and str make a key, tuples of them, and names that a dict lacks; but not -0.0, which is equal to 0.0.
+    """
+    cdef list key = []
+    cdef PyObject *value
+    if type(options) is not dict:
+        return None
+    for name in names:
+        value = PyDict_GetItemWithError(options, name)
+        if value == NULL:
+            key.append(...)
+        elif not add_plain(key, <object>value):
+            return None
+    for one in more:
+        if not add_plain(key, one):
+            return None
+    return tuple(key)
+
+
+cdef bint add_plain(list key, value) except -1:
+    """Append a value and its type to a key; False if it is not plain."""
+    kind = type(value)
+    if kind is tuple:
+        key.append(len(value))        # before its items: where they end has to be in the key
+        for item in <tuple>value:
+            if not add_plain(key, item):
+                return False
+    elif kind is float:
+        if value == 0 and copysign(1.0, value) < 0:
+            return False
+        key.append(value)
+    elif kind is bool or kind is int or kind is str or value is None:
+        key.append(value)
+    else:
+        return False
+    key.append(kind)
+    return True
+
+
 MOST_NUMBERS = MAX_NUMBERS        # that a parameter carries from step to step
 MOST_STATES = MAX_STATES          # arrays of one parameter
 

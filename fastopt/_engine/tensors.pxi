@@ -274,6 +274,64 @@ cdef class TensorPlan(Plan):
         n = contiguous_form(&t, form)
         return n != 0 and fo_shim_writable(&self.shim, <PyObject *>tensor, fo_tensor_type(&t), t.ndim, form, n) != NULL
 
+    def is_ordinary_state(self, state, dict kinds, tuple required, bint single=False):
+        """Whether all state is of ordinary parameters and complete, and every tensor of the type and form it has to be.
+
+        False where C cannot tell. `kinds` has what an entry may hold: name -> "parameter" (like it, or None), "number"
+        or "count". One that is not empty has to hold all that is `required`. `single`: counts have to be float32.
+        """
+        cdef Py_ssize_t place = 0
+        cdef PyObject *param
+        cdef PyObject *entry
+        if not isinstance(state, dict):
+            return False
+        while PyDict_Next(state, &place, &param, &entry):
+            if not (PyDict_CheckExact(entry) and self.is_ordinary_entry(param, <dict>entry, kinds, required, single)):
+                return False
+        return True
+
+    cdef bint is_ordinary_entry(self, PyObject *param, dict entry, dict kinds, tuple required, bint single) except -1:
+        """Whether one entry of the state is so. No Python code runs in here."""
+        cdef fo_tensor_t t
+        cdef int64_t form[2 * MOST_ORDINARY_DIMS]
+        cdef Py_ssize_t n, place = 0
+        cdef PyObject *name
+        cdef PyObject *value
+        cdef int type
+        if not (self.can_follow and self.is_plain(param) and self.can_view(param, &t)
+                and t.ndim <= MOST_ORDINARY_DIMS):
+            return False
+        type, n = fo_tensor_type(&t), contiguous_form(&t, form)
+        if type == FO_UNFIT or n == 0:
+            return False
+        while PyDict_Next(entry, &place, &name, &value):
+            kind = kinds.get(<object>name) if PyUnicode_CheckExact(name) else None
+            if kind is None or not (self.is_plain(value) or (kind == "parameter" and value == <PyObject *>None)):
+                return False
+            if kind == "count":
+                if not self.is_ordinary_count(value, single):
+                    return False
+            elif value != <PyObject *>None and fo_shim_writable(
+                    &self.shim, value, type, 0 if kind == "number" else t.ndim, form, 1 if kind == "number" else n) == NULL:
+                return False
+        if entry:
+            for wanted in required:
+                if wanted not in entry:
+                    return False
+        return True
+
+    cdef bint is_ordinary_count(self, PyObject *tensor, bint single) noexcept:
+        """Whether a tensor is a count that float32 can hold, of that type or, unless `single`, float64."""
+        cdef BoundTensor count
+        cdef double x
+        count.type, count.data = cnp.NPY_FLOAT, fo_shim_writable(&self.shim, tensor, cnp.NPY_FLOAT, 0, NULL, 1)
+        if count.data == NULL and not single:
+            count.type, count.data = cnp.NPY_DOUBLE, fo_shim_writable(&self.shim, tensor, cnp.NPY_DOUBLE, 0, NULL, 1)
+        if count.data == NULL:
+            return False
+        x = number_at(&count)
+        return 0 <= x < LAST_FLOAT_COUNT and x == <double><int64_t>x
+
     cdef bint bind_one(self, Py_ssize_t i, Group group, record) except -1:
         """Bind a parameter, for the first time or anew; False if the plan does not fit it any more."""
         owner, inner, entries, own, slots, count, numbers, steps = record
