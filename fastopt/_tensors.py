@@ -28,6 +28,7 @@ from fastopt.errors import (
 
 PAGE = 4096
 PLAIN = (torch.Tensor, torch.nn.Parameter)
+ZEROS = {dtype: torch.zeros((), dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64)}
 
 
 def address(library: ctypes.CDLL, name: str) -> int:
@@ -307,6 +308,8 @@ def new_state(arena: Arena, param: torch.Tensor, own: torch.Tensor, place: int, 
 def count_tensor(steps: int | float) -> torch.Tensor:
     """A step count as PyTorch stores it, and as float64 where float32 would stand still."""
     dtype = torch.float64 if steps >= LAST_FLOAT_COUNT else _get_scalar_dtype()
+    if steps == 0:
+        return torch.zeros_like(ZEROS[dtype])  # in two thirds of the time
     return torch.full((), float(steps), dtype=dtype, device="cpu")
 
 

@@ -285,19 +285,19 @@ cdef class Plan(Operands):
             for i in range(added):
                 PyMem_Free(self.params[old + i].dims)
 
-    cdef Group new_group(self, options, bint has_float, int64_t steps):
-        """A group that reads these options; raises what a step with them would raise."""
+    cdef Group new_group(self, options, bint has_float, int64_t steps, spec=None):
+        """A group that reads these options; raises what a step with them would raise. `spec`: that of the options."""
         cdef Group group = Group()
         if not isinstance(options, dict):
             raise HyperparameterError(f"a parameter group is a dict, not a {type(options).__name__}")
         group.options, group.hyper.has_float, group.params = options, has_float, options.get("params")
-        group.adopt(self.derive(options))
+        group.adopt(self.derive(options) if spec is None else spec)
         group.refresh(steps)
         return group
 
-    def check_options(self, options, bint has_float, int64_t steps):
+    def check_options(self, options, bint has_float, int64_t steps, spec=None):
         """Raise what a step with these options would raise after so many steps; else the state slots it needs."""
-        return self.new_group(options, has_float, steps).slots
+        return self.new_group(options, has_float, steps, spec).slots
 
     def rebind(self, Py_ssize_t i, obj, str twin=None):
         """Step another array in the place of parameter i, of the same type, shape and memory order; its state stays."""

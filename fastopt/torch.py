@@ -47,7 +47,8 @@ import inspect
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -141,7 +142,17 @@ ENGINE_OPTIONS = frozenset({"params", "foreach", "fused", "capturable", "differe
 
 
 DEFAULTS = {"n_threads": None, "flush_subnormal": True, "fallback": "warn"}
-MOST_IN_RANGE = 256  # options of each class that are known to be in range
+MOST_KNOWN = 256  # sets of options that each class remembers
+MORE_DECIDES = frozenset({"product", "single_mu", "single_eta"})  # forms that depend on the state and the default dtype
+
+
+class Known(NamedTuple):
+    """What has been found out about options: that they are in range, and what the engine needs to know of them."""
+
+    spec: Spec | None
+    """None if more decides."""
+    has_float: bool
+    """Whether they are also in range when rounded to float32."""
 
 
 class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
@@ -161,7 +172,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             known = {*cls.core.group_keys(), *ENGINE_OPTIONS}
             cls._twin_step = staticmethod(_fallback.plain_step(cls.__bases__[-1]))
             cls._unknown = {p.name: p.default for p in taken if p.name not in known}
-            cls._in_range = set()
+            cls._known = {}
             ours = fastopt.OPTIMIZERS.get(cls.core.__name__) is cls.core  # the rule() of a user's may look at anything
             cls._deciding = (*cls.core.group_keys(), "differentiable") if ours else None
         elif "__init__" in vars(cls):  # of a user
@@ -180,9 +191,9 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     _unknown: ClassVar[dict[str, Any]] = {}
     """Options of a PyTorch newer than this module, which it would not follow, and their defaults."""
     _deciding: ClassVar[tuple[str, ...] | None]
-    """The options that decide whether a parameter group can be stepped; None if others might, too."""
-    _in_range: ClassVar[set[tuple[Any, ...]]]
-    """Values of those, and of what else decides, with which it can be."""
+    """The options that a spec depends on, with the settings; None if there may be others."""
+    _known: ClassVar[dict[tuple[Any, ...] | None, Known]]
+    """By the values of those: what has been found out about them."""
 
     def __init__(
         self, params: Any, *args: Any, n_threads: int | None = None, flush_subnormal: bool = True,
@@ -400,7 +411,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         def spec_of(group: Mapping[str, Any]) -> Spec:
             optimizer = ref()
             assert optimizer is not None
-            return optimizer._derive(group)
+            return optimizer._spec_of(group)
 
         def record_of(param: torch.Tensor, group: dict[str, Any], spec: Spec, label: str) -> tuple[Any, ...] | None:
             optimizer = ref()
@@ -423,20 +434,33 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         if lost and (known := [key for key in lost if key in self.core.group_keys()]):
             raise HyperparameterError(f"{self._owner()}: a parameter group has lost its {known[0]!r}")
 
-    def _check_options(self, group: dict[str, Any]) -> None:
+    def _key(self, group: Mapping[str, Any]) -> tuple[Any, ...] | None:
+        """A key for what depends on the options of a group and the settings alone; None if they can make none."""
+        if self._deciding is None:
+            return None
+        settings = self._settings
+        return plain_key(group, self._deciding, type(self).__name__, settings["flush_subnormal"], settings["fallback"])
+
+    def _spec_of(self, group: Mapping[str, Any]) -> Spec:
+        """What `_derive` returns, which is not asked again where it is known."""
+        known = self._known.get(self._key(group))
+        return self._derive(group) if known is None or known.spec is None else known.spec
+
+    def _check_options(self, group: Mapping[str, Any]) -> None:
         """Raise what a step with these options would raise, unless it is known that nothing would."""
         self._require(group)
         has_float = any(p.dtype != torch.float64 for p in group["params"])
-        key = None
-        if self._deciding is not None:
-            settings = self._settings
-            key = plain_key(group, self._deciding, has_float, settings["flush_subnormal"], settings["fallback"])
-        if key is None or key not in self._in_range:
-            self._empty_plan().check_options(dict(group), has_float, NO_SCHEDULES)
-            if key is not None:
-                if len(self._in_range) >= MOST_IN_RANGE:
-                    self._in_range.clear()
-                self._in_range.add(key)
+        key = self._key(group)
+        known = self._known.get(key)
+        if known is not None and (known.has_float or not has_float):
+            return
+        options = dict(group)
+        spec = self._derive(options)
+        self._empty_plan().check_options(options, has_float, NO_SCHEDULES, spec)
+        if key is not None:
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            self._known[key] = Known(frozen(spec) if MORE_DECIDES.isdisjoint(spec.forms) else None, has_float)
 
     def _bound(
         self, groups: list[dict[str, Any]], left: list[_fallback.Left], ordinary: bool = False
@@ -453,17 +477,17 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         place = 0
         out = {id(one.param) for one in left}
         for group in groups:
-            spec, params, names = self._derive(group), [], []
+            spec, params, names = self._spec_of(group), [], []
             records: list[tuple[Any, ...] | None] = []
-            for k, param in enumerate(group["params"]):
-                if id(param) in out:
+            for param, name in zip(group["params"], names_of(group, place), strict=True):
+                if out and id(param) in out:
                     continue
                 params.append(param)
-                names.append(name_of(group, k, place + k))
+                names.append(name)
                 if param.grad is None:
                     records.append(None)
                 else:
-                    label = f"parameter {names[-1]!r}"
+                    label = f"parameter {name!r}"
                     if not ordinary:
                         labels[param] = label
                     records.append(self._record(param, spec, label, host, plan if ordinary else None))
@@ -501,33 +525,36 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             if not is_dense(own):
                 own = torch.empty_like(own, memory_format=torch.preserve_format, requires_grad=False)
                 host.copies[param] = own
-        inner = self.state[param] if param in self.state else {}
+        inner = self.state.get(param, {})
         if not isinstance(inner, dict):
             raise StateDictError(f"state of {label} is a {type(inner).__name__}; a dict is needed")
+        if plan and not inner and (record := self._first_record(param, inner, spec, plan)) is not None:
+            return record
         counts = counts_in_state(self.core)
         if inner and counts:
             self._check_complete(inner, label)
         entries: dict[str, Any] = {}
+        arrays: dict[str, Any] = {}  # entries, too, after the others
         slots = {}
         for place, slot in enumerate(spec.slots):
             name, given = slot.name, inner.get(slot.name)
             if given is None:
-                entries[name] = given = new_state(host.arena, param, own, place, slot)
+                arrays[name] = given = new_state(host.arena, param, own, place, slot)
             if plan and slot.like == "parameter" and plan.is_like(given, param):
                 slots[name] = given
                 continue
             if self._settings["fallback"] != "error" and type(given) in PLAIN and given.is_floating_point():
                 if given.dtype != state_dtype(slot, own):  # PyTorch's step left it, before the parameter was cast
-                    entries[name] = given = given.to(state_dtype(slot, own))
+                    arrays[name] = given = given.to(state_dtype(slot, own))
             local = state_tensor(given, param, own, slot, f"state {name!r} of {label}")
             if not lies_as(local, own, slot):
-                entries[name] = new_state(host.arena, param, own, place, slot._replace(first=0.0))
-                local = state_tensor(entries[name], param, own, slot, label).copy_(local)
+                arrays[name] = new_state(host.arena, param, own, place, slot._replace(first=0.0))
+                local = state_tensor(arrays[name], param, own, slot, label).copy_(local)
             check_inference(host, local, f"state {name!r} of {label}")
             slots[name] = local
         if not counts:
             begun = all(inner.get(name) is not None for name in slots)
-            return param, inner, entries, own, slots, None, (), int(begun and bool(slots))
+            return param, inner, arrays, own, slots, None, (), int(begun and bool(slots))
         given = inner.get("step")
         begins = "step" not in inner
         count: Any = host.arena.zero() if begins else number_tensor(given, f"state 'step' of {label}")
@@ -539,17 +566,30 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         if not (begins and plan):
             check_inference(host, count, f"state 'step' of {label}")
         numbers: list[torch.Tensor] = []
-        for name in self._number_names():
+        for name in self._number_names() if spec.numbers else ():
             given = inner.get(name, spec.numbers[len(numbers)])
             numbers.append(number_tensor(given, f"state {name!r} of {label}"))
             if numbers[-1] is not given:
                 entries[name] = numbers[-1]
             check_inference(host, numbers[-1], f"state {name!r} of {label}")
-        if entries:  # as PyTorch orders them
-            for name in sorted(slots, key="grad_avg".__eq__):
-                if name in entries:
-                    entries[name] = entries.pop(name)
-        return param, inner, entries, own, slots, count, tuple(numbers), 0
+        return param, inner, in_order({**entries, **arrays}), own, slots, count, tuple(numbers), 0
+
+    def _first_record(
+        self, param: torch.Tensor, inner: dict[str, Any], spec: Spec, plan: TensorPlan
+    ) -> tuple[Any, ...] | None:
+        """`_record` for an ordinary parameter without state, the usual first step; None if its state is not ordinary."""
+        slots = {}
+        for place, slot in enumerate(spec.slots):
+            slots[slot.name] = made = new_state(param, param, place, slot)
+            if slot.like != "parameter" or not plan.is_like(made, param):
+                return None
+        if not counts_in_state(self.core):
+            return param, inner, slots, param, slots, None, (), 0
+        scalars = {"step": count_tensor(0)}
+        for name, first in zip(self._number_names(), spec.numbers, strict=False) if spec.numbers else ():
+            scalars[name] = number_tensor(first, name)
+        count, *numbers = scalars.values()
+        return param, inner, in_order({**scalars, **slots}), param, slots, count, tuple(numbers), 0
 
     # --- State
 
@@ -734,6 +774,19 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
                     state_tensor(entry[name], param, local_of(param), slot, f"state {name!r} of {label}")
 
 
+def frozen(spec: Spec) -> Spec:
+    """A spec that nobody can change."""
+    kinds, limits, forms = (MappingProxyType({**x}) for x in (spec.kinds, spec.limits, spec.forms))
+    return spec._replace(kinds=kinds, limits=limits, forms=forms)
+
+
+def in_order(entries: dict[str, Any]) -> dict[str, Any]:
+    """New entries of the state, given by a class's own order, as PyTorch orders them: RMSprop's grad_avg comes last."""
+    if "grad_avg" in entries:
+        entries["grad_avg"] = entries.pop("grad_avg")
+    return entries
+
+
 @remembered
 def number_names(core: type[fastopt.Optimizer]) -> tuple[str, ...]:
     """The numbers that the state of a parameter has, beside its step count."""
@@ -760,6 +813,13 @@ def name_of(group: Mapping[str, Any], k: int, place: int) -> Any:
     """What a parameter is called: its name, or its place among all."""
     names = group.get("param_names", ())
     return names[k] if k < len(names) else place
+
+
+def names_of(group: Mapping[str, Any], place: int) -> list[Any]:
+    """What the parameters of a group are called, the first of which has this place among all: see `name_of`."""
+    n = len(group["params"])
+    names = list(group.get("param_names", ())[:n])
+    return names + list(range(place + len(names), place + n))
 
 
 def named(group: Mapping[str, Any], k: int, place: int) -> str:
