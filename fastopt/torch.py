@@ -577,7 +577,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     def _first_record(
         self, param: torch.Tensor, inner: dict[str, Any], spec: Spec, plan: TensorPlan
     ) -> tuple[Any, ...] | None:
-        """`_record` for an ordinary parameter without state, the usual first step; None if its state is not ordinary."""
+        """`_record` for an ordinary parameter without state, as at a first step; None if its state is not ordinary."""
         slots = {}
         for place, slot in enumerate(spec.slots):
             slots[slot.name] = made = new_state(param, param, place, slot)
@@ -620,9 +620,9 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             self._loading = None
 
     def _uncast(self, given: Any) -> dict[str, Any] | None:
-        """A state dict with its state by parameter, which PyTorch takes as it is; None if something has to be converted.
+        """A state dict with its state by parameter, which PyTorch takes as it is; None if some has to be converted.
 
-        Nothing has where the dict is of PyTorch's own form, and every tensor of the type and form that it has to be.
+        None has where the dict is of PyTorch's own form, and every tensor of the type and form that it has to be.
         PyTorch would find that out by three calls for each tensor, and then make new dicts that hold the same ones.
         """
         kinds, required = ordinary_state(self.core)
@@ -703,7 +703,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             if "state" in state and "param_groups" in state:
                 kinds, required = ordinary_state(self.core)
                 self._restore_types(state["state"], state["param_groups"])
-                ordinary = kinds and self._empty_plan().is_ordinary_state(state["state"], kinds, required)
+                ordinary = kinds is not None and self._empty_plan().is_ordinary_state(state["state"], kinds, required)
                 if not ordinary:
                     self._check_numbers(state["state"], state["param_groups"])
                 super().__setstate__(state)
@@ -795,7 +795,7 @@ def number_names(core: type[fastopt.Optimizer]) -> tuple[str, ...]:
 
 @remembered
 def ordinary_state(core: type[fastopt.Optimizer]) -> tuple[dict[str, str] | None, tuple[str, ...]]:
-    """See `TensorPlan.is_ordinary_state`: `kinds`, None for a class with arrays not like the parameter, and `required`."""
+    """`kinds` and `required` for `TensorPlan.is_ordinary_state`; no kinds where arrays are not like the parameter."""
     arrays, counts = named_arrays(core, next(iter(core.conventions))), counts_in_state(core)
     if any(slot.like != "parameter" for slot in arrays.values()):
         return None, ()

@@ -1053,3 +1053,46 @@ def test_a_record_puts_all_numbers_back():
         with pytest.raises(error):
             resume([(numbers, {name: a * 2 for name, a in arrays.items()})], [8], 8, 0)
         assert plan.count(0) == (7, (0.5, 0.25)) and (plan.states[0]["exp_avg"] == 0.5).all() and opt.steps == 7
+
+
+# --- Options as a key
+
+
+class Number(float):
+    pass
+
+
+PLAIN = [
+    None, True, False, 0, 1, 2**70, 0.0, 1.0, 0.5, float("inf"), "", "a", (), ((),), (1,), (True,), (1.0,), (1, 2),
+    (1, 2.0), ((1, 2), 3), (1, (2, 3)), ((1,), 2, 3), (1, 2, 3), ("a", None),
+]  # fmt: skip
+
+
+def test_a_key_of_plain_options_tells_all_of_them_apart():
+    keys = {engine.plain_key({"a": x, "b": y}, ("a", "b"), z) for x in PLAIN for y in PLAIN for z in PLAIN[:6]}
+    keys |= {engine.plain_key({"b": y}, ("a", "b"), z) for y in PLAIN for z in PLAIN[:6]}
+    assert len(keys) == (len(PLAIN) + 1) * len(PLAIN) * 6 and None not in keys
+    assert engine.plain_key({"b": 1.0, "a": (0.5,), "c": []}, ("a", "b")) == engine.plain_key(
+        {"a": (0.5,), "b": 1.0}, ("a", "b")
+    )
+    assert engine.plain_key({"a": 1}, ("a", "b")) != engine.plain_key({"a": 1, "b": None}, ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [-0.0, Number(1.0), np.float64(1.0), np.array(1.0), np.bool_(True), [1.0], (1.0, [2.0]), (np.float32(1),), {}, {1},
+     1j, b"a", ..., abs, float, lambda step: 0.1, SimpleNamespace()],
+    ids=repr,
+)  # fmt: skip
+def test_what_may_change_or_equals_another_makes_no_key(value):
+    assert engine.plain_key({"a": value}, ("a",)) is None
+    assert engine.plain_key({}, (), value) is None
+    assert engine.plain_key({"a": value}, ()) == ()
+
+
+def test_only_a_plain_dict_makes_a_key():
+    class Mine(dict):
+        pass
+
+    assert engine.plain_key(Mine(a=1), ("a",)) is None
+    assert engine.plain_key([("a", 1)], ("a",)) is None

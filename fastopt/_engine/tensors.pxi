@@ -311,8 +311,11 @@ cdef class TensorPlan(Plan):
             if kind == "count":
                 if not self.is_ordinary_count(value, single):
                     return False
-            elif value != <PyObject *>None and fo_shim_writable(
-                    &self.shim, value, type, 0 if kind == "number" else t.ndim, form, 1 if kind == "number" else n) == NULL:
+            elif kind == "number":
+                if fo_shim_writable(&self.shim, value, type, 0, NULL, 1) == NULL:
+                    return False
+            elif (value != <PyObject *>None
+                  and fo_shim_writable(&self.shim, value, type, t.ndim, form, n) == NULL):
                 return False
         if entry:
             for wanted in required:

@@ -282,6 +282,19 @@ MUTANTS = [
         "(self.eps < 0 or hyper.x[self.eps] >= least_eps", "(self.eps < 0 or hyper.x[self.eps] > least_eps", FLUSHES,
     ),
     Mutant(
+        "a key of options that does not tell True from 1", GROUP,
+        "    key.append(kind)\n", "    key.append(None)\n", "test_engine.py -k key",
+    ),
+    Mutant(
+        "a key of options that does not tell where a pair ends", GROUP,
+        "        key.append(len(value))        # before", "        pass                          # before",
+        "test_engine.py -k key",
+    ),
+    Mutant(
+        "a key of options that takes -0.0 for 0.0", GROUP,
+        "        if value == 0 and copysign(1.0, value) < 0:\n", "        if False:\n", "test_engine.py -k key",
+    ),
+    Mutant(
         "a hyperparameter that left the dict", GROUP,
         "if not self.settled or len(self.options) != self.n_before:", "if not self.settled:",
         f"test_optimizer.py {GAPS} -k lost",
