@@ -776,8 +776,11 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
 
 def frozen(spec: Spec) -> Spec:
     """A spec that nobody can change."""
-    kinds, limits, forms = (MappingProxyType({**x}) for x in (spec.kinds, spec.limits, spec.forms))
-    return spec._replace(kinds=kinds, limits=limits, forms=forms)
+    return spec._replace(
+        kinds=MappingProxyType({**spec.kinds}),
+        limits=MappingProxyType({**spec.limits}),
+        forms=MappingProxyType({**spec.forms}),
+    )
 
 
 def in_order(entries: dict[str, Any]) -> dict[str, Any]:
