@@ -83,6 +83,7 @@ def test_messages_name_the_class_that_is_asked():
     p = parameter()
     for cls, name in ((ft.AdamW, "AdamW"), (Mine, "Mine"), (ft.AdamW, "AdamW")):
         opt = cls([p])
+        assert opt._spec_of(opt.param_groups[0]).owner == f"fastopt.torch.{cls.__name__}"
         opt.step()
         opt.param_groups[0]["lr"] = float("nan")
         with pytest.raises(errors.HyperparameterError, match=rf"fastopt\.torch\._?{name}: lr"):
@@ -224,6 +225,7 @@ def edits():
     yield "no moment", lambda saved: saved["state"][0].pop("exp_avg")
     yield "an empty entry", lambda saved: saved["state"].__setitem__(0, {})
     yield "no dict", lambda saved: saved["state"].__setitem__(0, [torch.ones(2)])
+    yield "nothing at all", lambda saved: saved["state"].__setitem__(0, None)
     yield "no entry", lambda saved: saved["state"].pop(0)
     yield "no state", lambda saved: saved["state"].clear()
     yield "another order", lambda saved: saved["state"].__setitem__(0, saved["state"].pop(0))
@@ -258,6 +260,30 @@ def test_every_class_loads_as_by_pytorchs_way(monkeypatch, cls, dtype):
     _, opt = trained(cls, dtype=dtype)
     saved = copy.deepcopy(opt.state_dict())
     same_both_ways(lambda: trained(cls, steps=1, dtype=dtype), saved, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "keys", [[2, 1, 0], [0, 0, 1], [True, 0, 2], ["a", "b", "c"], [7, 8, 9], [1, 2, 0.0]], ids=repr
+)
+def test_state_goes_by_the_keys_of_the_groups(monkeypatch, keys):
+    shapes = ((3, 4),) * 3
+    _, opt = trained(shapes=shapes)
+    saved = copy.deepcopy(opt.state_dict())
+    saved["param_groups"][0]["params"] = keys
+    saved["state"] = dict(zip(keys, saved["state"].values(), strict=True))
+    same_both_ways(lambda: trained(shapes=shapes, steps=0), saved, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, 0.5, torch.tensor(0.5), torch.tensor(0.5).double(), torch.tensor(0.5).half(), torch.tensor([0.5]), "", []],
+    ids=repr,
+)
+def test_numbers_load_as_by_pytorchs_way(monkeypatch, value):
+    _, opt = trained(ft.NAdam)
+    saved = copy.deepcopy(opt.state_dict())
+    saved["state"][0]["mu_product"] = value
+    same_both_ways(lambda: trained(ft.NAdam, steps=0), saved, monkeypatch)
 
 
 @pytest.mark.skipif(Host.shim is None, reason="C does not see all there")
