@@ -19,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -156,14 +157,14 @@ def mixture(make: Callable) -> Iterator[Callable]:
         yield opt.step
 
 
-def constructor(make: Callable) -> Iterator[Callable]:
-    params = tensors(10)
+def constructor(make: Callable, n: int = 10) -> Iterator[Callable]:
+    params = tensors(n)
     while True:
         yield lambda: make(params)
 
 
-def first(make: Callable) -> Iterator[Callable]:
-    params = tensors()
+def first(make: Callable, n: int = 1000) -> Iterator[Callable]:
+    params = tensors(n)
     while True:
         yield make(params).step
 
@@ -190,7 +191,10 @@ CASES = {
     "1,000 p.data exchanged": every_data,
     "mixture of experts": mixture,
     "constructor": constructor,
+    "constructor, 150 tensors": partial(constructor, n=150),
+    "constructor, 1,000 tensors": partial(constructor, n=1000),
     "first step": first,
+    "first step, 1 tensor": partial(first, n=1),
     "load, 150 tensors": load,
 }
 

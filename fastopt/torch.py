@@ -449,10 +449,12 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     def _check_options(self, group: Mapping[str, Any]) -> None:
         """Raise what a step with these options would raise, unless it is known that nothing would."""
         self._require(group)
-        has_float = any(p.dtype != torch.float64 for p in group["params"])
         key = self._key(group)
         known = self._known.get(key)
-        if known is not None and (known.has_float or not has_float):
+        if known is not None and known.has_float:  # and in float64, too
+            return
+        has_float = any(p.dtype != torch.float64 for p in group["params"])
+        if known is not None and not has_float:
             return
         options = dict(group)
         spec = self._derive(options)
