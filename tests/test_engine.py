@@ -1082,7 +1082,7 @@ def test_a_key_of_plain_options_tells_all_of_them_apart():
     "value",
     [-0.0, Number(1.0), np.float64(1.0), np.array(1.0), np.bool_(True), [1.0], (1.0, [2.0]), (np.float32(1),), {}, {1},
      1j, b"a", ..., abs, float, lambda step: 0.1, SimpleNamespace()],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_what_may_change_or_equals_another_makes_no_key(value):
     assert engine.plain_key({"a": value}, ("a",)) is None
