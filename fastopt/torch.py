@@ -530,7 +530,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         inner = self.state.get(param, {})
         if not isinstance(inner, dict):
             raise StateDictError(f"state of {label} is a {type(inner).__name__}; a dict is needed")
-        if plan and not inner and (record := self._first_record(param, inner, spec, plan)) is not None:
+        if plan and not inner and (record := self._first_record(param, inner, spec, host, plan)) is not None:
             return record
         counts = counts_in_state(self.core)
         if inner and counts:
@@ -577,17 +577,17 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         return param, inner, in_order({**entries, **arrays}), own, slots, count, tuple(numbers), 0
 
     def _first_record(
-        self, param: torch.Tensor, inner: dict[str, Any], spec: Spec, plan: TensorPlan
+        self, param: torch.Tensor, inner: dict[str, Any], spec: Spec, host: Host, plan: TensorPlan
     ) -> tuple[Any, ...] | None:
         """`_record` for an ordinary parameter without state, as at a first step; None if its state is not ordinary."""
         slots = {}
         for place, slot in enumerate(spec.slots):
-            slots[slot.name] = made = new_state(param, param, place, slot)
+            slots[slot.name] = made = new_state(host.arena, param, param, place, slot)
             if slot.like != "parameter" or not plan.is_like(made, param):
                 return None
         if not counts_in_state(self.core):
             return param, inner, slots, param, slots, None, (), 0
-        scalars = {"step": count_tensor(0)}
+        scalars = {"step": host.arena.zero()}
         for name, first in zip(self._number_names(), spec.numbers, strict=False) if spec.numbers else ():
             scalars[name] = number_tensor(first, name)
         count, *numbers = scalars.values()
