@@ -40,7 +40,9 @@ cdef extern from "Python.h":
     PyObject *PyList_GET_ITEM(PyObject *items, Py_ssize_t i)     # borrowed
     Py_ssize_t PyList_GET_SIZE(PyObject *items)
 
-from fastopt.kernels.table cimport MAX_HYPER, MAX_NUMBERS, MAX_SCALARS, MAX_STATES, TABLE_VERSION, Rule, Table
+from fastopt.kernels.table cimport (
+    MAX_HYPER, MAX_NUMBERS, MAX_SCALARS, MAX_STATES, SUM_TILE, TABLE_VERSION, Rule, Sum, Table,
+)
 
 from fastopt._openmp import cpu_quota
 from fastopt.errors import (
@@ -116,6 +118,7 @@ include "_engine/arrays.pxi"
 include "_engine/foreign.pxi"
 include "_engine/operands.pxi"
 include "_engine/gradients.pxi"
+include "_engine/sums.pxi"
 
 
 cdef enum:                    # so many parameters ahead, `collect` asks for what it will look at: after other work it is
@@ -172,9 +175,8 @@ cdef class Plan(Operands):
         """Change settings of the step, by the names of the constructor: all of them, or an error and none."""
         for name, value in settings.items():
             if name == "n_threads":
-                whole = isinstance(value, int) or isinstance(value, np.integer)
-                good = value is None or (whole and not isinstance(value, bool) and value >= 1)
-                accepted = "None (automatic) or an int >= 1"
+                most_threads(value)
+                continue
             elif name == "nonfinite":
                 good = isinstance(value, str) and value in ("propagate", "raise", "skip")
                 accepted = "'propagate', 'raise' or 'skip'"
@@ -187,7 +189,7 @@ cdef class Plan(Operands):
         if "n_threads" in settings:
             n = settings["n_threads"]
             self.n_threads = None if n is None else int(n)
-            self.team.most_threads = 0 if n is None else min(self.n_threads, MOST_THREADS)
+            self.team.most_threads = most_threads(n)
         self.nonfinite = settings.get("nonfinite", self.nonfinite)
         self.copy_grads = bool(settings.get("copy_grads", self.copy_grads))
         self.state_factory = settings.get("state_factory", self.state_factory)

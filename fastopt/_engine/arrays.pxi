@@ -100,21 +100,30 @@ cdef as_parameter(obj, str label, str twin=None):
     cdef cnp.ndarray a
     if cnp.PyArray_CheckExact(obj):
         a = obj
-        if (cnp.PyArray_TYPE(a) in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE) and cnp.PyArray_ISNOTSWAPPED(a)
-                and cnp.PyArray_ISALIGNED(a) and cnp.PyArray_ISWRITEABLE(a)
-                and (cnp.PyArray_IS_C_CONTIGUOUS(a) or cnp.PyArray_IS_F_CONTIGUOUS(a))):
+        if cnp.PyArray_ISWRITEABLE(a) and has_form(a):
             return a
     array = as_array(obj, label, False, twin)
+    check_form(array, label, False)
+    if not array.flags.writeable:
+        raise read_only(obj, array, label)
+    return array
+
+
+cdef inline bint has_form(cnp.ndarray a) noexcept:
+    """Whether a kernel can walk an array."""
+    return (cnp.PyArray_TYPE(a) in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE) and cnp.PyArray_ISNOTSWAPPED(a)
+            and cnp.PyArray_ISALIGNED(a) and (cnp.PyArray_IS_C_CONTIGUOUS(a) or cnp.PyArray_IS_F_CONTIGUOUS(a)))
+
+
+cdef check_form(array, str label, bint reading):
+    """Raise what keeps a kernel from walking an array, if anything does."""
     if array.dtype not in (np.float32, np.float64):
-        raise wrong_dtype(label, dtype_name(array), "float32 or float64 in native byte order", False)
+        raise wrong_dtype(label, dtype_name(array), "float32 or float64 in native byte order", reading)
     if not array.flags.aligned:
         raise LayoutError(f"{label} is misaligned: its data must start at a multiple of {array.itemsize} bytes")
     if not (array.flags.c_contiguous or array.flags.f_contiguous):
         raise LayoutError(f"{label} has shape {array.shape} and strides {array.strides}; it must be contiguous, in "
-                          "C or Fortran order")
-    if not array.flags.writeable:
-        raise read_only(obj, array, label)
-    return array
+                          f"C or Fortran order{': np.ascontiguousarray(x) copies it' if reading else ''}")
 
 
 cdef storage_of(kind, array):

@@ -14,6 +14,8 @@ cdef const Rule *FLUSH = NULL
 cdef const Rule *FILL = NULL
 cdef const Rule *LOOKAHEAD = NULL
 cdef const Rule *NONFINITE = NULL
+cdef const Sum *SQUARES = NULL
+cdef const Sum *MAXIMUM = NULL
 cdef str isa = ""
 
 
@@ -55,7 +57,7 @@ def use_level(str level):
 
     Meant for tests and benchmarks; users set ``FASTOPT_ISA`` before the import.
     """
-    global TABLE, SHORT_TABLE, UNSCALE, L2, NEGATE, SHRINK, FLUSH, FILL, LOOKAHEAD, NONFINITE, isa
+    global TABLE, SHORT_TABLE, UNSCALE, L2, NEGATE, SHRINK, FLUSH, FILL, LOOKAHEAD, NONFINITE, SQUARES, MAXIMUM, isa
     if not is_available(level):
         raise ImportError(f"FASTOPT_ISA={level!r} is not possible here; possible: {', '.join(available_levels())}")
     TABLE = table_of(_kernels(level))
@@ -63,6 +65,7 @@ def use_level(str level):
     UNSCALE, L2, NEGATE, SHRINK = find_stage("unscale"), find_stage("l2"), find_stage("negate"), find_stage("shrink")
     FLUSH = find_stage("flush")
     FILL, LOOKAHEAD, NONFINITE = find_rule("fill"), find_rule("lookahead"), find_rule("nonfinite")
+    SQUARES, MAXIMUM = find_sum("squares"), find_sum("maximum")
     isa = level
 
 
@@ -87,6 +90,19 @@ cdef const Rule *find_stage(str name) except NULL:
         if strcmp(TABLE.stages[i].name, key) == 0:
             return &TABLE.stages[i]
     raise ImportError(f"there is no stage {name!r} in kernels/stages.pxi")
+
+
+cdef const Sum *find_sum(str name) except NULL:
+    cdef bytes key = name.encode()
+    for i in range(TABLE.n_sums):
+        if strcmp(TABLE.sums[i].name, key) == 0:
+            return &TABLE.sums[i]
+    raise ImportError(f"there is no sum {name!r} in kernels/sums.pxi")
+
+
+def sums():
+    """The name of every sum. For tests."""
+    return [(<bytes>TABLE.sums[i].name).decode() for i in range(TABLE.n_sums)]
 
 
 def stages():

@@ -227,8 +227,7 @@ cdef class Operands:
 
     cdef void begin_job(self, Job *job, const StepScalars *bank) noexcept:
         """An empty job, whose work takes its scalars from this bank."""
-        job.work, job.n_work, job.bank, job.blocks, job.moved = self.work, 0, bank, 0, 0
-        job.scan_nonfinite, job.found = False, 0
+        clear_job(job, self.work, bank)
 
     cdef void add_other(self, Job *job, const Param *q, char *target, const Program *program, char *g,
                         Py_ssize_t place) noexcept:

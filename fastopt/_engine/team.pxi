@@ -21,6 +21,16 @@ def set_most_alone(int steps):
     return old
 
 
+cdef int most_threads(n_threads) except -1:
+    """The threads that a setting allows, 0 for None; raises what any other value is."""
+    whole = isinstance(n_threads, int) or isinstance(n_threads, np.integer)
+    if n_threads is None:
+        return 0
+    if not whole or isinstance(n_threads, bool) or n_threads < 1:
+        raise HyperparameterError(f"n_threads={n_threads!r} must be None (automatic) or an int >= 1")
+    return min(n_threads, MOST_THREADS)
+
+
 cdef int threads_for(const Team *team, const Job *job) except -1:
     cdef Py_ssize_t n
     if job.moved < serial_blocks or job.blocks < 2 or not fo_have_openmp() or fo_in_forked_child():

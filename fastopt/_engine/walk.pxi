@@ -60,20 +60,30 @@ cdef inline void walk_array(const Work *w, const StepScalars *bank, Py_ssize_t f
                   last - first)
 
 
-cdef void walk(Work *work, Py_ssize_t n_work, const StepScalars *bank, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    """Step the blocks from `begin` to `end` of the virtual range."""
-    cdef Py_ssize_t low = 0, high = n_work, middle, per_block
-    cdef Work *w
+cdef inline Py_ssize_t array_at(const Work *work, Py_ssize_t n_work, Py_ssize_t block) noexcept nogil:
+    """The place of the array that a block of the virtual range belongs to."""
+    cdef Py_ssize_t low = 0, high = n_work, middle
     while high - low > 1:
         middle = (low + high) // 2
-        if work[middle].first_block <= begin:
+        if work[middle].first_block <= block:
             low = middle
         else:
             high = middle
+    return low
+
+
+cdef inline Py_ssize_t elements_per_block(const Work *w) noexcept nogil:
+    return BLOCK // (8 if w.q.type == cnp.NPY_DOUBLE else 4)
+
+
+cdef void walk(Work *work, Py_ssize_t n_work, const StepScalars *bank, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """Step the blocks from `begin` to `end` of the virtual range."""
+    cdef Py_ssize_t low = array_at(work, n_work, begin), per_block
+    cdef Work *w
     while low < n_work and work[low].first_block < end:
         w = &work[low]
         low += 1
-        per_block = BLOCK // (8 if w.q.type == cnp.NPY_DOUBLE else 4)
+        per_block = elements_per_block(w)
         walk_array(w, bank, max(0, begin - w.first_block) * per_block,
                    min((end - w.first_block) * per_block, w.q.n))
 
@@ -88,7 +98,7 @@ cdef bint any_nonfinite(Work *work, Py_ssize_t n_work, Py_ssize_t begin, Py_ssiz
             break
         if work[i].first_block + work[i].q.blocks <= begin:
             continue
-        per_block = BLOCK // (8 if work[i].q.type == cnp.NPY_DOUBLE else 4)
+        per_block = elements_per_block(&work[i])
         first = max(0, begin - work[i].first_block) * per_block
         last = min((end - work[i].first_block) * per_block, work[i].q.n)
         if work[i].q.type == cnp.NPY_DOUBLE:
@@ -121,6 +131,8 @@ cdef struct Job:
     Py_ssize_t moved
     bint scan_nonfinite       # look for NaN and infinities before the first write
     int found
+    const Sum *sum            # of the gradients, taken instead of a step; NULL for a step. sums.pxi has the rest
+    double *sums              # of tiles, arrays, and all of them
     Share *shares             # of a team
     int n_shares
     Py_ssize_t chunk
@@ -129,24 +141,41 @@ cdef struct Job:
     double own_seconds
 
 
+cdef void clear_job(Job *job, Work *work, const StepScalars *bank) noexcept:
+    """An empty job with room for its work, which takes its scalars from this bank."""
+    job.work, job.n_work, job.bank, job.blocks, job.moved = work, 0, bank, 0, 0
+    job.scan_nonfinite, job.found, job.sum = False, 0, NULL
+
+
 cdef bint is_large(const Job *job) noexcept:
     """Whether a job gives up the GIL: every one that may go to a team, and every one that takes long."""
     return job.moved >= serial_blocks or job.blocks >= gil_blocks
 
 
+cdef inline void prefetch_gradient(const Job *job, Py_ssize_t i) noexcept nogil:
+    """Small fresh gradients lie scattered, where the hardware does not expect them: at array i, ask for i + 2."""
+    cdef Work *ahead = &job.work[min(i + 2, job.n_work - 1)]
+    fo_prefetch(ahead.g, min(ahead.q.n_bytes, 512))
+
+
 cdef void walk_all(Job *job) noexcept nogil:
     """Step all arrays, one after the other."""
-    cdef Work *ahead
     cdef Py_ssize_t i
     for i in range(job.n_work):
-        # Small fresh gradients lie scattered, where the hardware does not expect them: ask for the one after next.
-        ahead = &job.work[min(i + 2, job.n_work - 1)]
-        fo_prefetch(ahead.g, min(ahead.q.n_bytes, 512))
+        prefetch_gradient(job, i)
         walk_array(&job.work[i], job.bank, 0, job.work[i].q.n)
 
 
-cdef Py_ssize_t walk_shares(Job *job, int k) noexcept nogil:
-    """Thread k steps its share, then what is left of the others': nobody waits for the work of one that comes late."""
+# What a thread does with the blocks from `begin` to `end`.
+ctypedef void (*Piece)(Job *job, Py_ssize_t begin, Py_ssize_t end) noexcept nogil
+
+
+cdef void step_blocks(Job *job, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    walk(job.work, job.n_work, job.bank, begin, end)
+
+
+cdef Py_ssize_t take_shares(Job *job, int k, Piece piece) noexcept nogil:
+    """Thread k takes its share, then what is left of the others': nobody waits for the work of one that comes late."""
     cdef Py_ssize_t begin, end, done = 0
     cdef Share *share
     cdef int i
@@ -155,7 +184,7 @@ cdef Py_ssize_t walk_shares(Job *job, int k) noexcept nogil:
         begin = fo_take(&share.next, share.end, job.chunk)
         while begin < share.end:
             end = min(begin + job.chunk, share.end)
-            walk(job.work, job.n_work, job.bank, begin, end)
+            piece(job, begin, end)
             done += end - begin
             begin = fo_take(&share.next, share.end, job.chunk)
     return done
@@ -178,7 +207,7 @@ cdef void run_member(Job *job, int k, int n) noexcept nogil:
     if not job.found:
         if k == 0:
             start = fo_omp_time()
-        done = walk_shares(job, k)
+        done = take_shares(job, k, step_blocks if job.sum == NULL else sum_blocks)
         if k == 0:
             job.own_blocks, job.own_seconds = done, fo_omp_time() - start
     if k > 0:
@@ -186,7 +215,9 @@ cdef void run_member(Job *job, int k, int n) noexcept nogil:
 
 
 cdef void run_alone(Job *job) noexcept nogil:
-    if job.scan_nonfinite and any_nonfinite(job.work, job.n_work, 0, job.blocks):
+    if job.sum != NULL:
+        sum_all(job)
+    elif job.scan_nonfinite and any_nonfinite(job.work, job.n_work, 0, job.blocks):
         job.found = 1
     else:
         walk_all(job)

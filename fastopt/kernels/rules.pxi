@@ -13,8 +13,13 @@
 
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport fabs, fabsf, pow, sqrt, sqrtf
+from libc.stdint cimport int32_t, int64_t
+from libc.string cimport memcpy
 
-from fastopt.kernels.table cimport F32Rule, F64Rule, Rule, Scalars, Table, MAX_RULES, MAX_STAGES, TABLE_VERSION
+from fastopt.kernels.table cimport (
+    F32Rule, F32Sum, F64Rule, F64Sum, Root, Rule, Scalars, Sum, Table, MAX_RULES, MAX_STAGES, MAX_SUMS, SUM_LANES,
+    SUM_TILE, TABLE_VERSION,
+)
 
 ctypedef fused real:
     float
@@ -521,6 +526,7 @@ cdef void nonfinite(real *p, const real *g, real **s, const real *h, Py_ssize_t 
 
 
 include "stages.pxi"
+include "sums.pxi"
 
 # --- The table -------------------------------------------------------------------------------------------------------
 
@@ -544,8 +550,16 @@ cdef int add_stage(const char *name, int n_scalars, F32Rule f32, F64Rule f64) ex
     return 0
 
 
+cdef int add_sum(const char *name, F32Sum f32, F64Sum f64, F64Sum join, Root norm) except -1:
+    if table.n_sums >= MAX_SUMS:
+        raise RuntimeError("MAX_SUMS in table.pxd is too small")
+    table.sums[table.n_sums] = Sum(name, f32, f64, join, norm)
+    table.n_sums += 1
+    return 0
+
+
 table.version = TABLE_VERSION
-table.n = table.n_stages = 0
+table.n = table.n_stages = table.n_sums = 0
 add(b"sgd", b"lr", 0, 2, sgd_scalars, sgd[float], sgd[double])
 add(b"sgd_momentum", b"lr momentum dampening", 1, 5, sgd_momentum_scalars, sgd_momentum[float], sgd_momentum[double])
 add(b"sgd_nesterov", b"lr momentum dampening", 1, 5, sgd_momentum_scalars, sgd_nesterov[float], sgd_nesterov[double])
@@ -587,5 +601,8 @@ add_stage(b"l2", 2, l2[float], l2[double])
 add_stage(b"negate", 0, negate[float], negate[double])
 add_stage(b"shrink", 1, shrink[float], shrink[double])
 add_stage(b"flush", 1, flush[float], flush[double])
+
+add_sum(b"squares", squares[float], squares[double], values, euclidean)
+add_sum(b"maximum", maximum[float], maximum[double], maximum[double], itself)
 
 __table__ = PyCapsule_New(&table, b"fastopt.kernels.table", NULL)

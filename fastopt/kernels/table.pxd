@@ -7,6 +7,11 @@ ctypedef void (*F64Rule)(double *p, const double *g, double **s, const double *h
 # parameter takes from step to step (NAdam's product of momenta; whether SGD's buffer has been started).
 ctypedef void (*Scalars)(const double *x, double t, double *numbers, double *h) noexcept nogil
 
+# The sums of x, one for each tile of SUM_TILE elements.
+ctypedef void (*F32Sum)(double *sums, const float *x, Py_ssize_t n) noexcept nogil
+ctypedef void (*F64Sum)(double *sums, const double *x, Py_ssize_t n) noexcept nogil
+ctypedef double (*Root)(double total) noexcept nogil
+
 cdef enum:
     MAX_STATES = 4
     MAX_NUMBERS = 2       # that a parameter carries from step to step
@@ -14,7 +19,10 @@ cdef enum:
     MAX_HYPER = 10
     MAX_RULES = 40
     MAX_STAGES = 20
-    TABLE_VERSION = 4
+    MAX_SUMS = 8
+    SUM_TILE = 1024       # elements whose sum is taken at once; part of the specification of bits, as the next
+    SUM_LANES = 16
+    TABLE_VERSION = 5
 
 cdef struct Rule:
     const char *name
@@ -25,9 +33,18 @@ cdef struct Rule:
     F32Rule f32
     F64Rule f64
 
+cdef struct Sum:
+    const char *name
+    F32Sum f32
+    F64Sum f64
+    F64Sum join           # adds what the tiles gave, and then the arrays
+    Root norm             # what is asked for, from the sum over all
+
 cdef struct Table:
     int version
     int n
     Rule rules[MAX_RULES]
     int n_stages
     Rule stages[MAX_STAGES]   # what is done around a rule: no scalars function, no state
+    int n_sums
+    Sum sums[MAX_SUMS]

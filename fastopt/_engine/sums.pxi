@@ -1,0 +1,187 @@
+# Sums over the elements of arrays. The order of the additions is in kernels/sums.pxi: one tree for each array, over its
+# tiles, and one over the arrays. Here: where the sums of tiles are kept, which thread takes which tile, and `norm`.
+#
+# Design:
+# - A job that sums reads the arrays that a step reads as gradients: `g` of its work. The other fields of a step's work
+#   are not looked at, so that a step can sum its gradients before it walks them.
+# - A thread that takes blocks of the virtual range sums the tiles that begin in them, each to its end. So every tile
+#   is summed once, by one thread, however the range is cut.
+# - A tile has TILE_BLOCKS blocks or more. So the sums of array i can begin at the place i + first_block // TILE_BLOCKS
+#   of the scratch memory, beyond those of the arrays before it, and no work needs to keep its place.
+# - Tiles are added up by one thread, after all are summed: a thousandth of the work.
+
+cdef enum:
+    TILE_BLOCKS = 64          # of float32: SUM_TILE * 4 // BLOCK
+
+cdef struct Scratch:          # memory that is kept from one job to the next
+    double *items
+    Py_ssize_t room
+
+
+if TILE_BLOCKS * BLOCK != SUM_TILE * 4:
+    raise ImportError("TILE_BLOCKS of sums.pxi does not fit SUM_TILE of table.pxd")
+
+
+cdef inline Py_ssize_t tiles_of(Py_ssize_t n) noexcept nogil:
+    """The number of tiles of n elements."""
+    return n // SUM_TILE + (n % SUM_TILE != 0)
+
+
+cdef inline double *sums_of(const Job *job, Py_ssize_t i) noexcept nogil:
+    """Where the sums of the tiles of array i are kept."""
+    return job.sums + i + job.work[i].first_block // TILE_BLOCKS
+
+
+cdef int ask_for_sum(Job *job, const Sum *sum, Scratch *scratch) except -1:
+    """Make a job whose work is complete one that sums; it keeps its sums in the scratch memory, which may grow."""
+    cdef Py_ssize_t needed = job.n_work + job.blocks // TILE_BLOCKS + 1 + tiles_of(job.n_work)
+    if needed > scratch.room:
+        scratch.items = <double *>renewed(scratch.items, needed * <Py_ssize_t>sizeof(double))
+        scratch.room = needed
+    job.sum, job.sums = sum, scratch.items
+    return 0
+
+
+cdef inline void sum_tiles(const Job *job, Py_ssize_t i, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    """Sum the tiles of array i from `first` to `last`."""
+    cdef const Work *w = &job.work[i]
+    cdef Py_ssize_t start = first * SUM_TILE, n = min(last * SUM_TILE, w.q.n) - start
+    if first >= last:
+        return
+    if w.q.type == cnp.NPY_DOUBLE:
+        job.sum.f64(sums_of(job, i) + first, <const double *>w.g + start, n)
+    else:
+        job.sum.f32(sums_of(job, i) + first, <const float *>w.g + start, n)
+
+
+cdef void sum_blocks(Job *job, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """Sum the tiles that begin in the blocks from `begin` to `end` of the virtual range."""
+    cdef Py_ssize_t i = array_at(job.work, job.n_work, begin), per_block
+    cdef const Work *w
+    while i < job.n_work and job.work[i].first_block < end:
+        w = &job.work[i]
+        per_block = elements_per_block(w)
+        sum_tiles(job, i, tiles_of(max(0, begin - w.first_block) * per_block),
+                  tiles_of(min(end - w.first_block, w.q.blocks) * per_block))
+        i += 1
+
+
+cdef void sum_all(Job *job) noexcept nogil:
+    """Sum all tiles, array by array."""
+    cdef Py_ssize_t i
+    for i in range(job.n_work):
+        prefetch_gradient(job, i)
+        sum_tiles(job, i, 0, tiles_of(job.work[i].q.n))
+
+
+cdef double join(const Sum *sum, double *to, double *x, Py_ssize_t n) noexcept nogil:
+    """The sum of n numbers by the tree; what lies between is written to `to`, which may be x."""
+    while n > 1:
+        sum.join(to, x, n)
+        x = to
+        n = tiles_of(n)
+    return x[0] if n else 0.0
+
+
+cdef double join_sums(const Job *job) noexcept nogil:
+    """The sum over all arrays, once all tiles are summed; job.sums[i] is then that of array i."""
+    cdef double *sums
+    cdef Py_ssize_t i
+    for i in range(job.n_work):
+        sums = sums_of(job, i)
+        job.sums[i] = join(job.sum, sums, sums, tiles_of(job.work[i].q.n))
+    return join(job.sum, job.sums + job.n_work, job.sums, job.n_work)
+
+
+# --- Norms of the caller's arrays
+
+cdef Team norm_team           # what is known of the teams that took norms
+norm_team.most_threads = norm_team.serial_left = norm_team.late_score = 0
+norm_team.backoff = FEWEST_ALONE
+
+
+def norm(arrays, ord, n_threads):
+    """See `fastopt.norm`."""
+    cdef int most = most_threads(n_threads)
+    cdef const Sum *sum = sum_for(ord)
+    cdef list labels, members          # the members are kept until the sum is taken
+    cdef Param *params = NULL
+    cdef Work *work = NULL
+    cdef Scratch scratch
+    cdef Job job
+    cdef fo_fenv_t caller
+    cdef Py_ssize_t i
+    labels, members = readable_members(arrays)
+    scratch.items, scratch.room = NULL, 0
+    try:
+        params = <Param *>renewed(NULL, len(members) * <Py_ssize_t>sizeof(Param))
+        work = <Work *>renewed(NULL, len(members) * <Py_ssize_t>sizeof(Work))
+        clear_job(&job, work, NULL)
+        # From here to the end no Python code runs but on the way to an error: arrays stay as they are now.
+        for i in range(len(members)):
+            if members[i] is not None:
+                if not has_form(<cnp.ndarray>members[i]):
+                    check_form(members[i], member_label(labels, i), True)
+                add_array(&job, &params[i], <cnp.ndarray>members[i])
+        job.moved = job.blocks
+        ask_for_sum(&job, sum, &scratch)
+        norm_team.most_threads = most
+        caller = fo_fenv_enter()
+        try:
+            launch(&norm_team, &job)
+            return sum.norm(join_sums(&job))
+        finally:
+            fo_fenv_leave(caller)
+    finally:
+        PyMem_Free(params)
+        PyMem_Free(work)
+        PyMem_Free(scratch.items)
+
+
+cdef const Sum *sum_for(ord) except NULL:
+    """What a norm of this order is made of, or the error."""
+    if is_number(ord) and float(ord) == 2:
+        return SQUARES
+    if is_number(ord) and float(ord) == np.inf:
+        return MAXIMUM
+    raise HyperparameterError(f"ord={shown(ord)} must be 2 or inf")
+
+
+cdef void add_array(Job *job, Param *q, cnp.ndarray array) noexcept:
+    """Add an array to a job that sums; `q` takes what has to be known of it."""
+    cdef Work *w = &job.work[job.n_work]
+    q.type, q.n, q.n_bytes = cnp.PyArray_TYPE(array), cnp.PyArray_SIZE(array), cnp.PyArray_NBYTES(array)
+    q.blocks = (q.n_bytes + BLOCK - 1) // BLOCK
+    w.q, w.g, w.first_block = q, <char *>cnp.PyArray_DATA(array), job.blocks
+    job.blocks += q.blocks
+    job.n_work += 1
+
+
+cdef tuple readable_members(arrays):
+    """What a caller gave as arrays: the names of a dict, [None] for one array, else None; and the arrays, as plain ones.
+    """
+    cdef list labels = None, members
+    cdef Py_ssize_t i
+    if isinstance(arrays, np.ndarray):
+        labels, members = [None], [arrays]
+    elif isinstance(arrays, (list, tuple)):
+        members = list(arrays)
+    elif isinstance(arrays, Mapping):
+        labels, members = list(arrays), [arrays[name] for name in arrays]
+    elif is_array(arrays):
+        labels, members = [None], [arrays]
+    else:
+        members = listed(arrays)
+        if members is None:
+            raise DTypeError(f"arrays is a {kind_of(arrays)}; one array, or a list, tuple or dict of them, is needed")
+    for i in range(len(members)):
+        if members[i] is not None and not cnp.PyArray_CheckExact(members[i]):
+            members[i] = np.asarray(as_array(members[i], member_label(labels, i), True))
+    return labels, members
+
+
+cdef str member_label(list labels, Py_ssize_t i):
+    """How messages call a member of `arrays`."""
+    if labels is None:
+        return f"arrays[{i}]"
+    return "arrays" if labels[i] is None else f"arrays[{labels[i]!r}]"
