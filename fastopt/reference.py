@@ -5,7 +5,8 @@ the scalars of step t, in double, in the order of h; ``<name>`` is the update. S
 the arrays (`rounded`), explicitly: NumPy would otherwise compute float32 arrays with float64 scalars in float64.
 
 A rule takes (p, g, state, h) and returns the new (p, state); h[0] is the factor of decoupled weight decay. The stages
-around it, in ``kernels/stages.pxi``, have their twins in `STAGES`; `program` says which a step has.
+around it, in ``kernels/stages.pxi``, have their twins in `STAGES`; `program` says which a step has. Sums over all
+elements, in ``kernels/sums.pxi``, have theirs in `SUMS`.
 
 `twin` steps copies of an optimizer's parameters by these rules.
 
@@ -491,6 +492,79 @@ def program(spec: Spec, x: X, grad_scale: float | None) -> tuple[_Stages, _Stage
     if wd != 0 and spec.decay == DECOUPLED_LAST:
         after.append(("shrink", [1.0 - x["lr"] * wd]))
     return before, after
+
+
+# --- Sums
+
+
+SUM_TILE, SUM_LANES = 1024, 16
+
+
+def tiled(x: Array, dtype: type) -> Array:
+    """A flat array as (tiles, additions, lanes), filled up with zeros: adding +0.0 to these sums changes no bit."""
+    tiles = -(-x.size // SUM_TILE)
+    y = np.zeros(tiles * SUM_TILE, dtype)
+    y[: x.size] = x
+    return y.reshape(tiles, SUM_TILE // SUM_LANES, SUM_LANES)
+
+
+def tile_sums(x: Array) -> Array:
+    """The sums of the tiles of a flat float64 array.
+
+    Lane j adds the elements j, j + 16, j + 32, ... in order; then the lanes are added by halves. Not by `numpy.sum`,
+    whose order of additions is not specified.
+    """
+    y = tiled(x, np.float64)
+    lanes = np.zeros((len(y), SUM_LANES))
+    for k in range(y.shape[1]):
+        lanes = lanes + y[:, k]
+    while lanes.shape[1] > 1:
+        half = lanes.shape[1] // 2
+        lanes = lanes[:, :half] + lanes[:, half:]
+    return lanes[:, 0]
+
+
+def tile_maxima(x: Array) -> Array:
+    """The largest absolute value of each tile of a flat array, in float64; NaN if there is one."""
+    return np.abs(tiled(x, np.float64)).max(axis=(1, 2))
+
+
+def total(x: Array, join: Callable[[Array], Array] = tile_sums) -> float:
+    """The sum of a flat float64 array: that of the sums of its tiles, until one is left. `join` makes those."""
+    while x.size > 1:
+        x = join(x)
+    return float(x[0]) if x.size else 0.0
+
+
+def squares(x: Array) -> Array:
+    """The sums of the squares of each tile of a flat array. The square of a float32 is exact in float64."""
+    x = x.astype(np.float64)
+    return tile_sums(x * x)
+
+
+SUMS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
+    "squares": (squares, tile_sums),
+    "maximum": (tile_maxima, tile_maxima),
+}
+"""Every sum by name: what it makes of the tiles of an array, and what joins tiles, and then arrays."""
+
+
+def array_sum(name: str, array: Array) -> float:
+    """A sum over one array, its elements taken in the order of memory."""
+    tiles, join = SUMS[name]
+    with np.errstate(all="ignore"):
+        return total(tiles(np.asarray(array).ravel(order="K")), join)
+
+
+def group_sum(name: str, arrays: Sequence[Array]) -> float:
+    """A sum over arrays: that of their sums, by the same tree, in their order; None is left out."""
+    with np.errstate(all="ignore"):
+        return total(np.array([array_sum(name, a) for a in arrays if a is not None]), SUMS[name][1])
+
+
+def norm(arrays: Sequence[Array], ord: float = 2) -> float:
+    """What `fastopt.norm` returns for a list of arrays."""
+    return group_sum("maximum", arrays) if ord == inf else sqrt(group_sum("squares", arrays))
 
 
 def lookahead(p: Array, v: Array, mu: Any) -> Array:

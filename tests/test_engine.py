@@ -171,6 +171,21 @@ def test_bits_do_not_depend_on_the_floating_point_environment(mode, threads, fen
                   [s for e in twin.state for s in e.values()])  # fmt: skip
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("mode", MODES)
+def test_norms_do_not_depend_on_the_floating_point_environment(mode, threads, fenv, nasties, same_bits):
+    """The squares of some are subnormal; NaN and infinities raise what would be trapped."""
+    rng = np.random.default_rng(threads)
+    for dtype, ord in itertools.product((np.float32, np.float64), (2, np.inf)):
+        scaled = [dtype(1), np.finfo(dtype).smallest_subnormal * 7, dtype(1e-30) if dtype is np.float32 else 1e-160]
+        lists = [[(rng.standard_normal(n) * scale).astype(dtype) for n in (5000, 1, 70)] for scale in scaled]
+        lists += [[nasties.values(kind, 500, dtype, rng)] for kind in ("ordinary", "nasty")]
+        for arrays in lists:
+            with nasties.parallel_from(0), Foreign(fenv, mode, threads):
+                got = fastopt.norm(arrays, ord, n_threads=threads)
+            same_bits(f"norm {ord} under {mode}", [np.array([got])], [np.array([reference.norm(arrays, ord)])])
+
+
 @pytest.mark.parametrize("value", [0.1, 0.7, 0.3, 0.9])
 @pytest.mark.parametrize("what", ["schedule", "first value", "lookahead"])
 @pytest.mark.parametrize("mode", ["upward", "downward"])
@@ -214,7 +229,7 @@ def test_a_forked_child_steps_serially_with_the_same_bits():
         opt.step([g]); twin.step([g])
         child = os.fork()
         opt.step([g]); twin.step([g])                      # a new team would hang in the child
-        good = (p == twin.params[0]).all()
+        good = (p == twin.params[0]).all() and fastopt.norm([p, g], n_threads=2) == reference.norm([p, g])
         if child == 0:
             good = good and engine.info()["threads"] == 1
             new = fastopt.SGD([p.copy()], n_threads=2)     # as would filling the state of a new optimizer
@@ -291,9 +306,11 @@ def test_a_schedule_that_steps_is_told_and_nothing_changes():
     assert opt.steps == 1
 
 
-def test_the_interpreter_lock_is_released_during_a_large_step():
+@pytest.mark.parametrize("what", ["step", "norm"])
+def test_the_interpreter_lock_is_released_during_a_large_step(what):
     p, g = problem(np.float32, 4_000_000)
     opt = fastopt.Adam([p], n_threads=1)
+    act = {"step": lambda: opt.step([g]), "norm": lambda: fastopt.norm([p, g], n_threads=1)}[what]
     ticks, stop = [], threading.Event()
 
     def tick():
@@ -309,7 +326,7 @@ def test_the_interpreter_lock_is_released_during_a_large_step():
         heard = 0
         for _ in range(20):
             before = len(ticks)
-            opt.step([g])
+            act()
             heard += len(ticks) > before
     finally:
         sys.setswitchinterval(interval)
@@ -390,6 +407,14 @@ opt = fastopt.Adam(arrays(1000, 100), n_threads=2)
 assert regions(opt, arrays(1000, 100))[0] == 0
 opt = fastopt.Adam(arrays(1, 8_000_000), n_threads=1)
 assert regions(opt, arrays(1, 8_000_000))[0] == 0
+class Norm:
+    def __init__(self, **options):
+        self.step = lambda arrays: fastopt.norm(arrays, **options)
+for ord in (2, np.inf):
+    assert regions(Norm(ord=ord, n_threads=2), arrays(1000, 7_000) + arrays(3, 70_000, np.float64)) == (1, 2)
+    assert regions(Norm(ord=ord, n_threads=3), arrays(1, 8_000_000)) == (1, 3)
+    assert regions(Norm(ord=ord, n_threads=2), arrays(1, 1_100_000))[0] == 0
+    assert regions(Norm(ord=ord, n_threads=1), arrays(1, 8_000_000))[0] == 0
 print("good")
 """,
         LD_PRELOAD=counter,

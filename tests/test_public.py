@@ -15,8 +15,9 @@ import pytest
 import fastopt
 
 MODULES = [
-    f"fastopt{x}" for x in ("", ".schedules", ".functional", ".reference", ".training", ".preprocessing", ".typing")
-]  # fmt: skip
+    f"fastopt{x}"
+    for x in ("", ".schedules", ".functional", ".reference", ".training", ".preprocessing", ".norms", ".typing")
+]
 SCHEDULES = [getattr(fastopt.schedules, name) for name in fastopt.schedules.__all__]
 WITH_EXAMPLES = [*fastopt.OPTIMIZERS.values(), *SCHEDULES]
 

@@ -3,7 +3,7 @@
 A loop that is not gives the same bits, only more slowly: no other test sees it. This one reads the machine code. A
 vectorized loop is a jump backwards over instructions that neither jump, call nor compute with single numbers, and that
 reach memory in vectors as wide as the level has them. Beside it there are others, for the elements left over and for
-operands that overlap: a rule needs as many vectorized ones as it has loops in the source.
+operands that overlap: a rule needs as many vectorized ones as it has loops in the source. A sum needs one.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from fastopt import engine, kernels
 SOURCES = [Path(__file__).parents[1] / "fastopt" / "kernels" / name for name in ("rules.pxi", "stages.pxi")]
 MODULES = sorted(module.name for module in pkgutil.iter_modules(kernels.__path__))
 DTYPES = ("float32", "float64")  # in the order of the fused type
+SUMS = {(name, dtype) for name in engine.sums() for dtype in DTYPES} | {("values", "float64")}
+NOT_IN_VECTORS = {("generic", "maximum", "float64")}  # SSE2 cannot compare whole numbers of 64 bits
 OBJDUMP = shutil.which("objdump")
 
 # The bytes of a vector, for each kernel module.
@@ -49,11 +51,12 @@ class Instruction(NamedTuple):
 
 
 def functions(listing: str, module: str) -> Iterator[tuple[str, str, list[Instruction]]]:
-    """Rule, dtype and instructions of every function that a fused one was compiled to."""
+    """Name, dtype and instructions of every function that a fused one was compiled to; others are of float64."""
     for block in listing.split("\n\n"):
-        if head := re.match(rf"\s*[0-9a-f]+ <_*pyx_fuse_([01])_\w*\d{module}_(\w+)(?:\.lto_priv\.\d+)?>:", block):
+        symbol = rf"\s*[0-9a-f]+ <_*pyx_(?:fuse_([01])_)?\w*\d{module}_(\w+)(?:\.lto_priv\.\d+)?>:"
+        if head := re.match(symbol, block):
             lines = re.findall(r"^ *([0-9a-f]+):\s+(\S+)[ \t]*(.*)", block, re.MULTILINE)
-            yield head[2], DTYPES[int(head[1])], [Instruction(int(at, 16), *line) for at, *line in lines]
+            yield head[2], DTYPES[int(head[1] or 1)], [Instruction(int(at, 16), *line) for at, *line in lines]
 
 
 def loops(code: list[Instruction]) -> Iterator[list[Instruction]]:
@@ -96,6 +99,7 @@ def test_loops_are_vectorized(module):
         pytest.skip("the names of the functions were stripped from the module")
     widths = {(rule, dtype): [width(loop) for loop in loops(code)] for rule, dtype, code in functions(listing, module)}
     needed = {(rule, dtype): n for rule, n in loops_in_source().items() for dtype in DTYPES}
+    needed |= dict.fromkeys((key for key in SUMS if (module, *key) not in NOT_IN_VECTORS), 1)
     assert needed.keys() <= widths.keys(), f"{module} lacks the functions of {sorted(needed.keys() - widths.keys())}"
     done = {key: widths[key].count(WIDTHS[module]) for key in needed}
     wrong = [f"{rule} {dtype} ({done[rule, dtype]} of {n} loops)"

@@ -1,4 +1,4 @@
-# For tests: the walk of a step, over arrays that no machine has room for; and a stage by itself.
+# For tests: the walk of a step, over arrays that no machine has room for; a stage by itself, and sums in any pieces.
 
 cdef enum:
     MOST_NOTED = 16
@@ -72,3 +72,31 @@ def run_stage_alone(str name, cnp.ndarray target, cnp.ndarray gradient, cnp.ndar
     else:
         f64[0] = <double *>cnp.PyArray_DATA(param)
         run_stage(&stage, <double *>cnp.PyArray_DATA(target), <const double *>cnp.PyArray_DATA(gradient), f64, n)
+
+
+def run_sum_alone(str name, cnp.ndarray x):
+    """What a sum gives for each tile of a flat array, at the level in use. For tests."""
+    cdef const Sum *sum = find_sum(name)
+    cdef cnp.ndarray out = np.empty(tiles_of(x.shape[0]))
+    if not has_form(x):
+        raise ValueError(f"the sum {name!r} takes flat arrays of float32 or float64")
+    if cnp.PyArray_TYPE(x) == cnp.NPY_DOUBLE:
+        sum.f64(<double *>cnp.PyArray_DATA(out), <const double *>cnp.PyArray_DATA(x), x.shape[0])
+    else:
+        sum.f32(<double *>cnp.PyArray_DATA(out), <const float *>cnp.PyArray_DATA(x), x.shape[0])
+    return out
+
+
+def sum_in_pieces(str name, list arrays, list pieces):
+    """A sum over all arrays, and that of each, with the blocks of the virtual range taken in pieces.
+
+    A piece is (begin, end); no two may meet. For tests.
+    """
+    cdef Summands summands = Summands(arrays)
+    summands.collect(find_sum(name))
+    for begin, end in pieces:
+        if not 0 <= begin <= end <= summands.job.blocks:
+            raise ValueError(f"({begin}, {end}) is no piece of {summands.job.blocks} blocks")
+        sum_blocks(&summands.job, begin, end)
+    total = join_sums(&summands.job)
+    return total, [summands.job.sums[i] for i in range(summands.job.n_work)]

@@ -104,38 +104,54 @@ def norm(arrays, ord, n_threads):
     """See `fastopt.norm`."""
     cdef int most = most_threads(n_threads)
     cdef const Sum *sum = sum_for(ord)
-    cdef list labels, members          # the members are kept until the sum is taken
-    cdef Param *params = NULL
-    cdef Work *work = NULL
+    cdef Summands summands = Summands(arrays)
+    summands.collect(sum)
+    norm_team.most_threads = most
+    return summands.take(&norm_team)
+
+
+@cython.final
+cdef class Summands:
+    """Arrays of a caller's that a job sums."""
+    cdef list labels                   # the names of a dict, [None] for one array, else None
+    cdef list members                  # plain arrays and None, kept until the sum is taken
+    cdef Param *params
+    cdef Work *work
     cdef Scratch scratch
     cdef Job job
-    cdef fo_fenv_t caller
-    cdef Py_ssize_t i
-    labels, members = readable_members(arrays)
-    scratch.items, scratch.room = NULL, 0
-    try:
-        params = <Param *>renewed(NULL, len(members) * <Py_ssize_t>sizeof(Param))
-        work = <Work *>renewed(NULL, len(members) * <Py_ssize_t>sizeof(Work))
-        clear_job(&job, work, NULL)
-        # From here to the end no Python code runs but on the way to an error: arrays stay as they are now.
-        for i in range(len(members)):
-            if members[i] is not None:
-                if not has_form(<cnp.ndarray>members[i]):
-                    check_form(members[i], member_label(labels, i), True)
-                add_array(&job, &params[i], <cnp.ndarray>members[i])
-        job.moved = job.blocks
-        ask_for_sum(&job, sum, &scratch)
-        norm_team.most_threads = most
-        caller = fo_fenv_enter()
+
+    def __cinit__(self, arrays):
+        cdef Py_ssize_t n
+        self.labels, self.members = readable_members(arrays)
+        n = len(self.members)
+        self.params = <Param *>renewed(NULL, n * <Py_ssize_t>sizeof(Param))
+        self.work = <Work *>renewed(NULL, n * <Py_ssize_t>sizeof(Work))
+
+    def __dealloc__(self):
+        PyMem_Free(self.params)
+        PyMem_Free(self.work)
+        PyMem_Free(self.scratch.items)
+
+    cdef collect(self, const Sum *sum):
+        """Check the arrays and make the job. No Python code runs from here on but for an error: they stay like that."""
+        cdef Py_ssize_t i
+        clear_job(&self.job, self.work, NULL)
+        for i in range(len(self.members)):
+            if self.members[i] is not None:
+                if not has_form(<cnp.ndarray>self.members[i]):
+                    check_form(self.members[i], member_label(self.labels, i), True)
+                add_array(&self.job, &self.params[i], <cnp.ndarray>self.members[i])
+        self.job.moved = self.job.blocks
+        ask_for_sum(&self.job, sum, &self.scratch)
+
+    cdef double take(self, Team *team) except? -1:
+        """The norm, of whatever order, over all."""
+        cdef fo_fenv_t caller = fo_fenv_enter()
         try:
-            launch(&norm_team, &job)
-            return sum.norm(join_sums(&job))
+            launch(team, &self.job)
+            return self.job.sum.norm(join_sums(&self.job))
         finally:
             fo_fenv_leave(caller)
-    finally:
-        PyMem_Free(params)
-        PyMem_Free(work)
-        PyMem_Free(scratch.items)
 
 
 cdef const Sum *sum_for(ord) except NULL:
@@ -158,8 +174,7 @@ cdef void add_array(Job *job, Param *q, cnp.ndarray array) noexcept:
 
 
 cdef tuple readable_members(arrays):
-    """What a caller gave as arrays: the names of a dict, [None] for one array, else None; and the arrays, as plain ones.
-    """
+    """The labels (see Summands) of what a caller gave as arrays, and the arrays as plain ones, or None."""
     cdef list labels = None, members
     cdef Py_ssize_t i
     if isinstance(arrays, np.ndarray):

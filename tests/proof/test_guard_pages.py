@@ -106,7 +106,10 @@ class Walk:
         return config.make(self.arrays("parameter", dtype, which), state_factory=supply, **options)
 
     def step(self, config: Config, dtype, which: Sequence[int], threads: int) -> int:
-        """All that a step can do to arrays: alone, with scaled gradients, looking for NaN, flushing; how many."""
+        """All that a step can do to arrays: alone, with scaled gradients, looking for NaN, flushing; how many.
+
+        And the norm of the gradients.
+        """
         gradients = self.arrays("gradient", dtype, which)
         opt = self.optimizer(config, dtype, which, n_threads=threads, nonfinite="skip")
         for count in (0, 63):  # the second begins with a flush
@@ -116,6 +119,8 @@ class Walk:
         assert opt.steps == 4 and opt.skipped_steps == 0
         if isinstance(opt, fastopt.NAG):
             opt.lookahead()
+        for ord in (2, np.inf):
+            fastopt.norm(gradients, ord, n_threads=threads)
         return 4 * len(which)
 
 

@@ -148,6 +148,20 @@ def test_an_array_of_more_than_2_to_the_31_elements(amount, tally):
     tally("seconds for that", round(time.perf_counter() - start))
 
 
+def test_a_norm_of_more_than_2_to_the_31_elements(tally):
+    """Memory of zeros that was never written to takes no room, but where the few others are."""
+    try:
+        x = np.zeros(ELEMENTS, np.float32)
+    except MemoryError:
+        pytest.skip("the system does not lend so much memory, even if little of it is used")
+    for places in ((0, 2**31), (2**31 - 1, 2**31 + 1024), (2**29 + 1, ELEMENTS - 1)):
+        x[list(places)] = 3.0, -4.0
+        for threads in (1, 3):
+            assert (fastopt.norm(x, n_threads=threads), fastopt.norm(x, np.inf, n_threads=threads)) == (5.0, 4.0)
+        x[list(places)] = 0
+    tally("elements of one array summed", ELEMENTS)
+
+
 # --- Very many arrays
 
 

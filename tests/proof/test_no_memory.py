@@ -129,6 +129,7 @@ def calls(cls: type[Optimizer], convention: str) -> dict[str, Call]:
                 s[1][1], step=7
             ),
         ),
+        "norm": Call(three, lambda arrays: [fastopt.norm(arrays), fastopt.norm(dict(enumerate(arrays)), np.inf)]),
         "rebind": Call(lambda: (stepped(made()), three()[1] + 1), lambda s: s[0].rebind(1, s[1])),
     }
     for option in ({"amsgrad": True}, {"centered": True}, {"momentum": 0.5}):

@@ -36,6 +36,7 @@ def main(library: str) -> None:
                 opt.step(values[dtype], grad_scale=2.0 if count else None)
             if isinstance(opt, fastopt.NAG):
                 arrays += opt.lookahead()
+            arrays += [np.array(fastopt.norm(values[dtype], ord)) for ord in (2, np.inf)]
         assert opt.steps == 2
         for state in opt.state:
             arrays += [a for a in state.values() if isinstance(a, np.ndarray)]

@@ -15,6 +15,7 @@ from conftest import parallel_from
 from test_bits import CONFIGS, DTYPES, FADING, start_at
 
 import fastopt
+from fastopt import reference
 from fastopt.errors import ConcurrentStepError
 
 SIZES = (20_000, 1, 513, 17_000, 0, 1030)
@@ -59,6 +60,8 @@ def teams() -> int:
         for _ in range(4):
             opt.step([np.full_like(g, np.nan) for g in grads])
         assert opt.steps == 2 and opt.skipped_steps == 4
+        for ord in (2, np.inf):
+            assert fastopt.norm(grads, ord, n_threads=threads) == reference.norm(grads, ord)
         done += 6
     return done
 
