@@ -140,7 +140,9 @@ def pytest_terminal_summary(terminalreporter):
     """One row a case: microseconds of each, and how many times fastopt's they take."""
     if not RESULTS:
         return
-    names = [name for name in (*libraries.LIBRARIES, *libraries.ONE_THREAD) if any(name in t for _, t in RESULTS)]
+    there = dict.fromkeys(name for _, times in RESULTS for name in times)
+    names = [name for name in (*libraries.LIBRARIES, *libraries.ONE_THREAD) if name in there]
+    names += [name for name in there if name not in names]
     write = terminalreporter.write_line
     terminalreporter.section("medians of interleaved rounds: µs a step (times fastopt's)")
     write(f"{'case':<44}" + "".join(f"{name:>20}" for name in names))

@@ -9,6 +9,7 @@ No checks, no scalars, no hyperparameters: nothing but pointers, one call for al
 import numpy as np
 
 from cython.parallel cimport parallel
+from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
 
 cdef extern from "omp.h" nogil:
@@ -123,3 +124,59 @@ cdef class Roofline:
             return
         with nogil, parallel(num_threads=n_threads):
             self.share(omp_get_thread_num(), omp_get_num_threads())
+
+
+cdef uint64_t read(const uint64_t *x, Py_ssize_t n) noexcept nogil:
+    cdef uint64_t found = 0
+    cdef Py_ssize_t i
+    for i in range(n):
+        found = found ^ x[i]
+    return found
+
+
+cdef class Reading:
+    """Reads arrays, whole words of them: what a sum cannot do without."""
+    cdef list arrays
+    cdef Py_ssize_t total
+    cdef const uint64_t **x
+    cdef Py_ssize_t *size
+
+    def __init__(self, list arrays):
+        self.arrays = arrays
+        self.x = <const uint64_t **>malloc(len(arrays) * sizeof(uint64_t *))
+        self.size = <Py_ssize_t *>malloc(len(arrays) * sizeof(Py_ssize_t))
+        for i, a in enumerate(arrays):
+            self.x[i], self.size[i] = <const uint64_t *><Py_ssize_t>a.ctypes.data, a.nbytes // 8
+        self.total = sum([a.nbytes // 8 for a in arrays])
+
+    def __dealloc__(self):
+        free(self.x)
+        free(self.size)
+
+    cdef uint64_t share(self, int k, int n, Py_ssize_t n_arrays) noexcept nogil:
+        cdef Py_ssize_t begin = self.total * k // n, end = self.total * (k + 1) // n, at = 0, i, first, last
+        cdef uint64_t found = 0
+        for i in range(n_arrays):
+            first, last = max(0, begin - at), min(self.size[i], end - at)
+            at += self.size[i]
+            if first < last:
+                found = found ^ read(self.x[i] + first, last - first)
+        return found
+
+    def read(self, int n_threads):
+        """Read once; returns what depends on every word."""
+        cdef uint64_t found[256]
+        cdef uint64_t both = 0
+        cdef Py_ssize_t n_arrays = len(self.arrays)
+        cdef int k, n = min(n_threads, 256)
+        for k in range(n):
+            found[k] = 0
+        if n == 1:
+            with nogil:
+                found[0] = self.share(0, 1, n_arrays)
+        else:
+            with nogil, parallel(num_threads=n):
+                found[omp_get_thread_num()] = self.share(omp_get_thread_num(), omp_get_num_threads(), n_arrays)
+        for k in range(n):
+            both = both ^ found[k]
+        return both
