@@ -29,20 +29,25 @@ def bits(of: str) -> str:
 
 RULES = "fastopt/kernels/rules.pxi"
 STAGES = "fastopt/kernels/stages.pxi"
+SUM_KERNELS = "fastopt/kernels/sums.pxi"
 PROGRAM = "fastopt/_engine/program.pxi"
 SCALARS = "fastopt/_engine/scalars.pxi"
 ENGINE = "fastopt/engine.pyx"
 ARRAYS, FOREIGN, GRADIENTS, GROUP, LEVELS, MEMORY = (
     f"fastopt/_engine/{part}.pxi" for part in ("arrays", "foreign", "gradients", "group", "levels", "memory")
 )
-BANK, BORROW, OPERANDS, TEAM, THREADS, WALK = (
-    f"fastopt/_engine/{part}.pxi" for part in ("bank", "borrow", "operands", "team", "threads", "walk")
+BANK, BORROW, OPERANDS, SUMS, TEAM, THREADS, WALK = (
+    f"fastopt/_engine/{part}.pxi" for part in ("bank", "borrow", "operands", "sums", "team", "threads", "walk")
 )
 OPTIMIZER, STATE, FUNCTIONAL = "fastopt/optimizer.py", "fastopt/state.py", "fastopt/functional.py"
 SGD, ADAM, SCHEDULES, OPENMP = "fastopt/sgd.py", "fastopt/adam.py", "fastopt/schedules.py", "fastopt/_openmp.py"
 DECLARE, CHECKPOINT = "fastopt/declare.py", "fastopt/checkpoint.py"
 
 GAPS = "proof/test_gaps.py"
+TREE = "test_norms.py -k 'sums_of_tiles and squares or order_of_additions'"
+LARGEST = "test_norms.py -k 'sums_of_tiles and maximum or a_nan'"
+LEVELS_OF_TREE = "test_norms.py -k 'more_tiles or more_arrays'"
+PIECES = "test_norms.py -k cut_anywhere"
 FLUSHES = "test_bits.py -k flush"
 AT_ONCE = "test_bits.py -k test_any_optimizer"
 SKIPPED = "test_bits.py -k 'skipped or equal_counts'"
@@ -336,11 +341,12 @@ MUTANTS = [
     ),
     Mutant(
         "read-only parameters", ARRAYS,
-        " and cnp.PyArray_ISWRITEABLE(a)\n", "\n", BAD_ARRAYS,
+        "if cnp.PyArray_ISWRITEABLE(a) and has_form(a):", "if has_form(a):", BAD_ARRAYS,
     ),
     Mutant(
         "parameters with gaps", ARRAYS,
-        "and (cnp.PyArray_IS_C_CONTIGUOUS(a) or cnp.PyArray_IS_F_CONTIGUOUS(a))):", "):", BAD_ARRAYS,
+        "cnp.PyArray_ISALIGNED(a) and (cnp.PyArray_IS_C_CONTIGUOUS(a) or cnp.PyArray_IS_F_CONTIGUOUS(a)))",
+        "cnp.PyArray_ISALIGNED(a))", BAD_ARRAYS,
     ),
     Mutant(
         "parameters of any floating type", ARRAYS,
@@ -650,7 +656,7 @@ MUTANTS = [
     ),
     Mutant(
         "blocks of as many elements for both types", WALK,
-        "per_block = BLOCK // (8 if w.q.type == cnp.NPY_DOUBLE else 4)", "per_block = BLOCK // 8", CUT,
+        "return BLOCK // (8 if w.q.type == cnp.NPY_DOUBLE else 4)", "return BLOCK // 8", CUT,
     ),
     Mutant(
         "the last block only if it is full", OPERANDS,
@@ -689,6 +695,134 @@ MUTANTS = [
         "a NaN is looked for by the caller alone", WALK,
         "if any_nonfinite(job.work, job.n_work, share_begin(job.blocks, k, n),\n",
         "if k == 0 and any_nonfinite(job.work, job.n_work, share_begin(job.blocks, k, n),\n", NONFINITE,
+    ),
+
+    # --- Sums
+    Mutant(
+        "lanes are joined by neighbours", SUM_KERNELS,
+        "lanes[j] = lanes[j] + lanes[j + 8]", "lanes[j] = lanes[2 * j] + lanes[2 * j + 1]", TREE,
+    ),
+    Mutant(
+        "the last half of the lanes the other way round", SUM_KERNELS,
+        "lanes[j] = lanes[j] + lanes[j + 2]", "lanes[j] = lanes[j] + lanes[3 - j]", TREE,
+    ),
+    Mutant(
+        "squares of float32 in float32", SUM_KERNELS,
+        """                a = x[j]
+                lanes[j] = lanes[j] + a * a
+""",
+        """                a = x[j] * x[j]
+                lanes[j] = lanes[j] + a
+""", TREE,
+    ),
+    Mutant(
+        "lanes that go on in the next tile", SUM_KERNELS,
+        """    cdef double a
+    cdef Py_ssize_t i, j, k, size
+    for k in range((n + SUM_TILE - 1) // SUM_TILE):
+        size = min(n - SUM_TILE * k, SUM_TILE)
+        for j in range(SUM_LANES):
+            lanes[j] = 0
+""",
+        """    cdef double a
+    cdef Py_ssize_t i, j, k, size
+    for j in range(SUM_LANES):
+        lanes[j] = 0
+    for k in range((n + SUM_TILE - 1) // SUM_TILE):
+        size = min(n - SUM_TILE * k, SUM_TILE)
+""", TREE,
+    ),
+    Mutant(
+        "the elements that fill no lanes are left out", SUM_KERNELS,
+        "        for j in range(size):\n            a = x[j]\n",
+        "        for j in range(0):\n            a = x[j]\n", TREE,
+    ),
+    Mutant(
+        "tiles of one element less", SUM_KERNELS,
+        "        size = min(n - SUM_TILE * k, SUM_TILE)\n        for j in range(SUM_LANES):\n            lanes[j] = 0\n"
+        "        for i in range(size // SUM_LANES):\n            for j in range(SUM_LANES):\n                a = x[j]",
+        "        size = min(n - SUM_TILE * k, SUM_TILE - 1)\n        for j in range(SUM_LANES):\n"
+        "            lanes[j] = 0\n        for i in range(size // SUM_LANES):\n            for j in range(SUM_LANES):\n"
+        "                a = x[j]", TREE,
+    ),
+    Mutant(
+        "sums of tiles are squared again", SUM_KERNELS,
+        "                lanes[j] = lanes[j] + x[j]\n", "                lanes[j] = lanes[j] + x[j] * x[j]\n", LEVELS_OF_TREE,
+    ),
+    Mutant(
+        "the rest of the sums of tiles is left out", SUM_KERNELS,
+        "        for j in range(size):\n            lanes[j] = lanes[j] + x[j]\n",
+        "        for j in range(0):\n            lanes[j] = lanes[j] + x[j]\n", TREE,
+    ),
+    Mutant(
+        "the largest with its sign", SUM_KERNELS,
+        "            a = a & magnitude_bits\n            lanes", "            lanes", LARGEST,
+    ),
+    Mutant(
+        "NaN is not the largest", SUM_KERNELS,
+        "min(n - SUM_TILE * k, SUM_TILE), 0x7FFFFFFF)", "min(n - SUM_TILE * k, SUM_TILE), 0x7F800000)", LARGEST,
+    ),
+    Mutant(
+        "the largest but for some lanes", SUM_KERNELS,
+        "found = lanes[j] if lanes[j] > found else found", "found = lanes[j] if j < 15 and lanes[j] > found else found",
+        LARGEST,
+    ),
+    Mutant(
+        "the largest but for the last elements", SUM_KERNELS,
+        "for i in range(n // SUM_LANES * SUM_LANES, n):", "for i in range(n // SUM_LANES * SUM_LANES, n - 1):", LARGEST,
+    ),
+    Mutant(
+        "the sum for the norm", SUM_KERNELS, "    return sqrt(total)\n", "    return total\n", "test_norms.py -k right",
+    ),
+    Mutant(
+        "a tile that begins in a piece is left to the next one", SUMS,
+        "tiles_of(min(end - w.first_block, w.q.blocks) * per_block))",
+        "min(end - w.first_block, w.q.blocks) * per_block // SUM_TILE)", PIECES,
+    ),
+    Mutant(
+        "a tile is summed beyond the end of its array", SUMS,
+        "n = min(last * SUM_TILE, w.q.n) - start", "n = last * SUM_TILE - start", PIECES,
+    ),
+    Mutant(
+        "the sums of an array over those of the one before", SUMS,
+        "return job.sums + i + job.work[i].first_block // TILE_BLOCKS",
+        "return job.sums + job.work[i].first_block // TILE_BLOCKS", PIECES,
+    ),
+    Mutant(
+        "sums of arrays in the room of all", SUMS,
+        "return join(job.sum, job.sums + job.n_work, job.sums, job.n_work)",
+        "return join(job.sum, job.sums, job.sums, job.n_work)", PIECES,
+    ),
+    Mutant(
+        "one level of the tree alone", SUMS,
+        "    while n > 1:\n        sum.join(to, x, n)\n", "    if n > 1:\n        sum.join(to, x, n)\n", LEVELS_OF_TREE,
+    ),
+    Mutant(
+        "threads that step where they have to sum", WALK,
+        "done = take_shares(job, k, step_blocks if job.sum == NULL else sum_blocks)",
+        "done = take_shares(job, k, step_blocks)", "test_norms.py -k bits_of_a_norm_are",
+    ),
+    Mutant(
+        "a norm in the caller's floating-point environment", SUMS,
+        "cdef fo_fenv_t caller = fo_fenv_enter()\n        try:\n            launch(team, &self.job)",
+        "cdef fo_fenv_t caller = fo_fenv_enter()\n        fo_fenv_leave(caller)\n        try:\n"
+        "            launch(team, &self.job)", "test_engine.py -k norms_do_not_depend",
+    ),
+    Mutant(
+        "a norm leaves its floating-point environment behind", SUMS,
+        "            fo_fenv_leave(caller)\n", "            pass\n", "test_engine.py -k norms_do_not_depend",
+    ),
+    Mutant(
+        "a norm of arrays that no kernel can walk", SUMS,
+        "if not has_form(<cnp.ndarray>self.members[i]):", "if False:", "test_norms.py -k refused",
+    ),
+    Mutant(
+        "the norm of order 2 for every order", SUMS,
+        "        return MAXIMUM\n", "        return SQUARES\n", "test_norms.py -k right",
+    ),
+    Mutant(
+        "the threads of an earlier norm", SUMS,
+        "    norm_team.most_threads = most\n", "    pass\n", "test_engine.py -k one_region",
     ),
 
     # --- Threads, and the floating-point environment
