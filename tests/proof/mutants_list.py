@@ -747,7 +747,8 @@ MUTANTS = [
     ),
     Mutant(
         "sums of tiles are squared again", SUM_KERNELS,
-        "                lanes[j] = lanes[j] + x[j]\n", "                lanes[j] = lanes[j] + x[j] * x[j]\n", LEVELS_OF_TREE,
+        "                lanes[j] = lanes[j] + x[j]\n", "                lanes[j] = lanes[j] + x[j] * x[j]\n",
+        LEVELS_OF_TREE,
     ),
     Mutant(
         "the rest of the sums of tiles is left out", SUM_KERNELS,

@@ -62,6 +62,8 @@ opt.step(g, grad_scale="large")  # error
 opt.n_threads = "all"  # error
 opt.steps = 3  # error
 functional.adam_(w, g, m, v)  # error
+fastopt.norm(3.0)  # error
+fastopt.norm(w, "fro")  # error
 functional.bind(3, w, [m, v])  # error
 functional.bind("adam", w, [m, v]).step(g)  # error
 functional.adam_(w, g, m, step=1)  # error
