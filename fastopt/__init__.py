@@ -47,6 +47,7 @@ from fastopt.errors import (
     UnknownAttributeError,
     UnknownOptionError,
 )
+from fastopt.norms import norm
 from fastopt.optimizer import Optimizer
 
 # The order is that of `OPTIMIZERS`.
@@ -129,7 +130,6 @@ if TYPE_CHECKING:  # else `__getattr__`, at the end, imports them
     from fastopt import schedules as schedules
     from fastopt._config import show_config as show_config
     from fastopt.checkpoint import load as load
-    from fastopt.norms import norm as norm
     from fastopt.preprocessing import Scaler as Scaler
     from fastopt.preprocessing import minmax_scale as minmax_scale
     from fastopt.preprocessing import standardize as standardize
@@ -143,7 +143,6 @@ if TYPE_CHECKING:  # else `__getattr__`, at the end, imports them
 _LAZY = {
     "load": "checkpoint",
     "show_config": "_config",
-    "norm": "norms",
     "minimize": "training", "minibatches": "training", "MinimizeResult": "training", "MinimizeState": "training",
     "Scaler": "preprocessing", "minmax_scale": "preprocessing", "standardize": "preprocessing",
 }  # fmt: skip
