@@ -38,6 +38,7 @@ LEFT_OUT = {
     "proof/test_killed_saves.py": "watches and forges system calls, and AddressSanitizer makes some of its own",
     "proof/test_surface.py::test_nothing_runs_when_a_module_is_loaded": "AddressSanitizer adds what runs then",
     "test_engine.py::test_forty_thousand_arrays_are_cheap": "takes longer than it may",
+    "proof/test_large.py::test_a_norm_of_more_than_2_to_the_31_elements": "the shadow takes an eighth as much memory",
     "test_foreign.py::test_an_optimizer_in_a_worker_of_joblib": "joblib's workers take longer than they may",
     "test_vectorized.py": "reads machine code, which is another here",
     "test_bench_tools.py": "no code of the extension modules",
