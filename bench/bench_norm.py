@@ -28,7 +28,7 @@ class Norm(NamedTuple):
 
     @property
     def optimizer(self):
-        return f"norm {self.ord:g}"
+        return f"ord={self.ord:g}"
 
     @property
     def shapes(self):
