@@ -53,6 +53,9 @@ def norm(arrays: Gradients, ord: float = 2, *, n_threads: int | None = None) -> 
     No square of a float32 overflows or underflows: the norm of ``[3e30, 4e30]`` is 5e30. Squares of float64 overflow
     above 1.3e154, where the norm is ``inf``, and vanish below 1.5e-162. A NaN anywhere gives NaN, for either `ord`.
 
+    A NumPy array costs some 20 ns beside its elements; any other, which is read through the buffer protocol or DLPack,
+    some 2.5 µs.
+
     Other libraries add the squares of float32 in float32. At 10,000,000 elements ``torch.linalg.vector_norm`` and
     ``torch.nn.utils.clip_grad_norm_`` are off by 3.7e-4 [1]_, and depend on how the elements are split into tensors;
     ``numpy.linalg.norm`` is off by 2e-5 to 5e-5. Both return ``inf`` where a float32 element is above 1.8e19.
