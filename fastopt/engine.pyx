@@ -121,8 +121,8 @@ include "_engine/gradients.pxi"
 include "_engine/sums.pxi"
 
 
-cdef enum:                    # so many parameters ahead, `collect` asks for what it will look at: after other work it is
-    FAR = 8                   # in no cache. First for the arrays,
+cdef enum:                    # so many parameters ahead, `collect` asks for what it will look at, which may be in no cache:
+    FAR = 8                   # first for the arrays,
     NEAR = 4                  # then for what they point to
 
 

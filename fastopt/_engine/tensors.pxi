@@ -94,7 +94,7 @@ cdef struct Binding:                  # what belongs to a parameter of the plan;
     bint pending                  # whether its state is put in place with the step at hand
     bint stale                    # whether it needs a new record
 
-cdef struct Trails:                   # of a binding: what `gather` will look at, to be asked for ahead. Hints: some may be gone
+cdef struct Trails:                   # of a binding: what `gather` will look at, asked for ahead. Some may be gone
     int n
     fo_trail_t at[MOST_BOUND + 2]     # the last gradient, the parameter, then its state
     const char *autograd              # of the parameter
