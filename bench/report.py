@@ -27,7 +27,7 @@ from matplotlib.ticker import LogFormatter
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 NOT_MEASURED = "Not measured."
 WIDE = 9  # columns of a table that can still be read
-GRADIENTS = ("same", "fresh", "cold")
+GRADIENTS = ("cold", "same", "fresh")
 WORDS = {"same": "same gradients", "fresh": "fresh gradients", "cold": "same gradients, cold caches"}
 DROP_IN = "fastopt.torch"
 
@@ -286,7 +286,8 @@ def optimizers_table(cases: list[Case]) -> str:
 
 def drop_in_block(results: Results) -> str:
     """fastopt through torch's interface, and torch."""
-    chosen = [*results.select(suite="step", optimizer="AdamW", dtype="float32", threads="1"),
+    chosen = [*(case for gradients in GRADIENTS for case in results.select(
+                suite="step", optimizer="AdamW", dtype="float32", threads="1", gradients=gradients)),
               *(case for case in results.select(suite="step", shape=BETWEEN[1], dtype="float32", threads="1")
                 if case.optimizer != "AdamW")]  # fmt: skip
     rows = [
