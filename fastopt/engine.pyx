@@ -121,7 +121,7 @@ include "_engine/gradients.pxi"
 include "_engine/sums.pxi"
 
 
-cdef enum:                    # so many parameters ahead, `collect` asks for what it will look at: it may be in no cache;
+cdef enum:                    # so many parameters ahead `collect` asks for what it will look at; it may be in no cache
     FAR = 8                   # first for the arrays,
     NEAR = 4                  # then for what they point to
 
