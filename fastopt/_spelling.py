@@ -11,7 +11,9 @@ ALIASES = {
     "wdecay": "weight_decay", "l2": "weight_decay", "beta": "betas", "beta1": "betas", "beta2": "betas",
     "beta_1": "betas", "beta_2": "betas", "b1": "betas", "b2": "betas", "mu": "momentum", "use_nesterov": "nesterov",
     "num_threads": "n_threads", "max_threads": "n_threads", "threads": "n_threads", "n_jobs": "n_threads",
-    "num_workers": "n_threads", "copy_gradients": "copy_grads",
+    "num_workers": "n_threads", "copy_gradients": "copy_grads", "max_grad_norm": "clip_norm", "max_norm": "clip_norm",
+    "global_clipnorm": "clip_norm", "gradient_clipping": "clip_norm", "clip_grad_norm": "clip_norm",
+    "clip_by_global_norm": "clip_norm",
 }  # fmt: skip
 
 
@@ -28,8 +30,10 @@ def meant(name: str, known: Iterable[str], near: float = 0.85) -> str | None:
 
 
 def about_clipping(name: str) -> str | None:
-    """What to say to a word for clipping; None for another word."""
+    """What to say to a word for clipping of another kind than ours; None for another word."""
     plain = name.lower()
+    if ALIASES.get(plain) == "clip_norm":
+        return "did you mean 'clip_norm'?"
     if "clip" not in plain and not (plain.startswith("max_") and plain.endswith("norm")):
         return None
-    return "fastopt does not clip gradients: scale them before step(), for example by min(1, max_norm / norm_of_all)"
+    return "fastopt clips gradients by the norm of all of them (clip_norm=), in no other way: do that before step()"

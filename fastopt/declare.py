@@ -80,7 +80,9 @@ MOMENT, SQUARE, MEAN = (2.0**-96, 2.0**-992), (2.0**-116, 2.0**-1012), (2.0**-58
 FLAGS = ("maximize", "decoupled_weight_decay", "flush_subnormal", "nesterov", "centered", "amsgrad", "bias_correction")
 # Every option that a parameter group of some optimizer has, and the settings of the whole step.
 OPTIONS = (*LIMITS, *FLAGS, "eps_placement")
-SETTINGS = ("n_threads", "nonfinite", "copy_grads", "state_factory")
+SETTINGS = ("n_threads", "nonfinite", "copy_grads", "state_factory", "clip_norm", "norm_type")
+# How a factor comes from the norm of all gradients: see `clip_factor` in reference.py. 0 where it is not said.
+CLIP_FORMS = {"keras": 1, "optax": 2, "thinc": 2}
 
 
 class Slot(NamedTuple):

@@ -62,6 +62,9 @@ class Plan:
     copy_grads: bool
     n_threads: int | None
     nonfinite: str
+    clip_norm: Any
+    norm_type: float
+    grad_norm: float | None
     state_factory: Callable[..., Any] | None
     steps: int
     skipped: int
@@ -73,6 +76,9 @@ class Plan:
         nonfinite: str = "propagate",
         copy_grads: bool = False,
         state_factory: Callable[..., Any] | None = None,
+        clip_norm: Any = None,
+        norm_type: float = 2,
+        clip_form: int = 0,
     ) -> None: ...
     def configure(self, settings: dict[str, Any]) -> None: ...
     def label(self, i: int) -> str: ...

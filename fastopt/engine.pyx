@@ -31,7 +31,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_XDECREF, Py_XINCREF
 from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
 from cython.parallel cimport parallel
-from libc.math cimport copysign, isfinite
+from libc.math cimport INFINITY, NAN, copysign, isfinite
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from libc.stdlib cimport getenv, qsort
 from libc.string cimport memcmp, memcpy, memmove, memset, strcmp
@@ -138,6 +138,12 @@ cdef class Plan(Operands):
         Threads for a step; None decides at every step.
     nonfinite : {"propagate", "raise", "skip"}
         What to do with NaN and infinities in gradients.
+    clip_norm : float, callable or None
+        What the norm of all gradients is not to exceed; a schedule is called with the steps taken.
+    norm_type : {2, inf}
+        Which norm that is.
+    clip_form : int
+        How a factor comes from it: CLIP_TORCH and the others of sums.pxi.
     copy_grads : bool
         Whether gradients of another memory order or floating type are copied into shape.
     state_factory : callable or None
@@ -146,6 +152,13 @@ cdef class Plan(Operands):
     cdef readonly list options        # the groups' dicts; an entry may be replaced between steps
     cdef readonly bint copy_grads
     cdef readonly object n_threads
+    cdef readonly object clip_norm
+    cdef readonly object norm_type
+    cdef const Sum *norm_sum
+    cdef Scratch scratch
+    cdef Clip clip                    # of the step at hand; its norm stays
+    cdef bint clips                   # whether the step at hand clips,
+    cdef bint clipped                 # and whether the last one did
     cdef readonly str nonfinite
     cdef readonly int64_t steps
     cdef readonly int64_t skipped
@@ -162,14 +175,17 @@ cdef class Plan(Operands):
         self.options, self.untouched = [], []
         self.team.backoff = FEWEST_ALONE
 
-    def __init__(self, derive, *, n_threads=None, nonfinite="propagate", copy_grads=False, state_factory=None):
+    def __init__(self, derive, *, n_threads=None, nonfinite="propagate", copy_grads=False, state_factory=None,
+                 clip_norm=None, norm_type=2, int clip_form=CLIP_TORCH):
         read_quota()                  # now: it runs Python code, which no step may
         self.derive = derive
+        self.clip.form = clip_form
         self.configure({"n_threads": n_threads, "nonfinite": nonfinite, "copy_grads": copy_grads,
-                        "state_factory": state_factory})
+                        "state_factory": state_factory, "clip_norm": clip_norm, "norm_type": norm_type})
 
     def __dealloc__(self):
         PyMem_Free(self.bank.items)
+        PyMem_Free(self.scratch.items)
 
     def configure(self, dict settings):
         """Change settings of the step, by the names of the constructor: all of them, or an error and none."""
@@ -182,6 +198,11 @@ cdef class Plan(Operands):
                 accepted = "'propagate', 'raise' or 'skip'"
             elif name == "copy_grads":
                 good, accepted = isinstance(value, bool) or isinstance(value, np.bool_), "True or False"
+            elif name == "clip_norm":
+                good = value is None or (callable(value) and not isinstance(value, type)) or is_limit(value)
+                accepted = f"{LIMIT}, a schedule, or None"
+            elif name == "norm_type":
+                good, accepted = is_number(value) and float(value) in (2, np.inf), "2 or inf"
             else:
                 good, accepted = value is None or callable(value), "None or callable(name, shape, dtype)"
             if not good:
@@ -190,9 +211,19 @@ cdef class Plan(Operands):
             n = settings["n_threads"]
             self.n_threads = None if n is None else int(n)
             self.team.most_threads = most_threads(n)
+        if "norm_type" in settings:
+            self.norm_type = settings["norm_type"]
+            self.norm_sum = sum_for(self.norm_type)
+        if "clip_norm" in settings:
+            self.clip_norm, self.clipped = settings["clip_norm"], False
         self.nonfinite = settings.get("nonfinite", self.nonfinite)
         self.copy_grads = bool(settings.get("copy_grads", self.copy_grads))
         self.state_factory = settings.get("state_factory", self.state_factory)
+
+    @property
+    def grad_norm(self):
+        """The norm of the gradients of the last step, before clipping; None if that did not clip."""
+        return self.clip.norm if self.clipped else None
 
     # --- One thing at a time
 
@@ -431,6 +462,9 @@ cdef class Plan(Operands):
     cdef list begin_step(self, Job *job, grads):
         """Check all and note what to step; the gradients, in a list that has to outlive the step."""
         cdef list given = <list>grads if type(grads) is list else as_list(self, grads)
+        self.clips = self.clip_norm is not None
+        if self.clips:
+            self.clip.limit, self.clip.grad_scale = self.limit_of_now(), self.grad_scale
         self.refresh_groups()
         if not self.collect(job, given):
             self.converted = given = convert_all(self, given, self.copy_grads)
@@ -439,7 +473,18 @@ cdef class Plan(Operands):
         if self.foreign:
             self.check_states()
         job.scan_nonfinite = self.nonfinite != "propagate"
+        if self.clips:
+            ask_for_sum(job, self.norm_sum, &self.scratch)
+            job.clip = &self.clip
+            job.moved += job.blocks       # gradients are read twice
         return given
+
+    cdef double limit_of_now(self) except -1:
+        """What the norm of this step's gradients is not to exceed."""
+        cdef object now = self.clip_norm(self.steps) if callable(self.clip_norm) else self.clip_norm
+        if not is_limit(now):
+            raise HyperparameterError(f"clip_norm={now!r} must be {LIMIT}")
+        return float(now)
 
     cdef bint collect(self, Job *job, list grads) except -1:
         """Check parameters and gradients, and note what to step; False if a gradient is no plain, fitting array.
@@ -455,7 +500,7 @@ cdef class Plan(Operands):
         self.begin_job(job, NULL)
         self.bank.n = 0
         for group in self.groups:
-            group.prepare(self.grad_scale)
+            group.prepare(self.grad_scale, self.clips)
             job.place = -1
             before = job.blocks
             end = group.first + group.n_params
@@ -511,6 +556,7 @@ cdef class Plan(Operands):
                 Py_XINCREF(job.work[i].grad)
         try:
             launch(&self.team, job)
+            self.clipped = self.clips
             if job.found and self.nonfinite == "raise":
                 complain_nonfinite(self, job)
         finally:

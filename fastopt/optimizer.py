@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from operator import index
@@ -13,6 +13,7 @@ import numpy as np
 
 from fastopt._spelling import about_clipping, meant
 from fastopt.declare import (
+    CLIP_FORMS,
     OPTIONS,
     SETTINGS,
     Declaration,
@@ -116,6 +117,16 @@ class Optimizer(Declaration, abstract=True):
     nonfinite : {"propagate", "raise", "skip"}, default "propagate"
         When any gradient holds a NaN or an infinity: let it through; raise `NonFiniteError`; or skip the whole step,
         count none, and increment ``skipped_steps``. The last two look before the first write.
+    clip_norm : float > 0 or callable, optional
+        Gradients whose norm, over all parameters of all groups, exceeds it are multiplied by the factor that brings it
+        down to it: as they are read, after ``grad_scale``, and stay as they are in memory. The norm is that of
+        `fastopt.norm`: float64, the same bits on any machine. The factor is computed in float64, as the convention's
+        library does, and rounded once: ``min(1, clip_norm / (norm + 1e-6))`` (torch, paper, sklearn),
+        ``clip_norm * min(1 / norm, 1 / clip_norm)`` (keras: ``global_clipnorm``), ``clip_norm / norm`` from
+        ``clip_norm`` on (optax, thinc). Where the norm is infinite or NaN, gradients become 0 and NaN as there. A
+        schedule is called with the number of steps taken. With ``inf`` nothing is clipped, and ``grad_norm`` is known.
+    norm_type : {2, inf}, default 2
+        Which norm that is: the root of the sum of squares, or the largest magnitude.
     copy_grads : bool, default False
         Accept gradients of another memory order or floating type, by copying them.
     convention : {"torch", "keras", "optax", "sklearn", "thinc", "paper"}, optional
@@ -140,6 +151,10 @@ class Optimizer(Declaration, abstract=True):
     nonfinite: Nonfinite = _setting(
         "nonfinite", "What to do with NaN and infinities in gradients: see the parameter. Can be set."
     )
+    clip_norm: float | Callable[[int], float] | None = _setting(
+        "clip_norm", "What the norm of all gradients is not to exceed, or None: see the parameter. Can be set."
+    )
+    norm_type: float = _setting("norm_type", "Which norm clip_norm is about: 2 or inf. Can be set.")
     copy_grads: bool = _setting(
         "copy_grads", "Whether gradients that do not fit are copied: see the parameter. Can be set."
     )
@@ -161,6 +176,8 @@ class Optimizer(Declaration, abstract=True):
         copy_grads: bool = False,
         convention: str | None = None,
         state_factory: StateFactory | None = None,
+        clip_norm: float | Callable[[int], float] | None = None,
+        norm_type: float = 2,
         **unknown: Any,
     ) -> None:
         cls = type(self)
@@ -173,6 +190,7 @@ class Optimizer(Declaration, abstract=True):
         self._plan = Plan(
             partial(derive, cls, convention),
             n_threads=n_threads, nonfinite=nonfinite, copy_grads=copy_grads, state_factory=state_factory,
+            clip_norm=clip_norm, norm_type=norm_type, clip_form=CLIP_FORMS.get(convention, 0),
         )  # fmt: skip
         self._single = False
         groups: list[Any]
@@ -315,6 +333,14 @@ class Optimizer(Declaration, abstract=True):
         return self._plan.skipped
 
     @property
+    def grad_norm(self) -> float | None:
+        """The norm of all gradients of the last step, before clipping; None without ``clip_norm``.
+
+        A skipped step has one, too: it is infinite or NaN.
+        """
+        return self._plan.grad_norm
+
+    @property
     def params(self) -> list[np.ndarray]:
         """The parameters of all groups, as arrays over their own memory."""
         return [np.asarray(p) for p in self._plan.arrays]
@@ -413,7 +439,8 @@ class Optimizer(Declaration, abstract=True):
     def __setstate__(self, saved: dict[str, Any]) -> None:
         self._convention, self.defaults = saved["convention"], saved["defaults"]
         self._single = saved["single"]
-        self._plan = Plan(partial(derive, type(self), self.convention), **saved["settings"])
+        form = CLIP_FORMS.get(self.convention, 0)
+        self._plan = Plan(partial(derive, type(self), self.convention), **saved["settings"], clip_form=form)
         self._plan.set_steps(saved["state_dict"]["fastopt"]["steps"], 0)  # what schedules are called with
         for k, group in enumerate(saved["groups"], 1):
             self._add_group({key: group[key] for key in ("params", *self.group_keys())}, last=k == len(saved["groups"]))

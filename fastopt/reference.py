@@ -26,7 +26,7 @@ True
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import inf, sqrt
+from math import inf, nan, sqrt
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -457,6 +457,11 @@ def unscale(x: Array, g: Array, p: Array, h: Scalars) -> Array:
 
 
 @stage
+def rescale(x: Array, g: Array, p: Array, h: Scalars) -> Array:
+    return g * h[0]
+
+
+@stage
 def l2(x: Array, g: Array, p: Array, h: Scalars) -> Array:
     return h[0] * g + h[1] * p
 
@@ -476,14 +481,19 @@ def flush(x: Array, g: Array, p: Array, h: Scalars) -> Array:
     return np.where(np.abs(x) < h[0], np.zeros_like(x), x)
 
 
-def program(spec: Spec, x: X, grad_scale: float | None) -> tuple[_Stages, _Stages]:
-    """The stages before and after the rule: names and scalars. State is flushed after them, at every 64th step."""
+def program(spec: Spec, x: X, grad_scale: float | None, factor: float = 1.0) -> tuple[_Stages, _Stages]:
+    """The stages before and after the rule: names and scalars. State is flushed after them, at every 64th step.
+
+    `factor` is that of clipping.
+    """
     from fastopt.declare import DECOUPLED_LAST, L2
 
     wd = x.get("weight_decay", 0.0)
     before: _Stages = []
     if grad_scale not in (None, 1):
         before.append(("unscale", [grad_scale]))
+    if factor != 1:
+        before.append(("rescale", [factor]))
     if wd != 0 and spec.decay == L2:
         before.append(("l2", [-1.0 if spec.maximize else 1.0, wd]))
     elif spec.maximize:
@@ -567,6 +577,20 @@ def norm(arrays: Sequence[Array], ord: float = 2) -> float:
     return group_sum("maximum", arrays) if ord == inf else sqrt(group_sum("squares", arrays))
 
 
+def clip_factor(convention: str, norm: float, limit: float) -> float:
+    """What gradients with this norm are multiplied by, so that it does not exceed the limit."""
+    if limit == inf:
+        return 1.0
+    n, c = np.float64(norm), np.float64(limit)
+    with np.errstate(all="ignore"):
+        if convention == "keras":
+            return float(c * min(1 / n, 1 / c)) if np.isfinite(n) else nan
+        if convention in ("optax", "thinc"):
+            return 1.0 if n < c else float(c / n)
+        factor = float(c / (n + 1e-6))
+        return 1.0 if factor > 1 else factor
+
+
 def lookahead(p: Array, v: Array, mu: Any) -> Array:
     """Where NAG wants the gradient."""
     return p + mu * v
@@ -596,6 +620,7 @@ class Twin:
             {name: np.array(array, order="K") for name, array in state.items()} for state in plan.states
         ]
         self.steps = plan.steps
+        self.grad_norm: float | None = None
 
     def _hyper(self, group: Mapping[str, Any]) -> dict[str, float]:
         """The numbers of a group at this step: schedules called, pairs taken apart."""
@@ -611,13 +636,25 @@ class Twin:
                 x[key] = float(now)
         return x
 
+    def _clip(self, grads: Sequence[Any], grad_scale: float | None) -> float:
+        """The factor of this step; notes the norm."""
+        optimizer = self._optimizer
+        limit = optimizer.clip_norm
+        if limit is None:
+            self.grad_norm = None
+            return 1.0
+        arrays = [None if g is None else np.asarray(g) for g in grads]
+        self.grad_norm = norm(arrays, optimizer.norm_type) / (1.0 if grad_scale is None else float(grad_scale))
+        limit = limit(self.steps) if callable(limit) else limit
+        return clip_factor(optimizer.convention, self.grad_norm, float(limit))
+
     def step(self, grads: Sequence[Any], grad_scale: float | None = None) -> None:
         """One step, as `Optimizer.step`, for a list of gradients (None skips one)."""
         from fastopt.declare import DECOUPLED, DECOUPLED_WITHOUT_LR, derive
         from fastopt.engine import LEAST_EPS
 
         optimizer = self._optimizer
-        i = 0
+        factor, i = self._clip(grads, grad_scale), 0
         with np.errstate(all="ignore"):
             for group in optimizer.param_groups:
                 spec = derive(type(optimizer), optimizer.convention, group)
@@ -625,7 +662,7 @@ class Twin:
                 wd, lr = x.get("weight_decay", 0.0), x["lr"]
                 decay = {DECOUPLED: 1.0 - lr * wd, DECOUPLED_WITHOUT_LR: 1.0 - wd}.get(spec.decay, 1.0)
                 update = RULES[spec.rule]
-                before, after = program(spec, x, grad_scale)
+                before, after = program(spec, x, grad_scale, factor)
                 fades = max(x.get("eps", 1.0), x.get("eps_root", 0.0)) >= LEAST_EPS
                 for i in range(i, i + len(group["params"])):  # noqa: B020
                     if grads[i] is None:

@@ -116,3 +116,5 @@ class CommonOptions(TypedDict, total=False):
     nonfinite: Nonfinite
     copy_grads: bool
     state_factory: StateFactory | None
+    clip_norm: float | Callable[[int], float] | None
+    norm_type: float

@@ -145,7 +145,8 @@ cdef class Group:
     cdef Hyper hyper
     cdef Program program
     cdef bint stale                   # whether hyperparameters were read since it was compiled
-    cdef double grad_scale            # that it was compiled for
+    cdef double grad_scale            # that it was compiled for,
+    cdef bint clips                   # and whether gradients are clipped by their norm
     cdef Scaled faded                 # per state slot: below it the state is flushed
     cdef bint flushes                 # whether faded state is flushed, unless eps is too small
     cdef int eps, eps_root            # their places in x; -1 where the rule has none
@@ -346,12 +347,12 @@ cdef class Group:
             raise HyperparameterError(f"{self.owner}: {name}={x!r}{rounded} must be {self.ranges[i][j]}")
         return x
 
-    cdef inline prepare(self, double grad_scale):
-        """Have the program that the options of now, and this factor of the loss, ask for."""
-        if self.stale or grad_scale != self.grad_scale:
-            self.compile(grad_scale)
+    cdef inline prepare(self, double grad_scale, bint clips=False):
+        """Have the program that the options of now, this factor of the loss, and clipping by norm ask for."""
+        if self.stale or grad_scale != self.grad_scale or clips != self.clips:
+            self.compile(grad_scale, clips)
 
-    cdef compile(self, double grad_scale):
+    cdef compile(self, double grad_scale, bint clips):
         cdef Hyper *hyper = &self.hyper
         cdef Scaled by, shrink
         self.stale = True
@@ -364,8 +365,8 @@ cdef class Group:
         if not isfinite(shrink.d[0]) or (hyper.has_float and not isfinite(shrink.f[0])):
             raise HyperparameterError(f"{self.owner}: 1 - lr * weight_decay is not finite; "
                                       f"lr={hyper.x[0]!r}, weight_decay={hyper.weight_decay!r}")
-        compile(&self.program, hyper, grad_scale, shrink.d[0], &self.faded)
-        self.stale, self.grad_scale = False, grad_scale
+        compile(&self.program, hyper, grad_scale, clips, shrink.d[0], &self.faded)
+        self.stale, self.grad_scale, self.clips = False, grad_scale, clips
 
     cdef compute(self, StepScalars *out, int64_t t, const double *numbers):
         """The scalars of step t, or the error."""

@@ -2,7 +2,7 @@
 #
 # The order of the stages, of which most steps have none (docs/exactness.md has the table, reference.py the same):
 #
-#     unscale, negate or l2 | the rule | shrink | flush
+#     unscale, rescale, negate or l2 | the rule | shrink | flush
 #
 # A new stage is a kernel in kernels/stages.pxi, its twin in STAGES of reference.py, and a line in `compile`.
 
@@ -29,6 +29,8 @@ cdef struct Program:
     const Rule *rule
     const Rule *short_rule    # the same for short arrays
     bint bare                 # whether at most steps it is the rule alone
+    int clip                  # the place of the stage that clips by norm, -1 for none: its factor comes with the step
+    bint unclipped            # whether that factor is 1, so that the stage is left out
     int n_before              # stages before the rule,
     int n_after               # then those after it,
     int n_fading              # then those that are run only at steps that flush
@@ -38,6 +40,7 @@ cdef struct Program:
 cdef void rule_alone(Program *program, const Rule *rule, const Rule *short_rule) noexcept nogil:
     """A program of a rule alone."""
     program.rule, program.short_rule, program.bare = rule, short_rule, True
+    program.clip, program.unclipped = -1, False
     program.n_before = program.n_after = program.n_fading = 0
 
 
@@ -55,10 +58,11 @@ cdef Stage *add(Program *program, int *count, const Rule *kernel, int target, do
     return stage
 
 
-cdef int compile(Program *program, const Hyper *hyper, double grad_scale, double shrink, const Scaled *low) except -1:
+cdef int compile(Program *program, const Hyper *hyper, double grad_scale, bint clips, double shrink,
+                 const Scaled *low) except -1:
     """The stages around the rule, for hyperparameters and a factor of the loss as they are now.
 
-    `shrink` is what decay at the end multiplies parameters by. `low` holds, for every state slot, below what it has
+    `clips` says whether gradients are clipped by their norm. `shrink` is what decay at the end multiplies parameters by. `low` holds, for every state slot, below what it has
     faded; 0 for never.
     """
     cdef double wd = hyper.weight_decay
@@ -67,6 +71,9 @@ cdef int compile(Program *program, const Hyper *hyper, double grad_scale, double
     rule_alone(program, program.rule, program.short_rule)
     if grad_scale != 1:
         add(program, &program.n_before, UNSCALE, GRAD, grad_scale)
+    if clips:
+        program.clip = program.n_before
+        add(program, &program.n_before, RESCALE, GRAD, 1)
     if wd != 0 and hyper.decay == DECAY_L2:
         add(program, &program.n_before, L2, GRAD, -1.0 if hyper.maximize else 1.0, wd)
     elif hyper.maximize:
@@ -79,6 +86,14 @@ cdef int compile(Program *program, const Hyper *hyper, double grad_scale, double
                 stage = add(program, &program.n_fading, FLUSH, STATE + k)
                 stage.f[0], stage.d[0] = low.f[k], low.d[k]
     return 0
+
+
+cdef inline void set_clip(Program *program, double factor) noexcept nogil:
+    """Have a program that clips multiply gradients by this factor."""
+    cdef Stage *stage = &program.stages[program.clip]
+    stage.d[0], stage.f[0] = factor, <float>factor
+    program.unclipped = factor == 1
+    program.bare = program.unclipped and program.n_before + program.n_after == 1
 
 
 # --- On one tile
@@ -137,8 +152,9 @@ cdef void run_tiles(const Program *program, bint flush, real *p, const real *g, 
         seen = g
         stage, end = program.stages, program.stages + program.n_before
         while stage != end:
-            run_stage(stage, operands[GRAD], seen, operands, size)
-            seen = operands[GRAD]
+            if not (program.unclipped and stage == program.stages + program.clip):
+                run_stage(stage, operands[GRAD], seen, operands, size)
+                seen = operands[GRAD]
             stage += 1
         apply(program.rule, operands[PARAM], seen, operands + STATE, h, size)
         end = program.stages + n_stages

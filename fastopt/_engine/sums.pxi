@@ -93,6 +93,52 @@ cdef double join_sums(const Job *job) noexcept nogil:
     return join(job.sum, job.sums + job.n_work, job.sums, job.n_work)
 
 
+# --- Clipping by the norm of all gradients
+
+cdef enum:
+    CLIP_TORCH = 0            # how the factor comes from the norm: as PyTorch computes it,
+    CLIP_KERAS = 1            # as Keras does,
+    CLIP_ABOVE = 2            # or as optax and thinc do
+
+
+LIMIT = "a number above 0 (inf: the norm is taken, and nothing is clipped)"
+
+
+cdef bint is_limit(value) except -1:
+    """Whether a value can be what a norm is not to exceed."""
+    return is_number(value) and float(value) > 0
+
+
+cdef double clip_factor(int form, double norm, double limit) noexcept nogil:
+    """What gradients with this norm are multiplied by. `clip_factor` of reference.py is the same."""
+    cdef double factor
+    if limit == INFINITY:
+        return 1
+    if form == CLIP_KERAS:
+        return limit * min(1 / norm, 1 / limit) if isfinite(norm) else NAN
+    if form == CLIP_ABOVE and norm < limit:
+        return 1
+    factor = limit / (norm + 1e-6 if form == CLIP_TORCH else norm)
+    return 1 if factor > 1 else factor     # NaN stays
+
+
+cdef void settle_clip(Job *job) noexcept nogil:
+    """Once all tiles are summed: the norm, and its factor in every program of the job; or that it is not finite."""
+    cdef Clip *clip = job.clip
+    cdef const Program *program = NULL
+    cdef Py_ssize_t i
+    cdef double factor
+    clip.norm = job.sum.norm(join_sums(job)) / clip.grad_scale
+    if job.scan_nonfinite and not isfinite(clip.norm) and any_nonfinite(job.work, job.n_work, 0, job.blocks):
+        job.found = 1         # of finite float64 numbers, too, the sum of squares may be infinite
+        return
+    factor = clip_factor(clip.form, clip.norm, clip.limit)
+    for i in range(job.n_work):
+        if job.work[i].program != program:
+            program = job.work[i].program
+            set_clip(<Program *>program, factor)
+
+
 # --- Norms of the caller's arrays
 
 cdef Team norm_team           # what is known of the teams that took norms

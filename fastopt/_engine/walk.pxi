@@ -120,6 +120,12 @@ cdef struct Share:            # blocks of the virtual range, taken in chunks; on
     Py_ssize_t end
     char apart[48]
 
+cdef struct Clip:             # of a step that clips gradients by the norm of all
+    double limit              # which the norm is not to exceed
+    int form                  # how a factor comes from both: see clip_factor
+    double grad_scale         # what the gradients are multiplied by
+    double norm               # found with the step: of the gradients without that factor
+
 cdef struct Job:
     Work *work
     Py_ssize_t n_work
@@ -131,8 +137,9 @@ cdef struct Job:
     Py_ssize_t moved
     bint scan_nonfinite       # look for NaN and infinities before the first write
     int found
-    const Sum *sum            # of the gradients, taken instead of a step; NULL for a step. sums.pxi has the rest
-    double *sums              # of tiles, arrays, and all of them
+    const Sum *sum            # of the gradients, taken before a step that clips, or instead of one; NULL for none
+    double *sums              # of tiles, arrays, and all of them: see sums.pxi
+    Clip *clip                # NULL where there is a sum and no step
     Share *shares             # of a team
     int n_shares
     Py_ssize_t chunk
@@ -144,7 +151,7 @@ cdef struct Job:
 cdef void clear_job(Job *job, Work *work, const StepScalars *bank) noexcept:
     """An empty job with room for its work, which takes its scalars from this bank."""
     job.work, job.n_work, job.bank, job.blocks, job.moved = work, 0, bank, 0, 0
-    job.scan_nonfinite, job.found, job.sum = False, 0, NULL
+    job.scan_nonfinite, job.found, job.sum, job.clip = False, 0, NULL, NULL
 
 
 cdef bint is_large(const Job *job) noexcept:
@@ -192,50 +199,70 @@ cdef Py_ssize_t take_shares(Job *job, int k, Piece piece) noexcept nogil:
 
 cdef void run_member(Job *job, int k, int n) noexcept nogil:
     """Thread k of a team of n, in a floating-point environment of our own; thread 0, the caller, has it already."""
-    cdef Py_ssize_t done
-    cdef double start = 0
+    cdef Py_ssize_t done = 0
+    cdef double start = fo_omp_time() if k == 0 else 0
     cdef fo_fenv_t saved
     if k > 0:
         saved = fo_fenv_enter()
         if job.cpu >= 0 and fo_cpu() == job.cpu:
             fo_leave_cpu()
-    if job.scan_nonfinite:
+    if job.sum != NULL:
+        done = take_shares(job, k, sum_blocks)
+        if k == 0:
+            job.own_seconds = fo_omp_time() - start
+        if job.clip != NULL:
+            fo_barrier()
+            if k == 0:
+                settle_clip(job)
+                share_out(job, job.n_shares)
+            fo_barrier()
+    elif job.scan_nonfinite:
         if any_nonfinite(job.work, job.n_work, share_begin(job.blocks, k, n),
                          share_begin(job.blocks, k + 1, n)):
             fo_set_flag(&job.found)
         fo_barrier()
-    if not job.found:
+    if not job.found and (job.sum == NULL or job.clip != NULL):
         if k == 0:
             start = fo_omp_time()
-        done = take_shares(job, k, step_blocks if job.sum == NULL else sum_blocks)
+        done += take_shares(job, k, step_blocks)
         if k == 0:
-            job.own_blocks, job.own_seconds = done, fo_omp_time() - start
-    if k > 0:
+            job.own_seconds += fo_omp_time() - start
+    if k == 0:
+        job.own_blocks = done
+    else:
         fo_fenv_leave(saved)
 
 
 cdef void run_alone(Job *job) noexcept nogil:
     if job.sum != NULL:
         sum_all(job)
+        if job.clip == NULL:
+            return
+        settle_clip(job)
     elif job.scan_nonfinite and any_nonfinite(job.work, job.n_work, 0, job.blocks):
         job.found = 1
-    else:
+    if not job.found:
         walk_all(job)
+
+
+cdef void share_out(Job *job, int n_threads) noexcept nogil:
+    """Give every thread its share of all blocks."""
+    cdef int k
+    for k in range(n_threads):
+        job.shares[k].next = share_begin(job.blocks, k, n_threads)
+        job.shares[k].end = share_begin(job.blocks, k + 1, n_threads)
 
 
 cdef bint run_team(Job *job, int n_threads) noexcept nogil:
     """Run a job on a team; whether that took longer than the caller alone would have needed, at its own pace."""
     cdef Share shares[MOST_THREADS]
     cdef double start = fo_omp_time()
-    cdef int k
     job.shares, job.n_shares = shares, n_threads
     job.own_blocks, job.own_seconds = 0, 0.0
     job.chunk = max(FEWEST_BLOCKS, min(MOST_BLOCKS, job.blocks // (16 * n_threads)))
-    for k in range(n_threads):
-        shares[k].next = share_begin(job.blocks, k, n_threads)
-        shares[k].end = share_begin(job.blocks, k + 1, n_threads)
+    share_out(job, n_threads)
     with parallel(num_threads=n_threads):
         run_member(job, fo_omp_thread_num(), fo_omp_num_threads())
     if job.own_blocks == 0:           # the others did it all, beside a caller who was kept from going on
         return True
-    return (fo_omp_time() - start) * job.own_blocks > job.own_seconds * job.blocks
+    return (fo_omp_time() - start) * job.own_blocks > job.own_seconds * job.blocks * (1 if job.clip == NULL else 2)

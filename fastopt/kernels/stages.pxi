@@ -12,6 +12,14 @@ cdef void unscale(real *p, const real *g, real **s, const real *h, Py_ssize_t n)
         p[i] = g[i] / by
 
 
+cdef void rescale(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
+    # p, the gradient times the factor of clipping by norm.
+    cdef real factor = h[0]
+    cdef Py_ssize_t i
+    for i in range(n):
+        p[i] = g[i] * factor
+
+
 cdef void l2(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
     # p, the gradient that the rule sees: sign * g + weight_decay * parameter.
     cdef const real *w = s[0]
