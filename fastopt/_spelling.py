@@ -11,10 +11,22 @@ ALIASES = {
     "wdecay": "weight_decay", "l2": "weight_decay", "beta": "betas", "beta1": "betas", "beta2": "betas",
     "beta_1": "betas", "beta_2": "betas", "b1": "betas", "b2": "betas", "mu": "momentum", "use_nesterov": "nesterov",
     "num_threads": "n_threads", "max_threads": "n_threads", "threads": "n_threads", "n_jobs": "n_threads",
-    "num_workers": "n_threads", "copy_gradients": "copy_grads", "max_grad_norm": "clip_norm", "max_norm": "clip_norm",
-    "global_clipnorm": "clip_norm", "gradient_clipping": "clip_norm", "clip_grad_norm": "clip_norm",
-    "clip_by_global_norm": "clip_norm",
+    "num_workers": "n_threads", "copy_gradients": "copy_grads",
 }  # fmt: skip
+
+# Words for clipping by the norm of all gradients, ours first. Other words with "clip" are about clipping of other kinds.
+BY_NORM = (
+    "clip_norm", "norm_type", "max_norm", "max_grad_norm", "max_gradient_norm", "clip_grad_norm", "clip_grad_norm_",
+    "grad_clip_norm", "gradient_clip_norm", "gradient_clipping", "gradient_clip_val", "global_clipnorm",
+    "clip_by_global_norm",
+)  # fmt: skip
+# What to say to them, by where they were given.
+WHERE_TO_CLIP = {
+    "optimizer": "did you mean 'clip_norm'?",
+    "group": "the norm is that of all groups, so clip_norm is an option of the optimizer",
+    "function": "functions do not clip: multiply the gradients by min(1, max_norm / fastopt.norm(gradients)) first",
+    "torch": "call torch.nn.utils.clip_grad_norm_ before step()",
+}
 
 
 def meant(name: str, known: Iterable[str], near: float = 0.85) -> str | None:
@@ -29,11 +41,13 @@ def meant(name: str, known: Iterable[str], near: float = 0.85) -> str | None:
     return next(iter(get_close_matches(plain, known, 1, near)), None)
 
 
-def about_clipping(name: str) -> str | None:
-    """What to say to a word for clipping of another kind than ours; None for another word."""
+def about_clipping(name: str, where: str) -> str | None:
+    """What to say to a word for clipping that is unknown there, a key of `WHERE_TO_CLIP`; None for another word."""
     plain = name.lower()
-    if ALIASES.get(plain) == "clip_norm":
-        return "did you mean 'clip_norm'?"
-    if "clip" not in plain and not (plain.startswith("max_") and plain.endswith("norm")):
+    if plain in BY_NORM:
+        return WHERE_TO_CLIP[where]
+    if "clip" not in plain:
         return None
-    return "fastopt clips gradients by the norm of all of them (clip_norm=), in no other way: do that before step()"
+    if where == "torch":
+        return "clip the gradients before step(), as for torch.optim"
+    return "optimizers clip by the norm of all gradients, with clip_norm, and in no other way; do that before the step"

@@ -425,7 +425,7 @@ def refuse_misspelt(cls: type[Declaration], owner: str, options: Mapping[str, An
             others = True
             if not is_neutral(key, value):
                 raise UnknownOptionError(f"{text}; {cls.__name__} has: {', '.join(known)}")
-        elif clipping := about_clipping(key):
+        elif clipping := about_clipping(key, "group"):
             raise UnknownOptionError(f"{text}; {clipping}")
         elif close := meant(key, known, 0.9):
             raise UnknownOptionError(f"{text}; did you mean {close!r}?")
@@ -458,14 +458,14 @@ def with_defaults(cls: type[Declaration], convention: str, given: Mapping[str, A
     return {**options, **{key: value for key, value in given.items() if value is not None}}
 
 
-def refuse_unknown(cls: type[Declaration], keys: Iterable[Any], more: Iterable[str] = ()) -> None:
-    """Raise if one of the keys is neither an option of the class nor one of `more`."""
+def refuse_unknown(cls: type[Declaration], keys: Iterable[Any], where: str, more: Iterable[str] = ()) -> None:
+    """Raise if one of the keys is neither an option of the class nor one of `more`. `where`: see `about_clipping`."""
     known = (*cls.group_keys(), *more)
     for key in keys:
         if key in known:
             continue
         text = f"{cls.__name__} has no option {key!r}"
-        if isinstance(key, str) and (clipping := about_clipping(key)):
+        if isinstance(key, str) and (clipping := about_clipping(key, where)):
             raise UnknownOptionError(f"{text}: {clipping}")
         close = meant(key, known) if isinstance(key, str) else None
         raise UnknownOptionError(

@@ -189,6 +189,7 @@ cdef class Plan(Operands):
 
     def configure(self, dict settings):
         """Change settings of the step, by the names of the constructor: all of them, or an error and none."""
+        cdef double limit = NAN
         for name, value in settings.items():
             if name == "n_threads":
                 most_threads(value)
@@ -199,7 +200,10 @@ cdef class Plan(Operands):
             elif name == "copy_grads":
                 good, accepted = isinstance(value, bool) or isinstance(value, np.bool_), "True or False"
             elif name == "clip_norm":
-                good = value is None or (callable(value) and not isinstance(value, type)) or is_limit(value)
+                good = value is None or (callable(value) and not isinstance(value, type))
+                if not good:
+                    limit = as_limit(value)
+                    good = limit > 0
                 accepted = f"{LIMIT}, a schedule, or None"
             elif name == "norm_type":
                 good, accepted = is_number(value) and float(value) in (2, np.inf), "2 or inf"
@@ -212,10 +216,10 @@ cdef class Plan(Operands):
             self.n_threads = None if n is None else int(n)
             self.team.most_threads = most_threads(n)
         if "norm_type" in settings:
-            self.norm_type = settings["norm_type"]
+            self.norm_type = 2 if float(settings["norm_type"]) == 2 else np.inf
             self.norm_sum = sum_for(self.norm_type)
         if "clip_norm" in settings:
-            self.clip_norm, self.clipped = settings["clip_norm"], False
+            self.clip_norm = limit if limit > 0 else settings["clip_norm"]
         self.nonfinite = settings.get("nonfinite", self.nonfinite)
         self.copy_grads = bool(settings.get("copy_grads", self.copy_grads))
         self.state_factory = settings.get("state_factory", self.state_factory)
@@ -479,12 +483,17 @@ cdef class Plan(Operands):
             job.moved += job.blocks       # gradients are read twice
         return given
 
-    cdef double limit_of_now(self) except -1:
+    cdef double limit_of_now(self) except? -1:
         """What the norm of this step's gradients is not to exceed."""
-        cdef object now = self.clip_norm(self.steps) if callable(self.clip_norm) else self.clip_norm
-        if not is_limit(now):
+        cdef object now
+        cdef double limit
+        if isinstance(self.clip_norm, float):
+            return self.clip_norm
+        now = self.clip_norm(self.steps)
+        limit = as_limit(now)
+        if not limit > 0:
             raise HyperparameterError(f"clip_norm={now!r} must be {LIMIT}")
-        return float(now)
+        return limit
 
     cdef bint collect(self, Job *job, list grads) except -1:
         """Check parameters and gradients, and note what to step; False if a gradient is no plain, fitting array.

@@ -110,7 +110,7 @@ def _plan(
     convention = known_convention(cls, options.pop("convention", None))
     settings = {key: options.pop(key) for key in ENGINE_OPTIONS if key in options}
     plan = BorrowedPlan(partial(derive, cls, convention, rename=False), **settings)
-    refuse_unknown(cls, options)
+    refuse_unknown(cls, options, "function")
     full = with_defaults(cls, convention, options)
     require_all(cls, convention, full)
     plan.set_steps(count - 1, 0)

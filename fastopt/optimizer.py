@@ -181,7 +181,7 @@ class Optimizer(Declaration, abstract=True):
         **unknown: Any,
     ) -> None:
         cls = type(self)
-        refuse_unknown(cls, unknown, (*SETTINGS, "convention"))
+        refuse_unknown(cls, unknown, "optimizer", (*SETTINGS, "convention"))
         convention = known_convention(cls, convention)
         self._convention: str = convention
         given = {**(options or {}), **unknown, "decoupled_weight_decay": decoupled_weight_decay, "maximize": maximize,
@@ -294,7 +294,7 @@ class Optimizer(Declaration, abstract=True):
             raise ParameterError(f"parameter names must be unique; twice: {sorted(map(str, clash))}")
         if arrays and plan.names and (names[0] is None) != (plan.names[0] is None):
             raise ParameterError("either all parameter groups name their parameters (a dict), or none does")
-        refuse_unknown(type(self), [key for key in group if key != "params"])
+        refuse_unknown(type(self), [key for key in group if key != "params"], "group")
         own = {key: value for key, value in group.items() if key != "params" and value is not None}
         options = {"params": tuple(arrays), **self.defaults, **own}
         require_all(type(self), self.convention, options)
@@ -334,9 +334,9 @@ class Optimizer(Declaration, abstract=True):
 
     @property
     def grad_norm(self) -> float | None:
-        """The norm of all gradients of the last step, before clipping; None without ``clip_norm``.
+        """The norm of all gradients of the last step, before clipping; None if that step had no ``clip_norm``.
 
-        A skipped step has one, too: it is infinite or NaN.
+        It is infinite or NaN after a step that ``nonfinite`` skipped or refused.
         """
         return self._plan.grad_norm
 
@@ -487,7 +487,7 @@ def _refuse_option(cls: type[Optimizer], name: str) -> None:
     """Raise if an attribute that the class does not have looks like an option, a setting, or one misspelt."""
     text = f"{cls.__name__} has no attribute {name!r}"
     close = meant(name, (*OPTIONS, *SETTINGS, *_PUBLIC))
-    if clipping := about_clipping(name):
+    if clipping := about_clipping(name, "optimizer"):
         text += f": {clipping}"
     elif close is None:
         return

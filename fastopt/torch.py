@@ -69,6 +69,7 @@ from torch.optim import optimizer as torch_optimizer
 
 import fastopt
 from fastopt import _fallback, _torch_install
+from fastopt._spelling import about_clipping
 from fastopt._tensors import (
     PLAIN,
     Host,
@@ -202,6 +203,9 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         for name, default in self._unknown.items():
             if kwargs.get(name, default) != default:
                 raise UnknownOptionError(f"fastopt.torch.{type(self).__name__} does not know the option {name!r} yet")
+        for name in kwargs:
+            if clipping := about_clipping(name, "torch"):
+                raise UnknownOptionError(f"fastopt.torch.{type(self).__name__} has no option {name!r}: {clipping}")
         _fallback.check_choice(fallback)
         self._settings: dict[str, Any] = {
             "n_threads": n_threads, "flush_subnormal": flush_subnormal, "fallback": fallback,

@@ -104,9 +104,10 @@ cdef enum:
 LIMIT = "a number above 0 (inf: the norm is taken, and nothing is clipped)"
 
 
-cdef bint is_limit(value) except -1:
-    """Whether a value can be what a norm is not to exceed."""
-    return is_number(value) and float(value) > 0
+cdef double as_limit(value) except? -1:
+    """A value as what a norm is not to exceed; NaN where it can be none."""
+    cdef double limit = float(value) if is_number(value) else NAN
+    return limit if limit > 0 else NAN
 
 
 cdef double clip_factor(int form, double norm, double limit) noexcept nogil:
