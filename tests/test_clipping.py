@@ -168,9 +168,9 @@ def test_no_gradients_have_the_norm_0():
     assert opt.grad_norm is None
     opt.step([None] * 3)
     assert opt.grad_norm == 0.0 and opt.steps == 1
-    for convention in ("torch", "keras", "optax", "thinc"):
+    for convention in ("torch", "keras", "optax"):
         opt = build(SGD, three(), convention, clip_norm=1.0, lr=0.1)
-        before = [p.copy() for p in opt.params]
+        before = [p.copy("K") for p in opt.params]
         opt.step([np.zeros_like(p) for p in opt.params])
         assert opt.grad_norm == 0.0
         assert same_bits(opt.params, before)

@@ -400,6 +400,8 @@ for name, cls in fastopt.OPTIMIZERS.items():
     opt = cls([{"params": arrays(5, 70_000), "lr": 0.1}, {"params": arrays(5, 70_000), "lr": 0.2}], n_threads=2,
               **decay)
     assert regions(opt, arrays(10, 70_000)) == (1, 2), name
+    opt.clip_norm = 1.0
+    assert regions(opt, arrays(10, 70_000)) == (1, 2), name
     assert regions(opt, [None] * 10) == (0, 2), name
 opt = fastopt.Adam(arrays(1, 8_000_000), n_threads=3)
 assert regions(opt, arrays(1, 8_000_000)) == (1, 3)

@@ -72,6 +72,11 @@ def step(subject: tuple[Any, ...]) -> None:
     subject[0].step(subject[1])
 
 
+def clip_and_step(subject: tuple[Any, ...]) -> None:
+    subject[0].clip_norm = 0.5
+    step(subject)
+
+
 def edited(opt: Optimizer, **options: Any) -> Optimizer:
     for group in opt.param_groups:
         group.update(options)
@@ -109,6 +114,16 @@ def calls(cls: type[Optimizer], convention: str) -> dict[str, Call]:
         ),
         "step on two threads": Call(
             lambda: with_gradients(stepped(made([values((200,)), values((3000,))], n_threads=2))), step
+        ),
+        "first step that clips": Call(lambda: with_gradients(made(clip_norm=0.5)), step),
+        "step that clips by a schedule": Call(
+            lambda: with_gradients(stepped(made(clip_norm=slower, nonfinite="skip"))), step
+        ),
+        "step that clips from now on": Call(
+            lambda: with_gradients(stepped(made())), clip_and_step
+        ),
+        "step that clips on two threads": Call(
+            lambda: with_gradients(made([values((200,)), values((3000,))], n_threads=2, clip_norm=0.5)), step
         ),
         "state_dict": Call(lambda: stepped(made()), lambda opt: opt.state_dict()),
         "load_state_dict": Call(lambda: (stepped(made(), 1), saved(made())), lambda s: s[0].load_state_dict(s[1])),

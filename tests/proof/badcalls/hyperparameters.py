@@ -217,18 +217,21 @@ def unknown_option(w: World) -> Call:
     if w.pick(False, True):
         way, _, place, others, mend = way_in(w, "constructor", "group", "add_param_group", "functional")
         if way in ("group", "add_param_group"):
-            keys |= {"n_threads", "nonfinite", "copy_grads", "convention", "state_factory"}
+            keys |= {"n_threads", "nonfinite", "copy_grads", "convention", "state_factory", "clip_norm", "norm_type"}
         if way == "functional":
+            keys |= {"clip_norm", "norm_type"}
             keys -= {"initial_accumulator_value"}
-        key = w.pick(*sorted(keys), "learning_rate", "beta1", "LR", "lr ", "foreach")
+        key = w.pick(*sorted(keys), "learning_rate", "beta1", "LR", "lr ", "foreach", "max_grad_norm", "clipnorm")
         return Call(f"{way} with {key}", place(**{key: 0.1}), UnknownOptionError, (repr(key), w.cls.__name__),
                     others)  # fmt: skip
-    key = w.pick("n_threads", "n_threads", "nonfinite", "copy_grads", "state_factory")
+    key = w.pick("n_threads", "n_threads", "nonfinite", "copy_grads", "state_factory", "clip_norm", "norm_type")
     value = w.pick(*{
         "n_threads": (0, -1, -(10**30), True, np.True_, np.int64(0), *NO_INTS, w.some("an int below 0")),
         "nonfinite": ("ignore", "", "Raise", None, 1, True, b"raise", ["raise"], np.array(["raise", "x"]), object()),
         "copy_grads": (*NO_FLAGS, None), "state_factory": (3, "zeros", np.zeros(3), [np.zeros]),
+        "clip_norm": (0, 0.0, -1, -np.inf, np.nan, True, "1", b"1", np.ones(2), [1.0], 1j, float, object()),
+        "norm_type": (0, 1, -2, 3, -np.inf, np.nan, True, "2", "inf", None, np.ones(2), object()),
     }[key])  # fmt: skip
-    way, _, place, others, mend = way_in(w, "constructor", *(["functional"] if key != "state_factory" else []))
+    way, _, place, others, mend = way_in(w, "constructor", *(["functional"] if key in ("n_threads", "nonfinite", "copy_grads") else []))
     return Call(f"{way} with {key}={value!r}", place(**{key: value}), HyperparameterError, (f"{key}={value!r}",),
                 others)  # fmt: skip

@@ -194,6 +194,7 @@ class World:
         if self.pick(False, True):
             self.options["lr"] = schedules.Exponential(0.25, 0.5)
         self.options.update(copy_grads=self.copy_grads, nonfinite=self.nonfinite, n_threads=self.pick(None, 1, 2))
+        self.options.update(clip_norm=self.pick(None, None, 0.5))
         self.memory: list[np.ndarray] = []
         self.fault: Any = None  # what the state factory does instead
         self.params, self.grads, theirs = (self.place(forms, self.owned) for _ in range(3))
