@@ -118,15 +118,17 @@ class Optimizer(Declaration, abstract=True):
         When any gradient holds a NaN or an infinity: let it through; raise `NonFiniteError`; or skip the whole step,
         count none, and increment ``skipped_steps``. The last two look before the first write.
     clip_norm : float > 0 or callable, optional
-        Gradients whose norm, over all parameters of all groups, exceeds it are multiplied by the factor that brings it
-        down to it: as they are read, after ``grad_scale``, and stay as they are in memory. The norm is that of
-        `fastopt.norm`: float64, the same bits on any machine. The factor is computed in float64, as the convention's
-        library does, and rounded once: ``min(1, clip_norm / (norm + 1e-6))`` (torch, paper, sklearn),
-        ``clip_norm * min(1 / norm, 1 / clip_norm)`` (keras: ``global_clipnorm``), ``clip_norm / norm`` from
-        ``clip_norm`` on (optax, thinc). Where the norm is infinite or NaN, gradients become 0 and NaN as there. A
-        schedule is called with the number of steps taken. With ``inf`` nothing is clipped, and ``grad_norm`` is known.
+        What the norm of all gradients, those of all groups together, is not to exceed: if it does, the step multiplies
+        them by a factor as it reads them. They are divided by ``grad_scale`` first, and stay as they are in memory.
+        The norm is that of `fastopt.norm`, in float64, divided by ``grad_scale``. The factor is computed in float64 and
+        rounded once to the type of the parameter: ``min(1, clip_norm / (norm + 1e-6))`` (torch, sklearn, paper),
+        ``clip_norm * min(1 / norm, 1 / clip_norm)`` (keras: its ``global_clipnorm``), or ``clip_norm / norm`` where the
+        norm is ``clip_norm`` or more (optax; thinc, which does so array by array). If the norm is NaN, all gradients
+        become NaN; if it is infinite, finite ones become 0 and infinite ones NaN (keras: all NaN), unless ``nonfinite``
+        says otherwise. A schedule is called with the steps taken. With ``inf`` nothing is clipped, but
+        ``grad_norm`` is known.
     norm_type : {2, inf}, default 2
-        Which norm that is: the root of the sum of squares, or the largest magnitude.
+        Which norm that is: the square root of the sum of squares, or the largest absolute value.
     copy_grads : bool, default False
         Accept gradients of another memory order or floating type, by copying them.
     convention : {"torch", "keras", "optax", "sklearn", "thinc", "paper"}, optional

@@ -49,7 +49,7 @@ class SGD(Optimizer):
         Default False (sklearn: True). Under torch it needs a momentum and no dampening.
     **common
         ``maximize``, ``decoupled_weight_decay``, ``flush_subnormal``, ``n_threads``, ``nonfinite``, ``copy_grads``,
-        ``convention``, ``state_factory``: see `Optimizer`.
+        ``convention``, ``state_factory``, ``clip_norm``, ``norm_type``: see `Optimizer`.
 
     Notes
     -----

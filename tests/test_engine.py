@@ -409,6 +409,12 @@ opt = fastopt.Adam(arrays(1000, 100), n_threads=2)
 assert regions(opt, arrays(1000, 100))[0] == 0
 opt = fastopt.Adam(arrays(1, 8_000_000), n_threads=1)
 assert regions(opt, arrays(1, 8_000_000))[0] == 0
+# AdamW moves 7 blocks for each of its parameter's, and 8 where it clips.
+old = engine.set_serial_blocks(7500)
+for options, teams in (({}, 0), ({"clip_norm": 1.0}, 1), ({"clip_norm": 1e9}, 1)):
+    opt = fastopt.AdamW(arrays(1, 16_000), n_threads=2, **options)
+    assert regions(opt, arrays(1, 16_000))[0] == teams, options
+engine.set_serial_blocks(old)
 class Norm:
     def __init__(self, **options):
         self.step = lambda arrays: fastopt.norm(arrays, **options)

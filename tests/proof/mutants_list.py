@@ -800,8 +800,8 @@ MUTANTS = [
     ),
     Mutant(
         "threads that step where they have to sum", WALK,
-        "done = take_shares(job, k, step_blocks if job.sum == NULL else sum_blocks)",
-        "done = take_shares(job, k, step_blocks)", "test_norms.py -k bits_of_a_norm_are",
+        "        done = take_shares(job, k, sum_blocks)\n", "        done = take_shares(job, k, step_blocks)\n",
+        "test_norms.py -k bits_of_a_norm_are",
     ),
     Mutant(
         "a norm in the caller's floating-point environment", SUMS,
@@ -824,6 +824,120 @@ MUTANTS = [
     Mutant(
         "the threads of an earlier norm", SUMS,
         "    norm_team.most_threads = most\n", "    pass\n", "test_engine.py -k one_region",
+    ),
+
+    # --- Clipping
+    Mutant(
+        "a step that does not clip", STAGES,
+        "        p[i] = g[i] * factor\n", "        p[i] = g[i]\n", "test_clipping.py -k what_the_factor",
+    ),
+    Mutant(
+        "Keras's factor for all", OPTIMIZER,
+        "clip_norm=clip_norm, norm_type=norm_type, clip_form=CLIP_FORMS.get(convention, 0),",
+        "clip_norm=clip_norm, norm_type=norm_type, clip_form=1,", "test_clipping.py -k what_the_factor",
+    ),
+    Mutant(
+        "the default factor after unpickling", OPTIMIZER,
+        "**saved[\"settings\"], clip_form=form)", "**saved[\"settings\"])", "test_clipping.py -k copies_have",
+    ),
+    Mutant(
+        "a factor above 1", SUMS,
+        "    return 1 if factor > 1 else factor     # NaN stays\n", "    return factor\n", "test_clipping.py -k factor",
+    ),
+    Mutant(
+        "a NaN that is taken for 1", SUMS,
+        "    return 1 if factor > 1 else factor     # NaN stays\n", "    return factor if factor < 1 else 1\n",
+        "test_clipping.py -k propagates",
+    ),
+    Mutant(
+        "Keras's factor of an infinite norm", SUMS,
+        "min(1 / norm, 1 / limit) if isfinite(norm) else NAN", "min(1 / norm, 1 / limit)",
+        "test_clipping.py -k 'propagates or overflow'",
+    ),
+    Mutant(
+        "optax's factor from PyTorch's norm", SUMS,
+        "norm + 1e-6 if form == CLIP_TORCH else norm", "norm + 1e-6", "test_clipping.py -k what_the_factor",
+    ),
+    Mutant(
+        "the norm of scaled gradients", SUMS,
+        "job.sum.norm(join_sums(job)) / clip.grad_scale", "job.sum.norm(join_sums(job))",
+        "test_clipping.py -k of_unscaled",
+    ),
+    Mutant(
+        "the scale of the step before", ENGINE,
+        "            self.clip.limit, self.clip.grad_scale = self.limit_of_now(), self.grad_scale\n",
+        "            self.clip.limit, self.clip.grad_scale = self.limit_of_now(), 1\n", "test_clipping.py -k of_unscaled",
+    ),
+    Mutant(
+        "finite numbers with infinite squares refused", SUMS,
+        "not isfinite(clip.norm) and any_nonfinite(job.work, job.n_work, 0, job.blocks)", "not isfinite(clip.norm)",
+        "test_clipping.py -k overflow",
+    ),
+    Mutant(
+        "what is not finite is stepped", SUMS,
+        "        job.found = 1         # of finite float64", "        job.found = 0         # of finite float64",
+        "test_clipping.py -k nonfinite_is_answered",
+    ),
+    Mutant(
+        "the factor in the first group alone", SUMS,
+        "        if job.work[i].program != program:\n", "        if i == 0:\n", "test_clipping.py -k groups_have",
+    ),
+    Mutant(
+        "a factor of 1 that stays left out", PROGRAM,
+        "    program.unclipped = factor == 1\n", "    program.unclipped = program.unclipped or factor == 1\n",
+        "test_clipping.py -k groups_have",
+    ),
+    Mutant(
+        "a stage that is left out for good", PROGRAM,
+        "not (program.unclipped and stage == program.stages + program.clip)", "not program.unclipped",
+        "test_clipping.py -k groups_have",
+    ),
+    Mutant(
+        "a program that is bare whatever the factor", PROGRAM,
+        "program.bare = program.unclipped and program", "program.bare = program",
+        "test_clipping.py -k 'groups_have or what_the_factor'",
+    ),
+    Mutant(
+        "a bare program with a stage after the rule", PROGRAM,
+        "program.n_before + program.n_after == 1\n", "program.n_before == 1\n", "test_clipping.py -k bits_of_the_twin",
+    ),
+    Mutant(
+        "steps before the factor is known", WALK,
+        "                share_out(job, job.n_shares)\n            fo_barrier()\n",
+        "                share_out(job, job.n_shares)\n", "test_clipping.py -k 'late or levels'",
+    ),
+    Mutant(
+        "a factor before all is summed", WALK,
+        "            fo_barrier()\n            if k == 0:\n                settle_clip(job)\n",
+        "            if k == 0:\n                settle_clip(job)\n", "test_clipping.py -k 'late or levels'",
+    ),
+    Mutant(
+        "nothing left to step once all is summed", WALK,
+        "                share_out(job, job.n_shares)\n            fo_barrier()\n", "            fo_barrier()\n",
+        "test_clipping.py -k levels",
+    ),
+    Mutant(
+        "a norm that counts as no work", ENGINE,
+        "            job.moved += job.blocks       # gradients are read twice\n", "", "test_engine.py -k one_region",
+    ),
+    Mutant(
+        "a program that goes on clipping", GROUP,
+        "or grad_scale != self.grad_scale or clips != self.clips:", "or grad_scale != self.grad_scale:",
+        "test_clipping.py -k 'between_steps or groups_have'",
+    ),
+    Mutant(
+        "a limit that is read twice", ENGINE,
+        "        return limit\n\n    cdef bint collect", "        return float(now)\n\n    cdef bint collect",
+        "test_clipping.py -k read_once",
+    ),
+    Mutant(
+        "a limit of 0", SUMS, "    return limit if limit > 0 else NAN\n", "    return limit\n",
+        "test_clipping.py -k bad_limits",
+    ),
+    Mutant(
+        "the norm of a step before", ENGINE,
+        "            self.clipped = self.clips\n", "            self.clipped = self.clipped or self.clips\n",
+        "test_clipping.py -k between_steps",
     ),
 
     # --- Threads, and the floating-point environment

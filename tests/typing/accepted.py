@@ -50,6 +50,10 @@ fastopt.SGD({"w": w}).step({"w": gw})
 nag = fastopt.NAG(w)
 nag.step(nag.lookahead())
 opt.nonfinite = "raise"
+opt.clip_norm = 1.0
+opt.clip_norm = lambda step: 0.5**step
+opt.clip_norm, opt.norm_type = None, np.inf
+seen: float | None = fastopt.AdamW(w, clip_norm=schedules.Constant(1.0), norm_type=2).grad_norm
 opt.n_threads = None
 opt.param_groups[0]["lr"] = 0.5
 opt.add_param_group({"params": [np.zeros(2)], "lr": 0.1})

@@ -60,6 +60,9 @@ opt.step(3.0)  # error
 opt.step()  # error
 opt.step(g, grad_scale="large")  # error
 opt.n_threads = "all"  # error
+opt.clip_norm = "1.0"  # error
+opt.grad_norm = 1.0  # error
+fastopt.SGD(w, clip_norm="1.0")  # error
 opt.steps = 3  # error
 functional.adam_(w, g, m, v)  # error
 fastopt.norm(3.0)  # error
