@@ -14,7 +14,7 @@ ALIASES = {
     "num_workers": "n_threads", "copy_gradients": "copy_grads",
 }  # fmt: skip
 
-# Words for clipping by the norm of all gradients, ours first. Other words with "clip" are about clipping of other kinds.
+# Words for clipping by the norm of all gradients, ours first. Other words with "clip" are about other kinds of it.
 BY_NORM = (
     "clip_norm", "norm_type", "max_norm", "max_grad_norm", "max_gradient_norm", "clip_grad_norm", "clip_grad_norm_",
     "grad_clip_norm", "gradient_clip_norm", "gradient_clipping", "gradient_clip_val", "global_clipnorm",

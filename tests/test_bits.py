@@ -413,7 +413,9 @@ def assert_meets_the_threshold(s: np.ndarray, low, slot: str) -> None:
 
 
 # The scalars of each stage: no two alike, none a power of two, one that ordinary numbers fall below.
-STAGE_SCALARS = {"unscale": [2.37], "rescale": [0.4271], "l2": [-1.0, 0.137], "negate": [], "shrink": [0.9371], "flush": [0.3]}
+STAGE_SCALARS = {
+    "unscale": [2.37], "rescale": [0.4271], "l2": [-1.0, 0.137], "negate": [], "shrink": [0.9371], "flush": [0.3],
+}  # fmt: skip
 
 
 def test_every_stage_has_a_twin_and_values():

@@ -689,7 +689,8 @@ MUTANTS = [
     ),
     Mutant(
         "writing begins while others still look for NaN", WALK,
-        "        fo_barrier()\n", "        pass\n", NONFINITE,
+        "            fo_set_flag(&job.found)\n        fo_barrier()\n",
+        "            fo_set_flag(&job.found)\n", NONFINITE,
     ),
     Mutant(
         "a NaN is looked for by the caller alone", WALK,
@@ -866,7 +867,8 @@ MUTANTS = [
     Mutant(
         "the scale of the step before", ENGINE,
         "            self.clip.limit, self.clip.grad_scale = self.limit_of_now(), self.grad_scale\n",
-        "            self.clip.limit, self.clip.grad_scale = self.limit_of_now(), 1\n", "test_clipping.py -k of_unscaled",
+        "            self.clip.limit, self.clip.grad_scale = self.limit_of_now(), 1\n",
+        "test_clipping.py -k of_unscaled",
     ),
     Mutant(
         "finite numbers with infinite squares refused", SUMS,
@@ -1075,7 +1077,7 @@ MUTANTS = [
     ),
     Mutant(
         "a group with options that do not exist", OPTIMIZER,
-        '        refuse_unknown(type(self), [key for key in group if key != "params"])\n', "",
+        '        refuse_unknown(type(self), [key for key in group if key != "params"], "group")\n', "",
         f"test_optimizer.py {GAPS} -k unknown",
     ),
     Mutant(

@@ -232,6 +232,7 @@ def unknown_option(w: World) -> Call:
         "clip_norm": (0, 0.0, -1, -np.inf, np.nan, True, "1", b"1", np.ones(2), [1.0], 1j, float, object()),
         "norm_type": (0, 1, -2, 3, -np.inf, np.nan, True, "2", "inf", None, np.ones(2), object()),
     }[key])  # fmt: skip
-    way, _, place, others, mend = way_in(w, "constructor", *(["functional"] if key in ("n_threads", "nonfinite", "copy_grads") else []))
+    everywhere = key in ("n_threads", "nonfinite", "copy_grads")
+    way, _, place, others, mend = way_in(w, "constructor", *(["functional"] if everywhere else []))
     return Call(f"{way} with {key}={value!r}", place(**{key: value}), HyperparameterError, (f"{key}={value!r}",),
                 others)  # fmt: skip
