@@ -176,6 +176,9 @@ OPERATIONS = {
     "a step that copies": lambda: of(
         stepped(copy_grads=True), lambda o: lambda: o.step([g.astype(np.float64) for g in gradients(o)])
     ),
+    "a step that clips": lambda: of(
+        stepped(clip_norm=schedules.Linear(1.0, 0.5, 9), nonfinite="skip"), lambda o: lambda: o.step(gradients(o))
+    ),
     "a step with a new option": lambda: of(stepped(), edited_then_stepped),
     "lookahead": lambda: of(stepped(fastopt.NAG), lambda o: o.lookahead),
     "loading": lambda: of(stepped(), with_saved),

@@ -33,6 +33,7 @@ def main(library: str) -> None:
             opt = config.make(arrays, state_factory=lambda _, shape, dtype: np.empty(shape, dtype), nonfinite="skip")
             for count in (0, 63):
                 start_at(count, config, opt)
+                opt.clip_norm = 0.5 if count else None
                 opt.step(values[dtype], grad_scale=2.0 if count else None)
             if isinstance(opt, fastopt.NAG):
                 arrays += opt.lookahead()

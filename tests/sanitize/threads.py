@@ -47,7 +47,7 @@ def together(*works: Callable[[], None]) -> None:
 
 
 def teams() -> int:
-    """Every rule, in every company, on teams of 2 and 3: plain, with scaled gradients, flushing, and a NaN for all."""
+    """Every rule, in every company, on teams of 2 and 3: plain, with scaled gradients, flushing, clipping, and a NaN for all."""
     done = 0
     for number, dtype, threads in itertools.product(FADING, DTYPES, (2, 3)):
         config, grads = CONFIGS[number], arrays(dtype, 1)
@@ -57,12 +57,16 @@ def teams() -> int:
             opt.step(grads, grad_scale=2.0 if count else None)
         if isinstance(opt, fastopt.NAG):
             opt.lookahead()
-        for _ in range(4):
+        for limit in (1e9, 0.5, None):
+            opt.clip_norm = limit
+            opt.step(grads)
+        for limit in (None, None, 0.5, 0.5):
+            opt.clip_norm = limit
             opt.step([np.full_like(g, np.nan) for g in grads])
-        assert opt.steps == 2 and opt.skipped_steps == 4
+        assert opt.steps == 5 and opt.skipped_steps == 4
         for ord in (2, np.inf):
             assert fastopt.norm(grads, ord, n_threads=threads) == reference.norm(grads, ord)
-        done += 6
+        done += 9
     return done
 
 
