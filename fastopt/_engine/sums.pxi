@@ -105,9 +105,8 @@ LIMIT = "a number above 0 (inf: the norm is taken, and nothing is clipped)"
 
 
 cdef double as_limit(value) except? -1:
-    """A value as what a norm is not to exceed; NaN where it can be none."""
-    cdef double limit = float(value) if is_number(value) else NAN
-    return limit if limit > 0 else NAN
+    """A value as what a norm is not to exceed, if it is a number: it has to be above 0. NaN if not."""
+    return float(value) if is_number(value) else NAN
 
 
 cdef double clip_factor(int form, double norm, double limit) noexcept nogil:

@@ -901,12 +901,14 @@ MUTANTS = [
     ),
     Mutant(
         "a bare program with a stage after the rule", PROGRAM,
-        "program.n_before + program.n_after == 1\n", "program.n_before == 1\n", "test_clipping.py -k bits_of_the_twin",
+        "program.n_before + program.n_after == 1\n", "program.n_before == 1\n",
+        "test_clipping.py -k bits_of_the_twin",
     ),
     Mutant(
         "steps before the factor is known", WALK,
-        "                share_out(job, job.n_shares)\n            fo_barrier()\n",
-        "                share_out(job, job.n_shares)\n", "test_clipping.py -k 'late or levels'",
+        "                settle_clip(job)\n                share_out(job, job.n_shares)\n            fo_barrier()\n",
+        "                share_out(job, job.n_shares)\n                settle_clip(job)\n",
+        "test_clipping.py -k 'late or levels'",
     ),
     Mutant(
         "a factor before all is summed", WALK,
@@ -933,8 +935,8 @@ MUTANTS = [
         "test_clipping.py -k read_once",
     ),
     Mutant(
-        "a limit of 0", SUMS, "    return limit if limit > 0 else NAN\n", "    return limit\n",
-        "test_clipping.py -k bad_limits",
+        "a schedule that returns 0", ENGINE,
+        "        if not limit > 0:\n", "        if not limit >= 0:\n", "test_clipping.py -k bad_limits",
     ),
     Mutant(
         "the norm of a step before", ENGINE,
