@@ -907,7 +907,8 @@ MUTANTS = [
     Mutant(
         "steps before the factor is known", WALK,
         "                settle_clip(job)\n                share_out(job, job.n_shares)\n            fo_barrier()\n",
-        "                share_out(job, job.n_shares)\n                settle_clip(job)\n",
+        "                share_out(job, job.n_shares)\n            fo_barrier()\n            if k == 0:\n"
+        "                settle_clip(job)\n",
         "test_clipping.py -k 'late or levels'",
     ),
     Mutant(
