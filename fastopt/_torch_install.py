@@ -18,16 +18,19 @@ from fastopt.errors import HyperparameterError, InstallError
 
 __all__ = ["install", "installed", "uninstall"]
 
-STOCK: dict[type, type] = {}
-"""Each class of `fastopt.torch` that `torch.optim` has, too -> PyTorch's class, from which it derives."""
+STOCK: dict[Any, Any] = {}
+"""Each class of `fastopt.torch` that `torch.optim` has, too, and each function that `torch.nn.utils` has -> PyTorch's.
+
+The classes derive from those of PyTorch.
+"""
 
 _lock = threading.RLock()
-_lasting: set[type] = set()
-"""The classes of `install`, until `uninstall`."""
-_blocks: Counter[type] = Counter()
-"""How many blocks of `installed` are running, for each class."""
-_replaced: dict[type, type] = {}
-"""Of `STOCK`, the classes whose names in ``torch.optim`` are fastopt's now."""
+_lasting: set[Any] = set()
+"""What `install` put in place, until `uninstall`."""
+_blocks: Counter[Any] = Counter()
+"""How many blocks of `installed` are running, for each class and function."""
+_replaced: dict[Any, Any] = {}
+"""Of `STOCK`, those whose names are fastopt's now."""
 
 
 class TwinType(ABCMeta):
@@ -49,25 +52,26 @@ class TwinType(ABCMeta):
 
 
 def install(*names: str) -> None:
-    """Replace the optimizers of ``torch.optim`` by those of `fastopt.torch`, for the whole process.
+    """Replace the optimizers of ``torch.optim`` by those of `fastopt.torch`, for the whole process; and clipping.
 
     For programs that choose an optimizer by name, or deep inside a library: Hugging Face's ``optim="adamw_torch"``,
     timm's ``create_optimizer_v2``, Stable-Baselines3's default. Call it before such a library is imported: many read
     ``torch.optim`` once, when they are imported.
 
     The names are replaced in ``torch.optim`` and in its modules: ``torch.optim.AdamW`` and
-    ``torch.optim.adamw.AdamW``. Calling `install` again changes nothing.
+    ``torch.optim.adamw.AdamW``. Calling `install` again changes nothing. Frameworks that clip gradients themselves
+    call ``torch.nn.utils.clip_grad_norm_`` and ``clip_grad_value_``: these two are replaced as well.
 
     Parameters
     ----------
     *names : str
-        The classes to replace, for instance ``"AdamW"``. Default: every class that both modules have. `Lion` is not
-        one of them.
+        What to replace, for instance ``"AdamW"``, ``"clip_grad_norm_"``. Default: every class that both modules have,
+        and both functions. `Lion` is not one of them.
 
     Raises
     ------
     HyperparameterError
-        For a name that is not one of these classes.
+        For a name that is not one of these.
     InstallError
         If another library has replaced one of the names before. Nothing is replaced then.
 
@@ -129,7 +133,7 @@ def uninstall(*names: str) -> None:
     Parameters
     ----------
     *names : str
-        The classes to put back. Default: all.
+        What to put back. Default: all.
 
     Raises
     ------
@@ -171,30 +175,32 @@ def installed(*names: str) -> Iterator[None]:
             _put_back()
 
 
-def _chosen(names: tuple[str, ...]) -> list[type]:
+def _chosen(names: tuple[str, ...]) -> list[Any]:
     classes = {cls.__name__: cls for cls in STOCK}
     for name in names:
         if name not in classes:
             lower = {known.lower(): known for known in classes}
             near = meant(name, lower, 0.6) if isinstance(name, str) else None
             hint = f"; did you mean {lower[near]!r}?" if near else ""
-            raise HyperparameterError(f"{name!r} is no class to install; there are {', '.join(classes)}{hint}")
+            raise HyperparameterError(f"{name!r} is nothing to install; there are {', '.join(classes)}{hint}")
     return [classes[name] for name in names or classes]
 
 
-def _replace(classes: list[type]) -> None:
+def _replace(classes: list[Any]) -> None:
     new = [cls for cls in dict.fromkeys(classes) if cls not in _replaced]
     for cls in new:
-        found = getattr(torch.optim, cls.__name__, None)
+        home = _home(cls)
+        found = getattr(sys.modules[home], cls.__name__, None)
         if found is not STOCK[cls]:
             raise InstallError(
-                f"torch.optim.{cls.__name__} is {found!r}, not PyTorch's class: something else has replaced it. Call "
-                "fastopt.torch.install() before that, or name the other classes only: install('SGD', ...)"
+                f"{home}.{cls.__name__} is {found!r}, not PyTorch's own: something else has replaced it. Call "
+                "fastopt.torch.install() before that, or name the others only: install('SGD', ...)"
             )
     try:
         for cls in new:
             _replaced[cls] = STOCK[cls]
-            copyreg.pickle(STOCK[cls], _reduce_stock)
+            if isinstance(cls, type):
+                copyreg.pickle(STOCK[cls], _reduce_stock)
             _exchange(cls, STOCK[cls], cls)
     except BaseException:
         _put_back()
@@ -202,16 +208,23 @@ def _replace(classes: list[type]) -> None:
 
 
 def _put_back() -> None:
-    """PyTorch's classes under the names that neither `install` nor a block asks for any more."""
+    """What is PyTorch's under the names that neither `install` nor a block asks for any more."""
     for cls in [cls for cls in _replaced if cls not in _lasting and _blocks[cls] <= 0]:
         _exchange(cls, cls, STOCK[cls])
-        copyreg.dispatch_table.pop(STOCK[cls], None)
+        if isinstance(cls, type):
+            copyreg.dispatch_table.pop(STOCK[cls], None)
         del _replaced[cls]
 
 
-def _exchange(cls: type, before: type, after: type) -> None:
+def _home(cls: Any) -> str:
+    """The module under which PyTorch has a name."""
+    return "torch.optim" if isinstance(cls, type) else "torch.nn.utils"
+
+
+def _exchange(cls: Any, before: Any, after: Any) -> None:
+    home = f"{_home(cls)}."
     for path, module in list(sys.modules.items()):
-        if f"{path}.".startswith("torch.optim.") and getattr(module, cls.__name__, None) is before:
+        if f"{path}.".startswith(home) and getattr(module, cls.__name__, None) is before:
             setattr(module, cls.__name__, after)
 
 

@@ -727,4 +727,5 @@ cdef class Plan(Operands):
 
 include "_engine/borrow.pxi"
 include "_engine/tensors.pxi"
+include "_engine/clipping.pxi"
 include "_engine/probe.pxi"

@@ -28,6 +28,7 @@ __all__ = [
     "TensorDTypeError",
     "TensorKindError",
     "TensorLayoutError",
+    "TensorNonFiniteError",
     "TensorShapeError",
     "TensorStateError",
     "UnknownAttributeError",
@@ -125,6 +126,10 @@ class CheckpointError(FastoptError, ValueError):
 
 class NonFiniteError(FastoptError, ArithmeticError):
     """Raised under ``nonfinite="raise"`` when a gradient holds a NaN or an infinity; by a scaler for an infinity."""
+
+
+class TensorNonFiniteError(NonFiniteError, RuntimeError):
+    """Raised by `fastopt.torch.clip_grad_norm_` for a `NonFiniteError`, which PyTorch raises as a RuntimeError."""
 
 
 class ConcurrentStepError(FastoptError, RuntimeError):

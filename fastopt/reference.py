@@ -462,6 +462,13 @@ def rescale(x: Array, g: Array, p: Array, h: Scalars) -> Array:
 
 
 @stage
+def clamp(x: Array, g: Array, p: Array, h: Scalars) -> Array:
+    low, high = h
+    x = np.where(g < low, low, g)
+    return np.where(x > high, high, x)
+
+
+@stage
 def l2(x: Array, g: Array, p: Array, h: Scalars) -> Array:
     return h[0] * g + h[1] * p
 

@@ -68,7 +68,7 @@ from torch.autograd import profiler
 from torch.optim import optimizer as torch_optimizer
 
 import fastopt
-from fastopt import _fallback, _torch_install
+from fastopt import _fallback, _torch_clip, _torch_install
 from fastopt._spelling import about_clipping
 from fastopt._tensors import (
     PLAIN,
@@ -85,6 +85,8 @@ from fastopt._tensors import (
     state_tensor,
     steppable,
 )
+from fastopt._torch_clip import clip_grad_norm_ as clip_grad_norm_
+from fastopt._torch_clip import clip_grad_value_ as clip_grad_value_
 from fastopt._torch_install import STOCK, TwinType
 from fastopt._torch_install import install as install
 from fastopt._torch_install import installed as installed
@@ -1195,7 +1197,8 @@ def untraced(*functions: Callable[..., Any], inside: bool) -> None:
 
 untraced(_Compiled.step, _Compiled._bare_step, inside=False)  # a closure is compiled
 untraced(
-    _Compiled._hooked_step, _Compiled._take_step, _Compiled.__init__, _Compiled.load_state_dict, inside=True,
+    _Compiled._hooked_step, _Compiled._take_step, _Compiled.__init__, _Compiled.load_state_dict,
+    clip_grad_norm_, clip_grad_value_, inside=True,
 )  # fmt: skip
 
 
@@ -1208,6 +1211,8 @@ for _cls in (SGD, ASGD, Adagrad, Adadelta, RMSprop, Adam, AdamW, Adamax, NAdam, 
     STOCK[_cls] = _cls.__bases__[-1]
     _cls.__qualname__ = f"_{_cls.__name__}"
     globals()[_cls.__qualname__] = _cls
+
+STOCK.update({clip_grad_norm_: _torch_clip.STOCK_NORM, clip_grad_value_: _torch_clip.STOCK_VALUE})
 
 # Modules without optimizers are PyTorch's, under our name: `from fastopt.torch.lr_scheduler import StepLR`. That of a
 # class (`torch.optim.adamw`) is not: it holds PyTorch's class.
@@ -1227,4 +1232,4 @@ if not TYPE_CHECKING:  # else a misspelt name would be Any to them
 
 def __dir__() -> list[str]:
     special = [name for name in globals() if name.startswith("__")]
-    return sorted({*special, *__all__, *_torch_install.__all__, *torch.optim.__all__})
+    return sorted({*special, *__all__, *_torch_install.__all__, *_torch_clip.__all__, *torch.optim.__all__})

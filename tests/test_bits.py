@@ -414,7 +414,8 @@ def assert_meets_the_threshold(s: np.ndarray, low, slot: str) -> None:
 
 # The scalars of each stage: no two alike, none a power of two, one that ordinary numbers fall below.
 STAGE_SCALARS = {
-    "unscale": [2.37], "rescale": [0.4271], "l2": [-1.0, 0.137], "negate": [], "shrink": [0.9371], "flush": [0.3],
+    "unscale": [2.37], "rescale": [0.4271], "clamp": [-0.35, 0.8], "l2": [-1.0, 0.137], "negate": [],
+    "shrink": [0.9371], "flush": [0.3],
 }  # fmt: skip
 
 

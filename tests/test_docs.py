@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import inspect
@@ -234,7 +235,11 @@ def test_the_functions_of_the_torch_module_are_in_the_reference():
     assert {*library.torch_functions()} == {name for name in dir(module) if inspect.isfunction(vars(module).get(name))
                                           and not name.startswith("_")}  # fmt: skip
     for name, (signature, text) in library.torch_functions().items():
-        assert signature == f"{name}(*names: str)" and text == inspect.getdoc(getattr(module, name))
+        function = getattr(module, name)
+        shown = ast.parse(f"def {signature}: ...").body[0].args
+        parameters = [*shown.args, *([shown.vararg] if shown.vararg else [])]
+        assert [p.arg for p in parameters] == [*inspect.signature(function).parameters]
+        assert signature.startswith(f"{name}(") and text == inspect.getdoc(function)
         assert f"fastopt.torch.{name}" in library.public_names()
 
 

@@ -265,7 +265,8 @@ def torch_docstrings() -> dict[str, str]:
 
 def torch_functions() -> dict[str, tuple[str, str]]:
     """The functions of fastopt.torch: how each is called, and its docstring."""
-    functions = (node for node in torch_module("fastopt._torch_install").body if isinstance(node, ast.FunctionDef))
+    modules = (torch_module(f"fastopt._torch_{part}") for part in ("clip", "install"))
+    functions = (node for module in modules for node in module.body if isinstance(node, ast.FunctionDef))
     return {
         node.name: (f"{node.name}({ast.unparse(node.args)})", ast.get_docstring(node) or "")
         for node in functions if not node.name.startswith("_")

@@ -8,6 +8,7 @@ cdef const Table *TABLE = NULL
 cdef const Table *SHORT_TABLE = NULL
 cdef const Rule *UNSCALE = NULL
 cdef const Rule *RESCALE = NULL
+cdef const Rule *CLAMP = NULL
 cdef const Rule *L2 = NULL
 cdef const Rule *NEGATE = NULL
 cdef const Rule *SHRINK = NULL
@@ -58,14 +59,15 @@ def use_level(str level):
 
     Meant for tests and benchmarks; users set ``FASTOPT_ISA`` before the import.
     """
-    global TABLE, SHORT_TABLE, UNSCALE, RESCALE, L2, NEGATE, SHRINK, FLUSH
-    global FILL, LOOKAHEAD, NONFINITE, SQUARES, MAXIMUM, isa
+    global TABLE, SHORT_TABLE, UNSCALE, RESCALE, CLAMP, L2, NEGATE, SHRINK, FLUSH, FILL, LOOKAHEAD, NONFINITE
+    global SQUARES, MAXIMUM, isa
     if not is_available(level):
         raise ImportError(f"FASTOPT_ISA={level!r} is not possible here; possible: {', '.join(available_levels())}")
     TABLE = table_of(_kernels(level))
     SHORT_TABLE = table_of(_kernels(NARROW.get(level, level)) or _kernels(level))
-    UNSCALE, RESCALE, L2 = find_stage("unscale"), find_stage("rescale"), find_stage("l2")
-    NEGATE, SHRINK, FLUSH = find_stage("negate"), find_stage("shrink"), find_stage("flush")
+    RESCALE, CLAMP = find_stage("rescale"), find_stage("clamp")
+    UNSCALE, L2, NEGATE, SHRINK = find_stage("unscale"), find_stage("l2"), find_stage("negate"), find_stage("shrink")
+    FLUSH = find_stage("flush")
     FILL, LOOKAHEAD, NONFINITE = find_rule("fill"), find_rule("lookahead"), find_rule("nonfinite")
     SQUARES, MAXIMUM = find_sum("squares"), find_sum("maximum")
     isa = level

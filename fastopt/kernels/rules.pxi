@@ -598,6 +598,7 @@ add(b"nonfinite", b"", 0, 0, NULL, nonfinite[float], nonfinite[double])
 
 add_stage(b"unscale", 1, unscale[float], unscale[double])
 add_stage(b"rescale", 1, rescale[float], rescale[double])
+add_stage(b"clamp", 2, clamp[float], clamp[double])
 add_stage(b"l2", 2, l2[float], l2[double])
 add_stage(b"negate", 0, negate[float], negate[double])
 add_stage(b"shrink", 1, shrink[float], shrink[double])

@@ -20,6 +20,15 @@ cdef void rescale(real *p, const real *g, real **s, const real *h, Py_ssize_t n)
         p[i] = g[i] * factor
 
 
+cdef void clamp(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
+    # p, the gradient within two bounds; NaN stays.
+    cdef real low = h[0], high = h[1], x
+    cdef Py_ssize_t i
+    for i in range(n):
+        x = low if g[i] < low else g[i]
+        p[i] = high if x > high else x
+
+
 cdef void l2(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
     # p, the gradient that the rule sees: sign * g + weight_decay * parameter.
     cdef const real *w = s[0]

@@ -31,6 +31,7 @@ RULES = "fastopt/kernels/rules.pxi"
 STAGES = "fastopt/kernels/stages.pxi"
 SUM_KERNELS = "fastopt/kernels/sums.pxi"
 PROGRAM = "fastopt/_engine/program.pxi"
+CLIPPING = "fastopt/_engine/clipping.pxi"
 SCALARS = "fastopt/_engine/scalars.pxi"
 ENGINE = "fastopt/engine.pyx"
 ARRAYS, FOREIGN, GRADIENTS, GROUP, LEVELS, MEMORY = (
@@ -65,6 +66,29 @@ AT_THE_SAME_TIME = "test_checkpoint.py proof/test_killed_saves.py -k 'overtakes 
 
 MUTANTS = [
     # --- The rules
+    Mutant(
+        "gradients that share memory are clipped twice in one pass", CLIPPING,
+        "return self.memory.sort() == 0 ", "return self.memory.sort() >= 0 ", "pytorch/test_clip_functions.py",
+    ),
+    Mutant(
+        "a norm that is not finite is an error after the write", CLIPPING,
+        "if isfinite(norm) or not only_finite:", "if True:", "pytorch/test_clip_functions.py",
+    ),
+    Mutant(
+        "clipped gradients count no version", CLIPPING,
+        "if not fo_shim_bump(&self.shim, PyList_GET_ITEM(<PyObject *>grads, i)):", "if False:",
+        "pytorch/test_clip_functions.py",
+    ),
+    Mutant(
+        "gradients are enlarged to the norm", CLIPPING,
+        "RESCALE, 1 if factor > 1 else factor, 0, grads)", "RESCALE, factor, 0, grads)",
+        "pytorch/test_clip_functions.py",
+    ),
+    Mutant(
+        "a gradient with gaps is clipped as if it had none", CLIPPING,
+        "        if not found:\n            return -1\n", "        if not found:\n            break\n",
+        "pytorch/test_clip_functions.py",
+    ),
     Mutant(
         "decay after the update of SGD", RULES,
         "p[i] = p[i] * decay - lr * g[i]", "p[i] = (p[i] - lr * g[i]) * decay",

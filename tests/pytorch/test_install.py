@@ -20,6 +20,8 @@ from fastopt import errors  # noqa: E402
 
 NAMES = [name for name in ft.__all__ if name in torch.optim.__all__]
 STOCK = {name: getattr(torch.optim, name) for name in NAMES}  # captured before
+FUNCTIONS = ["clip_grad_norm_", "clip_grad_value_"]
+EVERY = [*NAMES, *FUNCTIONS]
 OURS = {name: getattr(ft, name) for name in NAMES}
 
 
@@ -62,6 +64,20 @@ def test_only_what_both_have_is_replaced():
     assert changed == {*NAMES} and vars(torch.optim) == before
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_clipping_is_replaced_too(name):
+    module = sys.modules["torch.nn.utils.clip_grad"]
+    before = getattr(torch.nn.utils, name)
+    with ft.installed():
+        assert getattr(torch.nn.utils, name) is getattr(module, name) is getattr(ft, name) is not before
+        with ft.installed(name):
+            pass
+        assert getattr(torch.nn.utils, name) is getattr(ft, name)
+    with ft.installed("AdamW"):
+        assert getattr(torch.nn.utils, name) is before
+    assert getattr(torch.nn.utils, name) is getattr(module, name) is before
+
+
 def test_some_names_may_be_replaced_alone():
     ft.install("AdamW")
     ft.install("SGD", "AdamW")
@@ -73,8 +89,8 @@ def test_some_names_may_be_replaced_alone():
 
 @pytest.mark.parametrize("call", [ft.install, ft.uninstall, lambda *names: ft.installed(*names).__enter__()])
 @pytest.mark.parametrize(("name", "says"), [
-    ("Lion", "'Lion' is no class to install; there are SGD"), ("LBFGS", "'LBFGS' is no class"),
-    ("adamw", "did you mean 'AdamW'?"), ("Adamm", "did you mean 'Adam'?"), (torch.optim.Adam, "is no class to install"),
+    ("Lion", "'Lion' is nothing to install; there are SGD"), ("LBFGS", "'LBFGS' is nothing"),
+    ("adamw", "did you mean 'AdamW'?"), ("Adamm", "did you mean 'Adam'?"), (torch.optim.Adam, "is nothing to install"),
 ])  # fmt: skip
 def test_unknown_names_are_errors_that_replace_nothing(call, name, says):
     with pytest.raises(errors.HyperparameterError) as caught:
@@ -138,7 +154,7 @@ def test_a_block_that_raises_puts_the_names_back():
     assert names() == {}
 
 
-@pytest.mark.parametrize("where", range(12))
+@pytest.mark.parametrize("where", range(len(EVERY) + 1))
 def test_an_interrupt_while_names_are_replaced_puts_them_back(where, monkeypatch):
     from fastopt import _torch_install
 
@@ -151,13 +167,13 @@ def test_an_interrupt_while_names_are_replaced_puts_them_back(where, monkeypatch
         exchange(*args)
 
     monkeypatch.setattr(_torch_install, "_exchange", interrupted)
-    if where < len(NAMES):
+    if where < len(EVERY):
         with pytest.raises(KeyboardInterrupt):
             ft.install()
     else:
         ft.install()
     monkeypatch.setattr(_torch_install, "_exchange", exchange)
-    if where < len(NAMES):
+    if where < len(EVERY):
         assert names() == {}
     ft.uninstall()
 
