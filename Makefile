@@ -65,8 +65,8 @@ torture: .venv/proof/ready  ## all other proofs at full length, and the builds o
 sanitize: .venv/proof/ready  ## under AddressSanitizer, UBSan, Valgrind and ThreadSanitizer (Linux on x86-64)
 	.venv/proof/bin/python tests/sanitize/run.py $(ARGS)
 
-mutants: .venv/proof/ready  ## break the library in one place at a time: the tests have to notice
-	.venv/proof/bin/python tests/proof/mutants.py $(ARGS)
+mutants: .venv/mutants/ready  ## break the library in one place at a time: the tests have to notice (a large download)
+	.venv/mutants/bin/python tests/proof/mutants.py $(ARGS)
 
 coverage: .venv/proof/ready  ## which lines and branches the tests reach
 	PYTHON=.venv/proof/bin/python tests/proof/coverage.sh $(ARGS)
@@ -135,6 +135,7 @@ IN_PLACE = $(NATIVE) .venv/dev/bin/python tools/build_in_place.py
 .venv/frameworks/ready: EXTRAS := test,frameworks
 .venv/bench/ready: EXTRAS := bench
 .venv/proof/ready: EXTRAS := test,proof
+.venv/mutants/ready: EXTRAS := test,proof,peers
 .venv/audit/ready: EXTRAS := audit
 .venv/docs/ready: EXTRAS := docs
 
