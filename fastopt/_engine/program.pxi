@@ -62,8 +62,8 @@ cdef int compile(Program *program, const Hyper *hyper, double grad_scale, bint c
                  const Scaled *low) except -1:
     """The stages around the rule, for hyperparameters and a factor of the loss as they are now.
 
-    `clips` says whether gradients are clipped by their norm. `shrink` is what decay at the end multiplies parameters
-    by. `low` holds, for every state slot, below what it has faded; 0 for never.
+    `clips` says whether gradients are clipped by norm. `shrink` is what decay at the end multiplies parameters by.
+    `low` holds, for every state slot, below what it has faded; 0 for never.
     """
     cdef double wd = hyper.weight_decay
     cdef Stage *stage

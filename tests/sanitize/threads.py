@@ -47,7 +47,7 @@ def together(*works: Callable[[], None]) -> None:
 
 
 def teams() -> int:
-    """Every rule, in every company, on teams of 2 and 3: plain, with scaled gradients, flushing, clipping, and a NaN for all."""
+    """Every rule, in every company, on teams of 2 and 3: plain, with scaled gradients, flushing, clipped, and with NaN."""
     done = 0
     for number, dtype, threads in itertools.product(FADING, DTYPES, (2, 3)):
         config, grads = CONFIGS[number], arrays(dtype, 1)
