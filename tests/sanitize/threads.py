@@ -47,7 +47,7 @@ def together(*works: Callable[[], None]) -> None:
 
 
 def teams() -> int:
-    """Every rule, in every company, on teams of 2 and 3: plain, with scaled gradients, flushing, clipped, and with NaN."""
+    """Every rule, in every company, on teams of 2 and 3: plain, scaled gradients, flushing, clipping, and NaN."""
     done = 0
     for number, dtype, threads in itertools.product(FADING, DTYPES, (2, 3)):
         config, grads = CONFIGS[number], arrays(dtype, 1)
