@@ -112,7 +112,6 @@ class Host:
                     np.copyto(param.detach().numpy(), self.copies[param].numpy())
 
     @staticmethod
-    @torch.no_grad()
     def fit(grad: torch.Tensor, param: torch.Tensor, label: str) -> torch.Tensor:
         """A gradient that lies as its parameter does: a copy, or the error."""
         if grad.layout != torch.strided:
@@ -127,7 +126,8 @@ class Host:
             raise GradientError(f"{label} has no storage for all of its elements: its memory was freed")
         fitting = torch.empty_strided(param.shape, param.stride(), dtype=param.dtype, device="cpu")
         try:
-            fitting.copy_(grad)
+            with torch.no_grad():
+                fitting.copy_(grad)
         except Exception as error:  # whatever a tensor raises that is none
             raise GradientError(f"{label}, a {type(grad).__name__}, cannot be copied: {error}") from error
         return fitting

@@ -35,6 +35,7 @@ What differs from ``torch.optim``
     - ``step`` counts on beyond 2**24, where a float32 stands still: the tensor becomes float64 there.
     - With ``eps=0`` an element whose accumulator is zero does not move (PyTorch: NaN). RMSprop's variance that rounding
       took below zero counts as zero (PyTorch: NaN). Hyperparameters have to be finite numbers at every step.
+    - State has memory of its own, which is not PyTorch's: ``exp_avg.resize_`` to more than it has raises.
     - State may be exchanged or edited between steps, but for a tensor whose shape is edited in place while its memory
       stays where it is (``exp_avg.t_()``): the step goes on in the order of the memory.
     - A step either happens or does not: PyTorch steps the first tensors, then raises at the one that is wrong.
@@ -47,6 +48,7 @@ import inspect
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -242,10 +244,11 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             or profiler._is_profiler_enabled
         ) and type(self).step is _Compiled.step:  # fmt: skip  # PyTorch wraps a step of a class derived from this
             return self._hooked_step(*args, **kwargs)
-        if self._plan is None or args or kwargs or hasattr(self, "found_inf") or hasattr(self, "grad_scale"):
+        plan = self._plan  # read once: another thread, whose step fails, takes it away
+        if plan is None or args or kwargs or hasattr(self, "found_inf") or hasattr(self, "grad_scale"):
             return self._bare_step(*args, **kwargs)
         try:  # the usual case, by a short way: after other work each function on it costs half a microsecond
-            if self._stepping.run(self._plan.step_tensors, self.param_groups, self.state):
+            if self._stepping.run(plan.step_tensors, self.param_groups, self.state):
                 return None
         except FastoptError:  # it is raised again, unless the parameter is left to PyTorch
             pass
@@ -413,20 +416,10 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     def _empty_plan(self, host: Host | None = None, left: Sequence[_fallback.Left] = ()) -> TensorPlan:
         ref = weakref.ref(self)  # else a plan, and all that it holds, would wait for the cyclic collector
         asked = host or Host()
-
-        def spec_of(group: Mapping[str, Any]) -> Spec:
-            optimizer = ref()
-            assert optimizer is not None
-            return optimizer._spec_of(group)
-
-        def record_of(param: torch.Tensor, group: dict[str, Any], spec: Spec, label: str) -> tuple[Any, ...] | None:
-            optimizer = ref()
-            assert optimizer is not None
-            return optimizer._record_anew(param, group, spec, label, asked, left)
-
         return TensorPlan(
-            spec_of, record_of, asked, number_names=self._number_names(), n_threads=self._settings["n_threads"]
-        )
+            partial(spec_of, ref), partial(record_of, ref, asked, left), asked,
+            number_names=self._number_names(), n_threads=self._settings["n_threads"],
+        )  # fmt: skip
 
     def _owner(self) -> str:
         """How messages call this optimizer."""
@@ -780,6 +773,23 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
                     continue
                 if entry.get(name) is not None:
                     state_tensor(entry[name], param, local_of(param), slot, f"state {name!r} of {label}")
+
+
+def spec_of(ref: weakref.ref[_Compiled], group: Mapping[str, Any]) -> Spec:
+    """What a plan asks its optimizer for where the options of a group have changed."""
+    optimizer = ref()
+    assert optimizer is not None
+    return optimizer._spec_of(group)
+
+
+def record_of(
+    ref: weakref.ref[_Compiled], host: Host, left: Sequence[_fallback.Left],
+    param: torch.Tensor, group: dict[str, Any], spec: Spec, label: str,
+) -> tuple[Any, ...] | None:  # fmt: skip
+    """What a plan asks its optimizer for where a parameter is no longer as it was bound."""
+    optimizer = ref()
+    assert optimizer is not None
+    return optimizer._record_anew(param, group, spec, label, host, left)
 
 
 def frozen(spec: Spec) -> Spec:
@@ -1198,7 +1208,9 @@ def untraced(*functions: Callable[..., Any], inside: bool) -> None:
 untraced(_Compiled.step, _Compiled._bare_step, inside=False)  # a closure is compiled
 untraced(
     _Compiled._hooked_step, _Compiled._take_step, _Compiled.__init__, _Compiled.load_state_dict,
-    clip_grad_norm_, clip_grad_value_, inside=True,
+    clip_grad_norm_, clip_grad_value_,
+    spec_of, record_of, Host.local, Host.fit, Host.finish,  # which a plan calls, maybe from `step` itself
+    inside=True,
 )  # fmt: skip
 
 

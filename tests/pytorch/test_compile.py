@@ -210,3 +210,38 @@ def test_building_and_loading_are_left_alone_too(watched):
     assert other.param_groups[0]["lr"] == 1e-2 and len(other.state) == 4
     assert watched.said == []
     assert watched.traced() == set()
+
+
+CHANGES: dict[str, Callable[[Any, int], Any]] = {
+    "gradients in another order": lambda opt, k: setattr(params_of(opt)[0], "grad", torch.ones(3, 4).t()),
+    "a first gradient": lambda opt, k: setattr(params_of(opt)[k], "grad", torch.ones(4, 3)),
+    "state in another order": lambda opt, k: opt.state[params_of(opt)[0]].update(exp_avg=torch.ones(3, 4).t()),
+    "lr": lambda opt, k: opt.param_groups[0].update(lr=0.1 * k),
+    "an option": lambda opt, k: opt.param_groups[0].update(maximize=bool(k % 2)),
+    "nothing": lambda opt, k: None,
+}
+
+
+def params_of(opt: Any) -> list[torch.nn.Parameter]:
+    return opt.param_groups[0]["params"]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_compiler_leaves_alone_what_a_kept_plan_asks_for(watched, change):
+    """A plan calls functions in Python where something has changed, and `step` calls the plan with nothing between."""
+    ends = []
+    for compiled in (True, False):
+        params = [torch.nn.Parameter(torch.ones(4, 3)) for _ in range(8)]
+        params[0].grad = torch.ones(4, 3)
+        opt = ft.Adam(params)
+        opt.step()
+        train = torch.compile(lambda opt=opt: opt.step(), backend=watched.backend) if compiled else opt.step
+        for k in range(1, 5):
+            plan = opt._plan
+            CHANGES[change](opt, k)
+            train()
+            assert opt._plan is plan
+        ends.append(params)
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+    assert watched.said == []
+    assert watched.traced() == set()
