@@ -22,7 +22,7 @@ def plain_key(options, tuple names, *more):
     """A key for what depends on these options, by name, and `more` values alone; None if they can make no such key.
 
     Where two keys are equal, all values are, and their types, too: 1, 1.0 and True are equal. So only None, bool, int,
-    float and str make a key, tuples of them, and names that a dict lacks; but not -0.0, which is equal to 0.0.
+    float and str make a key, flat tuples of them, and names that a dict lacks; but not -0.0, which is equal to 0.0.
     """
     cdef list key = []
     cdef PyObject *value
@@ -45,8 +45,8 @@ cdef bint add_plain(list key, value) except -1:
     kind = type(value)
     if kind is tuple:
         key.append(len(value))        # before its items: where they end has to be in the key
-        for item in <tuple>value:
-            if not add_plain(key, item):
+        for item in <tuple>value:     # none of which is a tuple: of many, one in the other, the stack would overflow
+            if type(item) is tuple or not add_plain(key, item):
                 return False
     elif kind is float:
         if value == 0 and copysign(1.0, value) < 0:
