@@ -92,8 +92,8 @@ typedef struct {
     fo_shim_long_t storage_bytes, storage_offset;
     bool (*is_neg)(const void *handle); /* C++'s at::native::is_neg; may be NULL */
     bool (*is_inference)(const void *handle); /* at::native::is_inference; may be NULL */
-    void **(*version_counter)(const void *handle); /* torch::autograd::impl::version_counter; may be NULL, then also */
-    void (*bump_version)(const void *handle); /* torch::autograd::impl::bump_version */
+    void **(*version_counter)(const void *handle); /* torch::autograd::impl::version_counter; NULL without the next */
+    void (*bump_version)(const void *handle); /* torch::autograd::impl::bump_version; may be NULL */
 } fo_shim_t;
 
 /* Take up the functions at these addresses, in the order of FO_SHIM's names. */
@@ -114,8 +114,8 @@ static inline void fo_shim_fill(fo_shim_t *s, const uintptr_t *at)
     s->storage_offset = (fo_shim_long_t)at[12];
     s->is_neg = (bool (*)(const void *))at[13];
     s->is_inference = (bool (*)(const void *))at[14];
-    s->version_counter = (void **(*)(const void *))at[15];
-    s->bump_version = at[15] ? (void (*)(const void *))at[16] : NULL;
+    s->version_counter = at[16] ? (void **(*)(const void *))at[15] : NULL; /* one is of no use without the other */
+    s->bump_version = (void (*)(const void *))at[16];
 }
 
 #define FO_SHIM                                                                                                        \
@@ -169,19 +169,17 @@ static inline const char *fo_shim_beside(const fo_shim_t *s, const fo_trail_t *t
     return s->storage_place ? *(const char **)(trail->impl + s->storage_place + sizeof(void *)) : NULL;
 }
 
-/* What counts the versions of a tensor; NULL for one that has no such thing, an inference tensor. */
+/* What counts the versions of a tensor; NULL for one that has no such thing, an inference tensor, or if there is no way
+ * to know. */
 static inline const char *fo_shim_counter(const fo_shim_t *s, PyObject *object)
 {
     return s->version_counter != NULL ? (const char *)*s->version_counter((char *)object + s->place) : NULL;
 }
 
-/* Note that a tensor was written to; 0 if that is to be left to Python: it would be an error, or there is no way. */
-static inline int fo_shim_bump(const fo_shim_t *s, PyObject *object)
+/* Note that a tensor, which has a counter, was written to. */
+static inline void fo_shim_bump(const fo_shim_t *s, PyObject *object)
 {
-    if (s->bump_version == NULL || fo_shim_counter(s, object) == NULL)
-        return 0;
     s->bump_version((char *)object + s->place);
-    return 1;
 }
 
 /* 1 if a tensor has these sizes and strides. */

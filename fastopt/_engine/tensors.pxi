@@ -42,7 +42,7 @@ cdef extern from "fastopt_tensors.h":
     void fo_prefetch_trail(const fo_trail_t *trail) noexcept
     const char *fo_shim_beside(const fo_shim_t *s, const fo_trail_t *trail) noexcept
     const char *fo_shim_counter(const fo_shim_t *s, PyObject *object) noexcept
-    bint fo_shim_bump(const fo_shim_t *s, PyObject *object) noexcept
+    void fo_shim_bump(const fo_shim_t *s, PyObject *object) noexcept
     const char *fo_dict_entries(PyObject *d) noexcept
     char *fo_shim_writable(const fo_shim_t *s, PyObject *object, int type, int ndim, const int64_t *form,
                            int64_t n) noexcept
@@ -925,10 +925,9 @@ cdef class TensorPlan(Plan):
         """Counts and carried numbers into their tensors, and a note for the library of what was written."""
         cdef Work *w
         cdef Binding *binding
-        cdef PyObject *owner
         cdef Py_ssize_t i
         cdef int k
-        cdef list others = None           # whose versions C cannot count
+        cdef bint asks = False            # whether there are versions that C cannot count
         for i in range(job.n_work):
             w = &job.work[i]
             binding = &self.bindings[w.q - self.params]
@@ -938,16 +937,22 @@ cdef class TensorPlan(Plan):
                 advance(&binding.other[NUMBERS + k], w.q.numbers[k], job.bank[w.place].numbers[k], False)
             w.q.t += 1
             copy_numbers(w.q.numbers, job.bank[w.place].numbers)
-            owner = binding.owner
-            if not (self.shim.place and self.is_plain(owner) and fo_shim_bump(&self.shim, owner)):
-                if others is None:
-                    others = []
-                others.append(<object>owner)
-        if self.special:
-            self.host.finish([self.owners[job.work[i].q - self.params] for i in range(job.n_work)])
-        if others is not None:
-            self.bump(others)
+            if self.can_count(binding.owner):
+                fo_shim_bump(&self.shim, binding.owner)
+            else:
+                asks = True
+        if self.special or asks:          # not before: a new object may start the collector, and that Python code
+            stepped = [self.owners[job.work[i].q - self.params] for i in range(job.n_work)]
+            if self.special:
+                self.host.finish(stepped)
+            if asks:
+                self.bump([owner for owner in stepped if not self.can_count(<PyObject *>owner)])
         self.steps += 1
+
+    @cython.final
+    cdef inline bint can_count(self, PyObject *owner) noexcept:
+        """Whether C can count the version of a parameter; where that is an error, Python is left to say so."""
+        return self.shim.place and self.is_plain(owner) and fo_shim_counter(&self.shim, owner) != NULL
 
 
 cdef double number_at(const BoundTensor *bound) noexcept:
