@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -187,7 +188,7 @@ def steppable(tensor: Any, label: str) -> torch.Tensor:
         raise TensorKindError(f"{label} is a {type(own).__name__} on {own.device}; a tensor on the CPU is needed")
     if own.dtype not in (torch.float32, torch.float64):
         raise TensorDTypeError(f"{label} has dtype {own.dtype}; torch.float32 or torch.float64 is needed")
-    if own.numel() and (not extent(own) or not has_storage(own) or own.is_neg()):
+    if own.numel() and (not extent(own) or not has_storage(own) or own.is_neg() or own._is_zerotensor()):
         raise TensorLayoutError(
             f"{label} has shape {tuple(own.shape)} and strides {own.stride()}; every element needs memory of its own, "
             "which expanded tensors, and those without storage, have not"
@@ -252,11 +253,20 @@ class Arena:
     any store whose address ends in the same twelve bits.
     """
 
-    FIRST, MOST = 2**16, 2**26  # bytes of the first piece, and of the largest one for several tensors
+    MOST = 2**26  # bytes of a piece for several tensors
 
     def __init__(self) -> None:
-        self.pieces: dict[int, tuple[np.ndarray, int, int]] = {}
-        """Per slot: memory that is 0, its address, and how much of it is taken."""
+        self.pieces: dict[int, tuple[weakref.ref[np.ndarray], int, int]] = {}
+        """Per slot: memory that is 0, its address, and how much of it is taken. Tensors keep it alive, the plan not."""
+
+    @staticmethod
+    def takes(own: torch.Tensor) -> bool:
+        """Whether state like this tensor can come from here.
+
+        NumPy before 2 has at most 32 dimensions. What is empty would lie where its neighbour does, and `torch.save`
+        refuses two tensors of different types at one address.
+        """
+        return type(own) in PLAIN and own.numel() > 0 and own.dim() <= 32
 
     def zeros(self, own: torch.Tensor, place: int) -> torch.Tensor:
         """A tensor of zeros like a dense one, for its slot at this place."""
@@ -273,17 +283,22 @@ class Arena:
 
     def take(self, place: int, size: int, like: int, grain: int = 64) -> tuple[np.ndarray, int]:
         """A piece with room for so many bytes, and where: a multiple of `grain`, in its page as `like` (or -1)."""
-        piece, base, taken = self.pieces.get(place) or (np.zeros(0, np.uint8), 0, 0)
+        known, base, taken = self.pieces.get(place, (None, 0, 0))
+        piece = known() if known else None
+        room = piece.nbytes if piece is not None else 0
         while True:
             at = taken + -(base + taken) % grain
             if like >= 0:
                 at += (like - base - at) % PAGE
-            if at + size <= piece.nbytes:
+            if piece is not None and at + size <= room:
                 break
-            piece = np.zeros(max(min(2 * piece.nbytes, self.MOST), self.FIRST, size + 2 * PAGE), np.uint8)
+            lone = known is None and like < 0  # and may stay so: many an optimizer has one small parameter
+            room = size + grain if lone else max(min(2 * room, self.MOST), size + 2 * PAGE)
+            piece = np.zeros(room, np.uint8)
             base = piece.ctypes.data
-            taken = ((place + 1) * (PAGE // 4) - base) % PAGE
-        self.pieces[place] = piece, base, at + size
+            taken = 0 if lone else ((place + 1) * (PAGE // 4) - base) % PAGE
+        if room <= self.MOST:  # in a larger one is nothing left
+            self.pieces[place] = weakref.ref(piece), base, at + size
         return piece, at
 
 
@@ -297,7 +312,7 @@ def new_state(arena: Arena, param: torch.Tensor, own: torch.Tensor, place: int, 
         return torch.full(shape_like(slot.like, own.shape), value, dtype=state_dtype(slot, own), device="cpu")
     if slot.first == "copy":
         return new_state(arena, param, own, place, slot._replace(first=0.0)).copy_(param.detach())
-    if param is own:
+    if param is own and arena.takes(own):
         made = arena.zeros(own, place)
         return made.fill_(value) if value else made
     if value == 0:

@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 import threading
+import tracemalloc
 import weakref
 from collections import OrderedDict, UserDict
 
@@ -19,7 +20,7 @@ torch = pytest.importorskip("torch")
 import fastopt  # noqa: E402
 import fastopt.torch as ft  # noqa: E402
 from fastopt import FastoptError, engine, errors  # noqa: E402
-from fastopt._tensors import Host  # noqa: E402
+from fastopt._tensors import Arena, Host  # noqa: E402
 
 CLASSES = [getattr(ft, name) for name in ft.__all__]
 STATED = [cls for cls in CLASSES if cls is not ft.SGD]
@@ -835,10 +836,10 @@ def test_a_gradient_that_another_thread_drops_during_a_step():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_state_lies_side_by_side_in_storages_of_their_own(dtype):
-    shapes = [(3, 4), (100,), (2, 0), (), (9, 9, 9), (1000, 30), (513, 1025), (17,), (600, 700)]
+    shapes = [(5,), (3, 4), (100,), (2, 0), (), (9, 9, 9), (1000, 30), (513, 1025), (17,), (600, 700)]
     params = [parameter(shape, dtype) for shape in shapes]
-    params[5].data = tensor((30, 1000), dtype).t()
-    params[5].grad = tensor((30, 1000), dtype).t()
+    params[6].data = tensor((30, 1000), dtype).t()
+    params[6].grad = tensor((30, 1000), dtype).t()
     opt = ft.AdamW(params, amsgrad=True)
     opt.step()
     taken = []
@@ -857,8 +858,101 @@ def test_state_lies_side_by_side_in_storages_of_their_own(dtype):
         taken.append((entry["step"].data_ptr(), entry["step"].data_ptr() + entry["step"].nbytes))
     taken.sort()
     assert all(high <= low for (_, high), (low, _) in zip(taken, taken[1:], strict=False))
-    small = [opt.state[p]["exp_avg"].data_ptr() for p in params[:2]]
-    assert small[1] - small[0] == 64 * -(-params[0].nbytes // 64)
+    small = [opt.state[p]["exp_avg"].data_ptr() for p in params[1:3]]  # the first one lies alone
+    assert small[1] - small[0] == 64 * -(-params[1].nbytes // 64)
+
+
+def test_state_of_empty_tensors_of_two_types_is_saved(tmp_path):
+    """What is empty lies nowhere: at the address of a neighbour of another type, torch.save would refuse both."""
+    params = [parameter(shape, dtype) for dtype in (torch.float32, torch.float64) for shape in ((0,), (3,), (2, 0))]
+    opt = ft.AdamW(params)
+    opt.step()
+    torch.save(opt.state_dict(), tmp_path / "state.pt")
+    other = ft.AdamW(params)
+    other.load_state_dict(torch.load(tmp_path / "state.pt"))
+    assert frozen(other) == frozen(opt)
+
+
+def test_the_state_of_one_small_parameter_takes_no_more_than_it_needs():
+    """As with an optimizer for each parameter, or a group that is added after each step."""
+    arena = Arena()
+    for own in (torch.ones(3), torch.ones(5, dtype=torch.float64), torch.ones(1024)):
+        assert arena.takes(own)
+        lone = Arena()
+        made = [(lone.zeros(own, place), lone.zero()) for place in range(2)]
+        sizes = [known().nbytes for known, _, _ in lone.pieces.values()]
+        assert sum(sizes) <= (1 if own.nbytes < 4096 else 3) * (2 * own.nbytes + 8192 + 256) and made
+    many = [arena.zeros(torch.ones(64), 0) for _ in range(1000)]
+    assert arena.pieces[0][0]().nbytes <= 2 * sum(x.nbytes for x in many)
+
+
+def test_memory_of_state_that_was_exchanged_is_given_back():
+    """The plan goes on, and new state may come from the same piece, but it does not keep that alive."""
+    p, q = parameter((250_000,)), parameter((250_000,))
+    absent, q.grad = q.grad, None
+    opt = ft.AdamW([p, q])
+    tracemalloc.start()
+    try:
+        opt.step()
+        plan, before = opt._plan, tracemalloc.get_traced_memory()[0]
+        opt.state[p]["exp_avg"].share_memory_()
+        opt.state[p]["exp_avg_sq"].data = torch.ones(250_000)
+        opt.step()
+        gc.collect()
+        assert before - tracemalloc.get_traced_memory()[0] > 2 * p.nbytes
+    finally:
+        tracemalloc.stop()
+    q.grad = absent
+    opt.step()
+    assert opt._plan is plan and [opt.state[x]["step"] for x in (p, q)] == [3, 1]
+
+
+def test_a_tensor_too_large_for_others_beside_it_displaces_no_piece(monkeypatch):
+    monkeypatch.setattr(Arena, "MOST", 2**15)
+    arena = Arena()
+    made = [arena.zeros(torch.ones(16), 0) for _ in range(2)]
+    piece = arena.pieces[0][0]()
+    made.append(arena.zeros(torch.ones(2**14), 0))
+    made.append(arena.zeros(torch.ones(16), 0))
+    assert arena.pieces[0][0]() is piece and made[3].data_ptr() - made[1].data_ptr() == 64
+
+
+def test_state_of_more_dimensions_than_an_array_has():
+    for module in (torch.optim, ft):
+        p = parameter([1] * 40 + [3] + [1] * 30)
+        opt = module.AdamW([p])
+        opt.step()
+        opt.step()
+        assert opt.state[p]["exp_avg"].shape == p.shape
+
+
+def test_state_of_a_class_of_a_users_is_of_that_class_as_pytorchs():
+    class Mine(torch.Tensor):
+        pass
+
+    for module in (torch.optim, ft):
+        p = torch.ones(3).as_subclass(Mine).requires_grad_()
+        p.grad = torch.ones(3)
+        opt = module.AdamW([p])
+        opt.step()
+        assert type(opt.state[p]["exp_avg"]) is Mine
+
+
+@pytest.mark.parametrize("what", ["state", "parameter"])
+def test_a_tensor_of_zeros_without_memory_is_refused(what):
+    """PyTorch has one for derivatives that are known to be zero; its storage has a size, but no address."""
+    p, q = parameter((3,)), parameter((3,))
+    opt = ft.AdamW([p, q])
+    opt.step()
+    none = torch._efficientzerotensor(3)
+    if what == "state":
+        opt.state[p]["exp_avg"] = none
+    else:
+        p.data = none
+    before = q.detach().clone()
+    with pytest.raises((errors.TensorStateError, errors.TensorLayoutError), match="memory of its own"):
+        opt.step()
+    assert torch.equal(q, before)
 
 
 def test_state_outlives_the_optimizer():
@@ -870,6 +964,27 @@ def test_state_outlives_the_optimizer():
     gc.collect()
     junk = [torch.full((100,), 7.0) for _ in range(100)]
     assert torch.equal(entry["exp_avg"], before) and entry["step"] == 1 and junk
+
+
+def test_a_plan_that_another_thread_takes_away_at_the_beginning_of_a_step():
+    class Taken(ft.Adam):
+        looks = 0
+
+        @property
+        def _plan(self):
+            plan = vars(self)["_plan"]
+            if plan is not None:
+                vars(self)["_plan"] = None  # as a step that fails does, between any two looks of this one
+            return plan
+
+        @_plan.setter
+        def _plan(self, plan):
+            vars(self)["_plan"] = plan
+
+    opt = Taken([p := parameter()])
+    for _ in range(3):
+        opt.step()
+    assert opt.state[p]["step"] == 3
 
 
 def test_two_threads_in_one_optimizer_never_corrupt_it():
@@ -1228,6 +1343,25 @@ def test_an_inference_tensor_that_was_given_other_memory_is_refused():
     with torch.inference_mode():
         opt.step()
     assert p.tolist() == [1.5, 1.5, 1.5]
+
+
+@pytest.mark.parametrize("what", ["parameter", "state", "count"])
+def test_an_inference_tensor_with_other_memory_is_refused_on_the_usual_way_too(what):
+    """Where C alone looks at tensors: at a first step, and in the place of others."""
+    with torch.inference_mode():
+        x = torch.tensor(7.0) if what == "count" else torch.ones(3)
+    x.data = torch.tensor(2.0) if what == "count" else torch.full((3,), 2.0)
+    p = x if what == "parameter" else parameter((3,))
+    p.grad = torch.ones(3)
+    opt = ft.Adam([p], lr=0.5, fallback="silent")
+    if what != "parameter":
+        opt.step()
+        opt.state[p]["step" if what == "count" else "exp_avg"] = x
+    before = frozen(opt)
+    for _ in range(2):
+        with pytest.raises(errors.InferenceModeError):
+            opt.step()
+        assert frozen(opt) == before
 
 
 def test_every_number_that_a_parameter_carries_has_a_tensor_of_its_own(way, monkeypatch):
