@@ -5,9 +5,9 @@
     python tests/proof/mutants.py --list
 
 The sources are copied to a temporary folder and built there; needs Cython, setuptools, a C compiler and what the tests
-need. A mutant is killed when pytest reports a failure, dies by a signal, or does not come to an end. Whatever else
-happens (a text that does not occur exactly once, a build that fails, tests that cannot be collected or that fail
-without any mutant) is an error of the list, and no kill.
+need, PyTorch among it. A mutant is killed when pytest reports a failure, dies by a signal, or does not come to an end.
+Whatever else happens (a text that does not occur exactly once, a build that fails, tests that cannot be collected or
+that fail without any mutant) is an error of the list, and no kill.
 """
 
 from __future__ import annotations

@@ -37,9 +37,11 @@ CLIPPING = "fastopt/_engine/clipping.pxi"
 ARRAYS, FOREIGN, GRADIENTS, GROUP, LEVELS, MEMORY = (
     f"fastopt/_engine/{part}.pxi" for part in ("arrays", "foreign", "gradients", "group", "levels", "memory")
 )
-BANK, BORROW, OPERANDS, SUMS, TEAM, THREADS, WALK = (
-    f"fastopt/_engine/{part}.pxi" for part in ("bank", "borrow", "operands", "sums", "team", "threads", "walk")
+BANK, BORROW, OPERANDS, SUMS, TEAM, TENSORS, THREADS, WALK = (
+    f"fastopt/_engine/{part}.pxi"
+    for part in ("bank", "borrow", "operands", "sums", "team", "tensors", "threads", "walk")
 )
+TENSORS_PY, TENSORS_H = "fastopt/_tensors.py", "src_c/fastopt_tensors.h"
 OPTIMIZER, STATE, FUNCTIONAL = "fastopt/optimizer.py", "fastopt/state.py", "fastopt/functional.py"
 SGD, ADAM, SCHEDULES, OPENMP = "fastopt/sgd.py", "fastopt/adam.py", "fastopt/schedules.py", "fastopt/_openmp.py"
 DECLARE, CHECKPOINT = "fastopt/declare.py", "fastopt/checkpoint.py"
@@ -294,6 +296,11 @@ MUTANTS = [
     Mutant(
         "a key of options that does not tell where a pair ends", GROUP,
         "        key.append(len(value))        # before", "        pass                          # before",
+        "test_engine.py -k key",
+    ),
+    Mutant(
+        "a key of options from tuples of tuples", GROUP,
+        "if type(item) is tuple or not add_plain(key, item):", "if not add_plain(key, item):",
         "test_engine.py -k key",
     ),
     Mutant(
@@ -1365,6 +1372,50 @@ MUTANTS = [
         "a rebound array that is not looked for among gradients", ENGINE,
         "            self.remap(memory)\n        finally:", "            pass\n        finally:",
         "test_borrowed.py -k rebound",
+    ),
+
+    # --- Tensors
+    Mutant(
+        "a large step holds no gradients", TENSORS,
+        "large = fits == 1 and is_large(job)", "large = False", "pytorch/test_tensors.py -k another_thread_drops",
+    ),
+    Mutant(
+        "versions that are not counted", TENSORS,
+        "                fo_shim_bump(&self.shim, binding.owner)\n", "                pass\n",
+        "pytorch/test_tensors.py -k versions_count",
+    ),
+    Mutant(
+        "an inference tensor with other data is found when it is written to", TENSORS_H,
+        "        || (s->version_counter != NULL && *s->version_counter(handle) == NULL) ||", "        ||",
+        "pytorch/test_tensors.py -k usual_way_too",
+    ),
+    Mutant(
+        "slots of large tensors that lie as the parameter does", TENSORS_PY,
+        "start // 64 * 64 + (place + 1) * (PAGE // 4) if large", "start // 64 * 64 if large",
+        "pytorch/test_tensors.py -k side_by_side",
+    ),
+    Mutant(
+        "state of empty tensors at the address of a neighbour", TENSORS_PY,
+        "type(own) in PLAIN and own.numel() > 0 and", "type(own) in PLAIN and",
+        "pytorch/test_tensors.py -k empty_tensors",
+    ),
+    Mutant(
+        "a piece of pages for one small tensor", TENSORS_PY,
+        "lone = known is None and like < 0", "lone = False", "pytorch/test_tensors.py -k takes_no_more",
+    ),
+    Mutant(
+        "a large tensor displaces the piece that others share", TENSORS_PY,
+        "        if room <= self.MOST:", "        if True:", "pytorch/test_tensors.py -k displaces",
+    ),
+    Mutant(
+        "state that the plan keeps alive", TENSORS_PY,
+        "self.pieces[place] = weakref.ref(piece), base, at + size",
+        "self.pieces[place] = (lambda: piece), base, at + size", "pytorch/test_tensors.py -k given_back",
+    ),
+    Mutant(
+        "the compiler looks into what a kept plan asks for", "fastopt/torch.py",
+        "    spec_of, record_of, Host.local, Host.fit, Host.finish,  # which", "    # which",
+        "pytorch/test_compile.py -k kept_plan_asks",
     ),
 
     # --- Schedules
