@@ -95,7 +95,7 @@ cdef class GradientClipper(TensorPlan):
     cdef apply(self, Job *job, const Rule *kernel, double h0, double h1, list grads):
         """Write to the gradients of a job, and note that they were written to."""
         cdef Py_ssize_t i
-        cdef list others = None
+        cdef bint asks = False            # whether there are versions that C cannot count
         if kernel != RESCALE or h0 != 1:
             rule_alone(&self.program, kernel, kernel)
             self.factors.flush = False
@@ -104,11 +104,12 @@ cdef class GradientClipper(TensorPlan):
             job.sum, job.moved = NULL, 2 * job.blocks
             launch(&self.team, job)
         for i in range(len(grads)):
-            if not fo_shim_bump(&self.shim, PyList_GET_ITEM(<PyObject *>grads, i)):
-                others = others or []
-                others.append(grads[i])
-        if others is not None:
-            self.bump(others)
+            if self.can_count(PyList_GET_ITEM(<PyObject *>grads, i)):
+                fo_shim_bump(&self.shim, PyList_GET_ITEM(<PyObject *>grads, i))
+            else:
+                asks = True
+        if asks:
+            self.bump([g for g in grads if not self.can_count(<PyObject *>g)])
 
     cdef bint has_double(self, const Job *job) noexcept:
         cdef Py_ssize_t i
