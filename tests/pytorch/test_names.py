@@ -81,7 +81,8 @@ def test_a_star_import_brings_the_classes_alone():
 
 def test_completion_offers_what_is_meant_to_be_used():
     shown = {name for name in dir(ft) if not name.startswith("__")}
-    assert shown == {*ft.__all__, *torch.optim.__all__, "install", "installed", "uninstall"}
+    own = {"install", "installed", "uninstall", "clip_grad_norm_", "clip_grad_value_"}
+    assert shown == {*ft.__all__, *torch.optim.__all__, *own}
     assert {"__name__", "__all__", "__doc__", "__file__"} <= {*dir(ft)}
 
 
