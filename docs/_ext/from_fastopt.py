@@ -305,8 +305,8 @@ class LinkNames(SphinxPostTransform):
 
 
 def leave_foreign_names(app: Sphinx, env: BuildEnvironment, node: nodes.Element, content: nodes.Node) -> Any:
-    """Single backticks in docstrings also name arguments, and things of other libraries; ours have to exist."""
-    if node["reftype"] == "obj" and not node["reftarget"].startswith("fastopt"):
+    """Single backticks in docstrings, and types, also name things of other libraries; ours have to exist."""
+    if node["reftype"] in ("obj", "class") and not node["reftarget"].startswith("fastopt"):
         return content
     return None
 
