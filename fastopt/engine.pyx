@@ -121,9 +121,11 @@ include "_engine/gradients.pxi"
 include "_engine/sums.pxi"
 
 
-cdef enum:                    # so many parameters ahead `collect` asks for what it will look at; it may be in no cache
+cdef enum:                    # so many parameters ahead `collect` asks for what it will look at:
     FAR = 8                   # first for the arrays,
-    NEAR = 4                  # then for what they point to
+    NEAR = 4                  # then for what they point to;
+    FEWEST_AHEAD = 64         # where there are so many parameters,
+cdef double rested = 20e-6    # and other work came since the last step: of one that has just ended, caches hold it all
 
 
 cdef class Plan(Operands):
@@ -165,6 +167,7 @@ cdef class Plan(Operands):
     cdef object derive
     cdef list converted               # the gradients of the step at hand, if they had to be converted
     cdef list untouched               # groups whose state has not been written yet
+    cdef double ended                 # when the last step ended, where `collect` asks ahead
     cdef double grad_scale            # of the step at hand: gradients are divided by it first
     cdef bint busy
     cdef fo_fenv_t caller             # floating-point environment, while busy
@@ -501,6 +504,7 @@ cdef class Plan(Operands):
         No Python code runs in here but on the way to an error, so that what was checked stays as it was.
         """
         cdef Py_ssize_t n = len(self.arrays), i, before, end
+        cdef bint asks = n >= FEWEST_AHEAD and fo_omp_time() - self.ended > rested
         cdef Group group
         cdef Param *q
         cdef PyObject *g
@@ -514,10 +518,10 @@ cdef class Plan(Operands):
             before = job.blocks
             end = group.first + group.n_params
             for i in range(group.first, end):
-                if i + FAR < end:
+                if asks and i + FAR < end:
                     fo_prefetch_array(self.params[i + FAR].array)
                     fo_prefetch_array(PyList_GET_ITEM(<PyObject *>grads, i + FAR))
-                if i + NEAR < end:
+                if asks and i + NEAR < end:
                     g = PyList_GET_ITEM(<PyObject *>grads, i + NEAR)
                     fo_prefetch_dims(self.params[i + NEAR].array)
                     if cnp.PyArray_CheckExact(<object>g):
@@ -581,6 +585,8 @@ cdef class Plan(Operands):
             w = &job.work[i]
             w.q.t += 1
             copy_numbers(w.q.numbers, job.bank[w.place].numbers)
+        if self.n_params >= FEWEST_AHEAD:
+            self.ended = fo_omp_time()
 
     cdef list numbers_after(self, const Job *job, str name, Py_ssize_t k, list arrays):
         """The arrays of a number that parameters carry, each with what it is to be after the step."""
