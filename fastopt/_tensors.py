@@ -29,25 +29,18 @@ from fastopt.errors import (
 
 PAGE = 4096
 PLAIN = (torch.Tensor, torch.nn.Parameter)
-ZEROS = {dtype: torch.zeros((), dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64)}
 
 
 def address(library: ctypes.CDLL, name: str) -> int:
     return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
 
 
-# C++ functions of PyTorch beside its C functions, each by the names that it has had.
+# C++ functions of PyTorch beside its C functions, by their mangled names.
 INTERNAL = (
-    ("_ZN2at6native6is_negERKNS_6TensorE",),
-    ("_ZN2at6native12is_inferenceERKNS_6TensorE",),
-    (
-        "_ZN5torch8autograd4impl15version_counterERKN2at6TensorE",
-        "_ZN5torch8autograd4impl15version_counterERKN2at10TensorBaseE",
-    ),
-    (
-        "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE",
-        "_ZN5torch8autograd4impl12bump_versionERKN2at10TensorBaseE",
-    ),
+    "_ZN2at6native6is_negERKNS_6TensorE",
+    "_ZN2at6native12is_inferenceERKNS_6TensorE",
+    "_ZN5torch8autograd4impl15version_counterERKN2at6TensorE",
+    "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE",
 )
 
 
@@ -60,8 +53,7 @@ def stable_functions() -> tuple[list[int], torch.Tensor, Any, int] | None:
     try:
         library = ctypes.CDLL(os.path.join(torch.__path__[0], "lib", name))
         addresses = [address(library, f"aoti_torch_{name}") for name in SHIM.split()]
-        for names in INTERNAL:
-            addresses.append(next((address(library, name) for name in names if hasattr(library, name)), 0))
+        addresses += [address(library, name) if hasattr(library, name) else 0 for name in INTERNAL]
         tensor = torch.zeros(2, 3)
         handle = torch._C._aoti.unsafe_alloc_void_ptr_from_tensor(tensor)
         return addresses, tensor, handle, tensor.untyped_storage()._cdata
@@ -323,8 +315,6 @@ def new_state(arena: Arena, param: torch.Tensor, own: torch.Tensor, place: int, 
 def count_tensor(steps: int | float) -> torch.Tensor:
     """A step count as PyTorch stores it, and as float64 where float32 would stand still."""
     dtype = torch.float64 if steps >= LAST_FLOAT_COUNT else _get_scalar_dtype()
-    if steps == 0:
-        return torch.zeros_like(ZEROS[dtype])  # in two thirds of the time
     return torch.full((), float(steps), dtype=dtype, device="cpu")
 
 

@@ -120,9 +120,10 @@ def clip_grad_value_(
         As for `clip_grad_norm_`, of which the notes are true here, too.
     """
     params, limit = _listed(parameters), float(clip_value)
-    given = [p for p in params if p.grad is not None]
-    if given and (isnan(limit) or _clipped("clip_value", given, limit) is None):
-        STOCK_VALUE(given, clip_value, foreach)
+    if isnan(limit) or _clipped("clip_value", params, limit) is None:
+        given = [p for p in params if p.grad is not None]
+        if given:  # PyTorch's function raises where there is none
+            STOCK_VALUE(given, clip_value, foreach)
 
 
 def _listed(parameters: Any) -> list[torch.Tensor]:

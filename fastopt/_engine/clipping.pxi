@@ -39,6 +39,8 @@ cdef class GradientClipper(TensorPlan):
         self.enter()
         try:
             grads = self.given(owners)
+            if not grads:
+                return True
             if not self.take_up(&job, grads):
                 return None
             self.apply(&job, CLAMP, -limit, limit, grads)
@@ -82,12 +84,8 @@ cdef class GradientClipper(TensorPlan):
             if data == NULL:
                 return False
             q, w = &self.params[job.n_work], &self.work[job.n_work]
-            q.type, q.n, q.p = <short>fo_tensor_type(&t), n, data
-            q.n_bytes = n * (8 if q.type == cnp.NPY_DOUBLE else 4)
-            q.blocks = (q.n_bytes + BLOCK - 1) // BLOCK
-            w.q, w.program, w.g, w.place, w.first_block = q, &self.program, data, 0, job.blocks
-            job.blocks += q.blocks
-            job.n_work += 1
+            add_summand(job, q, fo_tensor_type(&t), n, data)
+            q.p, w.program, w.place = data, &self.program, 0
             self.memory.append(data, q.n_bytes, i, -1)
         job.moved = job.blocks
         return self.memory.sort() == 0        # PyTorch clips twice what two of them share

@@ -180,13 +180,16 @@ cdef class Summands:
 
     cdef collect(self, const Sum *sum):
         """Check the arrays and make the job. No Python code runs from here on but for an error: they stay like that."""
+        cdef cnp.ndarray a
         cdef Py_ssize_t i
         clear_job(&self.job, self.work, NULL)
         for i in range(len(self.members)):
             if self.members[i] is not None:
-                if not has_form(<cnp.ndarray>self.members[i]):
-                    check_form(self.members[i], member_label(self.labels, i), True)
-                add_array(&self.job, &self.params[i], <cnp.ndarray>self.members[i])
+                a = self.members[i]
+                if not has_form(a):
+                    check_form(a, member_label(self.labels, i), True)
+                add_summand(&self.job, &self.params[i], cnp.PyArray_TYPE(a), cnp.PyArray_SIZE(a),
+                            <char *>cnp.PyArray_DATA(a))
         self.job.moved = self.job.blocks
         ask_for_sum(&self.job, sum, &self.scratch)
 
@@ -209,12 +212,12 @@ cdef const Sum *sum_for(ord) except NULL:
     raise HyperparameterError(f"ord={shown(ord)} must be 2 or inf")
 
 
-cdef void add_array(Job *job, Param *q, cnp.ndarray array) noexcept:
-    """Add an array to a job that sums; `q` takes what has to be known of it."""
+cdef void add_summand(Job *job, Param *q, int type, Py_ssize_t n, char *data) noexcept:
+    """Add n elements at `data` to a job that sums; `q` takes what has to be known of them."""
     cdef Work *w = &job.work[job.n_work]
-    q.type, q.n, q.n_bytes = cnp.PyArray_TYPE(array), cnp.PyArray_SIZE(array), cnp.PyArray_NBYTES(array)
+    q.type, q.n, q.n_bytes = <short>type, n, n * (8 if type == cnp.NPY_DOUBLE else 4)
     q.blocks = (q.n_bytes + BLOCK - 1) // BLOCK
-    w.q, w.g, w.first_block = q, <char *>cnp.PyArray_DATA(array), job.blocks
+    w.q, w.g, w.first_block = q, data, job.blocks
     job.blocks += q.blocks
     job.n_work += 1
 
