@@ -21,6 +21,7 @@ except ModuleNotFoundError as error:
 from fastopt.declare import OPTIMIZERS as _OPTIMIZERS
 from fastopt.declare import Convention, Slot
 from fastopt.errors import (
+    AveragedError,
     CheckpointError,
     ConcurrentStepError,
     ConventionError,
@@ -76,6 +77,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "AveragedError",
     "CheckpointError",
     "ConcurrentStepError",
     "Convention",

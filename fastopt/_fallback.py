@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
@@ -12,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-import fastopt
 from fastopt._tensors import (
     extent,
     has_dispatch,
@@ -25,10 +22,10 @@ from fastopt._tensors import (
     reach_of,
     steppable,
 )
-from fastopt.errors import FastoptError, GradientError, HyperparameterError, StateDictError
+from fastopt.errors import FastoptError, GradientError, HyperparameterError, StateDictError, warn_caller
 
 CHOICES = ("warn", "silent", "error")
-INSIDE = tuple(os.path.join(os.path.dirname(str(module.__file__)), "") for module in (fastopt, torch))
+PYTORCH = os.path.join(os.path.dirname(str(torch.__file__)), "")
 warned: set[str] = set()
 """The kinds of reasons that a warning was given for in this process."""
 
@@ -252,16 +249,13 @@ def share(a: Any, b: Any) -> bool:
 
 def tell(owner: str, left: Iterable[Left]) -> None:
     """Warn of what is left to PyTorch, once for each kind in a process, where a user's code called."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(INSIDE):
-        level, frame = level + 1, frame.f_back
     for one in left:
         if one.kind not in warned:
             warned.add(one.kind)
-            warnings.warn(
+            warn_caller(
                 f"{owner}: {one.text}. PyTorch's own step is taken for such parameters, the compiled step for all "
                 "others. fallback='silent' turns this warning off, fallback='error' makes it an error.",
-                stacklevel=level,
+                PYTORCH,
             )
 
 

@@ -12,9 +12,13 @@ ALIASES = {
     "beta_1": "betas", "beta_2": "betas", "b1": "betas", "b2": "betas", "mu": "momentum", "use_nesterov": "nesterov",
     "num_threads": "n_threads", "max_threads": "n_threads", "threads": "n_threads", "n_jobs": "n_threads",
     "num_workers": "n_threads", "copy_gradients": "copy_grads",
+    "clipvalue": "clip_value", "clip_grad_value": "clip_value", "clip_grad_value_": "clip_value",
+    "gradient_clip_value": "clip_value", "clipnorm": "clip_norm_each", "grad_clip": "clip_norm_each",
+    "ema": "ema_decay", "use_ema": "ema_decay", "ema_momentum": "ema_decay", "averages": "ema_decay",
+    "use_averages": "ema_decay", "zero_grad": "zero_grads", "zero_gradients": "zero_grads",
 }  # fmt: skip
 
-# Words for clipping by the norm of all gradients, ours first. Other words with "clip" are about other kinds of it.
+# Words for clipping by the norm of all gradients, ours first.
 BY_NORM = (
     "clip_norm", "norm_type", "max_norm", "max_grad_norm", "max_gradient_norm", "clip_grad_norm", "clip_grad_norm_",
     "grad_clip_norm", "gradient_clip_norm", "gradient_clipping", "gradient_clip_val", "global_clipnorm",
@@ -26,6 +30,11 @@ WHERE_TO_CLIP = {
     "group": "the norm is that of all groups, so clip_norm is an option of the optimizer",
     "function": "functions do not clip: multiply the gradients by min(1, max_norm / fastopt.norm(gradients)) first",
     "torch": "call fastopt.torch.clip_grad_norm_ before step()",
+}
+# And to other words about clipping, where there are no options for it.
+OTHER_CLIPPING = {
+    "function": "functions do not clip; clip the gradients before the call",
+    "torch": "clip the gradients before step(), as for torch.optim",
 }
 
 
@@ -46,8 +55,4 @@ def about_clipping(name: str, where: str) -> str | None:
     plain = name.lower()
     if plain in BY_NORM:
         return WHERE_TO_CLIP[where]
-    if "clip" not in plain:
-        return None
-    if where == "torch":
-        return "clip the gradients before step(), as for torch.optim"
-    return "optimizers clip by the norm of all gradients, with clip_norm, and in no other way; do that before the step"
+    return OTHER_CLIPPING.get(where) if "clip" in plain else None

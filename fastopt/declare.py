@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 
 from fastopt._spelling import about_clipping, meant
-from fastopt.engine import MOST_NUMBERS, MOST_STATES, PAIRS, SCHEDULABLE, is_number
+from fastopt.engine import AROUND, MEAN_SLOT, MOST_NUMBERS, MOST_STATES, PAIRS, SCHEDULABLE, is_number
 from fastopt.errors import ConventionError, DeclarationError, HyperparameterError, UnknownOptionError
 
 # How weight decay is applied; the numbers are the engine's.
@@ -79,7 +79,7 @@ NEUTRAL: dict[str, Any] = {
 MOMENT, SQUARE, MEAN = (2.0**-96, 2.0**-992), (2.0**-116, 2.0**-1012), (2.0**-58, 2.0**-506)
 FLAGS = ("maximize", "decoupled_weight_decay", "flush_subnormal", "nesterov", "centered", "amsgrad", "bias_correction")
 # Every option that a parameter group of some optimizer has, and the settings of the whole step.
-OPTIONS = (*LIMITS, *FLAGS, "eps_placement")
+OPTIONS = (*LIMITS, *FLAGS, "eps_placement", *AROUND)
 SETTINGS = ("n_threads", "nonfinite", "copy_grads", "state_factory", "clip_norm", "norm_type")
 # How a factor comes from the norm of all gradients: see `clip_factor` in reference.py. 0 where it is not said.
 CLIP_FORMS = {"keras": 1, "optax": 2, "thinc": 2}
@@ -131,6 +131,10 @@ FORMER = (
     "carry_at", "carried_under", "state_begun", "_extra_state", "_packed",
 )  # fmt: skip
 """What `Slot` has taken the place of: a class that still says it would be misunderstood."""
+AVERAGE = Slot(MEAN_SLOT)
+"""The average of a parameter, in the state of those whose group has ``ema_decay``."""
+AVERAGE_FORMS = {"keras": 1, "thinc": 2}
+"""How an average follows its parameter: see `find_mean` in reference.py. 0 where it is not said."""
 STEP = Slot("step", like="count")
 """The count, in the state of every optimizer for which PyTorch keeps it there."""
 
@@ -171,6 +175,8 @@ class Spec(NamedTuple):
     """Constants for the rule, by the name that its table entry uses."""
     decay: int
     maximize: bool
+    mean: int
+    """How averages follow their parameters: 0, or one of `AVERAGE_FORMS`."""
     owner: str
     """How messages call the optimizer."""
     check_keys: Callable[[Mapping[str, Any]], bool] | None = None
@@ -256,7 +262,8 @@ def numbers_of(cls: type[Declaration]) -> tuple[Slot, ...]:
 @remembered
 def named_arrays(cls: type[Declaration], convention: str) -> Mapping[str, Slot]:
     """The state arrays that a class can have under a convention, by their names there."""
-    return MappingProxyType({name_under(cls, convention, slot): slot for slot in arrays_of(cls)})
+    arrays = {name_under(cls, convention, slot): slot for slot in arrays_of(cls)}
+    return MappingProxyType({**arrays, AVERAGE.name: AVERAGE})
 
 
 @remembered
@@ -331,7 +338,8 @@ def derive(cls: type[Declaration], convention: str, group: Mapping[str, Any], re
     for name in named_by_options(cls):
         name = names.get(name, name)
         kinds = {**kinds, name: kinds[name]._replace(first=float(group[str(kinds[name].first)]))}
-    slots = tuple(kinds[names.get(name, name)] for name in chosen)
+    averages = (AVERAGE,) if group.get("ema_decay") is not None else ()
+    slots = (*(kinds[names.get(name, name)] for name in chosen), *averages)
     forms = {
         "eps_placement": EPS_PLACEMENTS.index(group.get("eps_placement", "outside")),
         "eps_inside": group.get("eps_placement") == "inside",
@@ -353,6 +361,7 @@ def derive(cls: type[Declaration], convention: str, group: Mapping[str, Any], re
         forms={key: float(value) for key, value in forms.items()},
         decay=offered.decay.get(group["decoupled_weight_decay"], L2),
         maximize=bool(group["maximize"]),
+        mean=AVERAGE_FORMS.get(convention, 0),
         owner=owner,
         check_keys=partial(refuse_misspelt, cls, owner),
     )  # fmt: skip
@@ -392,7 +401,7 @@ def check_options(
 def state_kinds(cls: type[Declaration], convention: str | None) -> Mapping[str, Slot]:
     """The state arrays of a class by their names under a convention, which are theirs here; None: PyTorch's names."""
     if convention is None:
-        return MappingProxyType({slot.name: slot for slot in arrays_of(cls)})
+        return MappingProxyType({slot.name: slot for slot in (*arrays_of(cls), AVERAGE)})
     return MappingProxyType({n: slot._replace(name=n) for n, slot in named_arrays(cls, convention).items()})
 
 
@@ -416,7 +425,7 @@ def refuse_misspelt(cls: type[Declaration], owner: str, options: Mapping[str, An
     known = cls.group_keys()
     others = False
     for key, value in options.items():
-        if not isinstance(key, str) or key in known or key == "params":
+        if not isinstance(key, str) or key in known or key in AROUND or key == "params":
             continue
         text = f"{owner}: the parameter group has {key!r}, which does nothing"
         if key in SETTINGS:
@@ -427,7 +436,7 @@ def refuse_misspelt(cls: type[Declaration], owner: str, options: Mapping[str, An
                 raise UnknownOptionError(f"{text}; {cls.__name__} has: {', '.join(known)}")
         elif clipping := about_clipping(key, "group"):
             raise UnknownOptionError(f"{text}; {clipping}")
-        elif close := meant(key, known, 0.9):
+        elif close := meant(key, (*known, *AROUND), 0.9):
             raise UnknownOptionError(f"{text}; did you mean {close!r}?")
     return others
 
@@ -460,7 +469,7 @@ def with_defaults(cls: type[Declaration], convention: str, given: Mapping[str, A
 
 def refuse_unknown(cls: type[Declaration], keys: Iterable[Any], where: str, more: Iterable[str] = ()) -> None:
     """Raise if one of the keys is neither an option of the class nor one of `more`. `where`: see `about_clipping`."""
-    known = (*cls.group_keys(), *more)
+    known = (*cls.group_keys(), *more, *(AROUND if where in ("optimizer", "group") else ()))
     for key in keys:
         if key in known:
             continue
@@ -498,6 +507,7 @@ def check_declarations(cls: type[Declaration]) -> None:
     need(is_names(cls.family), "family", "a tuple of names")
     need(is_names(cls.eps_placements, EPS_PLACEMENTS), "eps_placements", f"a tuple of names among {EPS_PLACEMENTS}")
     need("params" not in cls.hyperparameters, "hyperparameters", "without 'params', which is the group's parameters")
+    need(not {*AROUND} & {*cls.hyperparameters}, "hyperparameters", f"without {AROUND}, which every optimizer has")
     for name in FORMER:
         if name in vars(cls):
             raise DeclarationError(f"{cls.__name__}.{name} has no effect: state is declared by slots, of fastopt.Slot")
@@ -538,6 +548,7 @@ def check_slots(cls: type[Declaration]) -> None:
     need(len(arrays) <= MOST_STATES, "slots", f"with at most {MOST_STATES} that are arrays")
     begun = [k for k, slot in enumerate(numbers) if slot.like == "begun"]
     need(begun in ([], [0]), "slots", "with one like='begun' at most, before other numbers")
+    need(AVERAGE.name not in names, "slots", f"without {AVERAGE.name!r}, which is the average of the parameter")
     for slot in cls.slots:
         fault = fault_of(cls, slot)
         if fault:
@@ -606,9 +617,9 @@ def check_convention(cls: type[Declaration], key: str, convention: Convention) -
     named = [slot for slot in cls.slots if slot.like not in ("count", "begun")]
     called = [convention.names.get(slot.name, slot.name) for slot in named]
     called = [name for slot, name in zip(named, called, strict=True) if name or slot.is_array]
-    if "step" in called or len(set(called)) != len(called):
+    if {"step", AVERAGE.name} & {*called} or len(set(called)) != len(called):
         raise DeclarationError(
-            f"{cls.__name__}.conventions[{key!r}].names has to give different names, and none of them 'step'; "
+            f"{cls.__name__}.conventions[{key!r}].names has to give different names, none of them 'step' or 'ema'; "
             f"the state is called {', '.join(called)}"
         )
     unknown = convention.names.keys() - {slot.name for slot in cls.slots if slot.like != "count"}
@@ -637,7 +648,7 @@ def chosen_rule(cls: type[Declaration], group: Mapping[str, Any], convention: st
         ) from error
     if isinstance(answer, str):
         return answer, tuple(slot.name for slot in arrays_of(cls, optional=False))
-    declared = state_kinds(cls, None)
+    declared = [slot.name for slot in arrays_of(cls)]
     if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], str)
             and isinstance(answer[1], (tuple, list)) and all(name in declared for name in answer[1])
             and len(set(answer[1])) == len(answer[1])):  # fmt: skip

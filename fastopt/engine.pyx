@@ -46,7 +46,9 @@ from fastopt.kernels.table cimport (
 
 from fastopt._openmp import cpu_quota
 from fastopt.errors import (
+    AveragedError,
     ConcurrentStepError,
+    ConventionError,
     DeclarationError,
     DTypeError,
     FastoptError,
@@ -128,6 +130,12 @@ cdef enum:                    # so many parameters ahead `collect` asks for what
 cdef double rested = 20e-6    # and other work came since the last step: of one that has just ended, caches hold it all
 
 
+cdef struct Seen:             # a gradient, of a parameter
+    Param *q
+    char *g
+    Py_ssize_t n
+
+
 cdef class Plan(Operands):
     """Arrays, their state, and the step over all of them.
 
@@ -159,11 +167,17 @@ cdef class Plan(Operands):
     cdef const Sum *norm_sum
     cdef Scratch scratch
     cdef Clip clip                    # of the step at hand; its norm stays
-    cdef bint clips                   # whether the step at hand clips,
+    cdef bint clips                   # whether the step at hand clips all gradients,
+    cdef bint sums                    # whether it takes norms,
     cdef bint clipped                 # and whether the last one did
+    cdef bint zeroes                  # whether it zeroes gradients,
+    cdef bint averages_now            # and whether it averages parameters
     cdef readonly str nonfinite
     cdef readonly int64_t steps
     cdef readonly int64_t skipped
+    cdef readonly bint averaged       # whether averages stand in the place of parameters
+    cdef Seen *apart                  # gradients that are known to share no memory
+    cdef Py_ssize_t n_apart
     cdef object derive
     cdef list converted               # the gradients of the step at hand, if they had to be converted
     cdef list untouched               # groups whose state has not been written yet
@@ -189,6 +203,7 @@ cdef class Plan(Operands):
     def __dealloc__(self):
         PyMem_Free(self.bank.items)
         PyMem_Free(self.scratch.items)
+        PyMem_Free(self.apart)
 
     def configure(self, dict settings):
         """Change settings of the step, by the names of the constructor: all of them, or an error and none."""
@@ -214,6 +229,12 @@ cdef class Plan(Operands):
                 good, accepted = value is None or callable(value), "None or callable(name, shape, dtype)"
             if not good:
                 raise HyperparameterError(f"{name}={value!r} must be {accepted}")
+        if "clip_norm" in settings:
+            clip_norm = limit if limit > 0 else settings["clip_norm"]
+            for group in self.groups:
+                (<Group>group).check_alone(clip_norm)
+            for group in self.groups:
+                (<Group>group).clip_norm = clip_norm
         if "n_threads" in settings:
             n = settings["n_threads"]
             self.n_threads = None if n is None else int(n)
@@ -222,7 +243,7 @@ cdef class Plan(Operands):
             self.norm_type = 2 if float(settings["norm_type"]) == 2 else np.inf
             self.norm_sum = sum_for(self.norm_type)
         if "clip_norm" in settings:
-            self.clip_norm = limit if limit > 0 else settings["clip_norm"]
+            self.clip_norm = clip_norm
         self.nonfinite = settings.get("nonfinite", self.nonfinite)
         self.copy_grads = bool(settings.get("copy_grads", self.copy_grads))
         self.state_factory = settings.get("state_factory", self.state_factory)
@@ -271,6 +292,7 @@ cdef class Plan(Operands):
         cdef list fresh
         self.enter()
         try:
+            self.refuse_averaged("add_param_group()")
             all_names = self.names + names
             labels = [label_of(all_names, len(self.arrays) + i) for i in range(len(params))]
             arrays = [as_parameter(p, label, twin) for p, label in zip(params, labels)]
@@ -331,6 +353,7 @@ cdef class Plan(Operands):
         if not isinstance(options, dict):
             raise HyperparameterError(f"a parameter group is a dict, not a {type(options).__name__}")
         group.options, group.hyper.has_float, group.params = options, has_float, options.get("params")
+        group.clip_norm = self.clip_norm
         group.adopt(self.derive(options) if spec is None else spec)
         group.refresh(steps)
         return group
@@ -349,6 +372,7 @@ cdef class Plan(Operands):
         cdef Py_ssize_t k
         self.enter()
         try:
+            self.refuse_averaged("rebind()")
             label, q, group = self.label(i), &self.params[i], self.group_of(i)
             array = as_parameter(obj, label, twin)
             check_as_bound(q, array, label)
@@ -425,19 +449,24 @@ cdef class Plan(Operands):
             self.groups[k] = fresh
             self.point(fresh)
             self.fill(fresh, names, &self.team)
+            if fresh.mean < 0:            # averages that are switched on again begin anew
+                for a in range(fresh.first, fresh.first + fresh.n_params):
+                    self.params[a].begun = False
 
     # --- Stepping
 
-    def step(self, grads, grad_scale=None, numbers=()):
+    def step(self, grads, grad_scale=None, found_inf=None, numbers=()):
         """One step of every parameter that has a gradient. Raises before anything was written, or not at all.
 
         `numbers` are triples: a number that parameters carry, by name and place, and the arrays of one element that
-        take it.
+        take it. A step with `found_inf` is skipped.
         """
         self.enter()
         try:
+            if self.averaged:
+                self.refuse_averaged("step()")
             self.set_scale(grad_scale)
-            self.take_step(grads, list(numbers) if numbers else None)
+            self.take_step(grads, list(numbers) if numbers else None, found_inf is not None and is_found(found_inf))
         finally:
             self.leave()
 
@@ -449,17 +478,21 @@ cdef class Plan(Operands):
                 raise HyperparameterError(f"grad_scale={grad_scale!r} must be a finite number above 0")
             self.grad_scale = float(grad_scale)
 
-    cdef take_step(self, grads, list numbers):
+    cdef take_step(self, grads, list numbers, bint found):
         cdef Job job
         cdef list after = None            # pairs of arrays: those in `numbers`, and what they are to be
         grads = self.begin_step(&job, grads)
         if numbers is not None:
             after = [pair for name, k, arrays in numbers for pair in self.numbers_after(&job, name, k, arrays)]
-        if self.copies_first:
-            self.copy_first(&job)
-        self.launch_step(&job)
-        if job.found:
+        if found:
+            self.clipped = False
+        else:
+            if self.copies_first:
+                self.copy_first(&job)
+            self.launch_step(&job)
+        if found or job.found:
             self.skipped += 1
+            zero_gradients(&job)
             return
         self.end_step(&job)
         if after is not None:
@@ -470,8 +503,7 @@ cdef class Plan(Operands):
         """Check all and note what to step; the gradients, in a list that has to outlive the step."""
         cdef list given = <list>grads if type(grads) is list else as_list(self, grads)
         self.clips = self.clip_norm is not None
-        if self.clips:
-            self.clip.limit, self.clip.grad_scale = self.limit_of_now(), self.grad_scale
+        self.clip.limit = self.limit_of_now() if self.clips else INFINITY
         self.refresh_groups()
         if not self.collect(job, given):
             self.converted = given = convert_all(self, given, self.copy_grads)
@@ -479,8 +511,11 @@ cdef class Plan(Operands):
                 raise GradientError("gradients or parameters changed while the step looked at them")
         if self.foreign:
             self.check_states()
+        if self.zeroes:
+            self.check_gradients_apart(job)
         job.scan_nonfinite = self.nonfinite != "propagate"
-        if self.clips:
+        if self.sums:
+            self.clip.grad_scale = self.grad_scale
             ask_for_sum(job, self.norm_sum, &self.scratch)
             job.clip = &self.clip
             job.moved += job.blocks       # gradients are read twice
@@ -508,12 +543,20 @@ cdef class Plan(Operands):
         cdef Group group
         cdef Param *q
         cdef PyObject *g
+        cdef int flags
         if len(grads) != n:
             raise GradientError(f"{len(grads)} gradients for {n} parameters; give one for each, None to skip one")
         self.begin_job(job, NULL)
         self.bank.n = 0
+        self.sums, self.zeroes, self.averages_now = self.clips, False, False
         for group in self.groups:
             group.prepare(self.grad_scale, self.clips)
+            flags = 0
+            if group.around:
+                self.sums = self.sums or group.program.own_limit > 0
+                self.averages_now = self.averages_now or group.mean >= 0
+                if group.program.zeroes:
+                    self.zeroes, flags = True, cnp.NPY_ARRAY_WRITEABLE
             job.place = -1
             before = job.blocks
             end = group.first + group.n_params
@@ -533,10 +576,10 @@ cdef class Plan(Operands):
                     complain_parameter(self, i)
                 if g == <PyObject *>None:
                     continue
-                if not (cnp.PyArray_CheckExact(<object>g) and fits(g, q, 0)):
+                if not (cnp.PyArray_CheckExact(<object>g) and fits(g, q, flags)):
                     return False
                 self.add_work(job, group, q, g, fo_array_data(g))
-            job.moved += moved_blocks(job.blocks - before, group.program.rule)
+            job.moved += moved_blocks(job.blocks - before, &group.program)
         return True
 
     @cython.final                     # and so inline: once for each parameter
@@ -551,9 +594,10 @@ cdef class Plan(Operands):
         """The same for a gradient that meets no parameter or state."""
         cdef Work *w = &self.work[job.n_work]
         # Most share their scalars with the one before.
-        if job.place < 0 or q.t != job.t or not same_numbers(q.numbers, job.numbers):
+        if (job.place < 0 or q.t != job.t or q.begun != job.begun
+                or not same_numbers(q.numbers, job.numbers)):
             job.place = new_scalars(&self.bank, group, q)
-            job.t, job.bank = q.t, self.bank.items
+            job.t, job.begun, job.bank = q.t, q.begun, self.bank.items
             copy_numbers(job.numbers, q.numbers)
         w.q, w.program, w.g, w.grad, w.place, w.first_block = q, &group.program, data, g, job.place, job.blocks
         job.blocks += q.blocks
@@ -569,7 +613,7 @@ cdef class Plan(Operands):
                 Py_XINCREF(job.work[i].grad)
         try:
             launch(&self.team, job)
-            self.clipped = self.clips
+            self.clipped = self.sums
             if job.found and self.nonfinite == "raise":
                 complain_nonfinite(self, job)
         finally:
@@ -585,8 +629,41 @@ cdef class Plan(Operands):
             w = &job.work[i]
             w.q.t += 1
             copy_numbers(w.q.numbers, job.bank[w.place].numbers)
+        if self.averages_now:
+            for i in range(job.n_work):
+                w = &job.work[i]
+                if w.program.mean >= 0 and is_averaged(&job.bank[w.place].mean):
+                    w.q.begun = True
         if self.n_params >= FEWEST_AHEAD:
             self.ended = fo_omp_time()
+
+    cdef check_gradients_apart(self, const Job *job):
+        """Raise if two gradients of a job share memory: zeroing one would change the other."""
+        cdef Py_ssize_t i
+        cdef bint same = job.n_work == self.n_apart
+        cdef Interval *x
+        cdef const Work *w
+        for i in range(job.n_work):
+            w = &job.work[i]
+            same = same and self.apart[i].q == w.q and self.apart[i].g == w.g and self.apart[i].n == w.q.n
+        if same:
+            return
+        self.n_apart = 0
+        self.apart = <Seen *>renewed(self.apart, job.n_work * <Py_ssize_t>sizeof(Seen))
+        memory = Memory([], [], [])
+        memory.reserve(job.n_work)
+        for i in range(job.n_work):
+            w = &job.work[i]
+            self.apart[i] = Seen(w.q, w.g, w.q.n)
+            if w.q.n:
+                memory.append(w.g, bytes_of(w.q), w.q - self.params, -1)
+        i = memory.sort()
+        if i:
+            x = &memory.intervals[i - 1]
+            first, second = sorted([x[0].param, x[1].param])
+            raise OverlapError(f"gradient of {self.label(second)} shares memory with the gradient of "
+                               f"{self.label(first)}; zero_grads=True needs gradients that share none")
+        self.n_apart = job.n_work
 
     cdef list numbers_after(self, const Job *job, str name, Py_ssize_t k, list arrays):
         """The arrays of a number that parameters carry, each with what it is to be after the step."""
@@ -596,7 +673,7 @@ cdef class Plan(Operands):
         cdef Work *w
         for i in range(job.n_work):
             w = &job.work[i]
-            if not memory.is_free(w.g, w.g + w.q.n_bytes):
+            if not memory.is_free(w.g, w.g + bytes_of(w.q)):
                 raise OverlapError(f"gradient of {self.label(w.q - self.params)} overlaps {name} of a parameter; "
                                    "gradients need other memory")
             array = arrays[w.q - self.params]
@@ -614,7 +691,9 @@ cdef class Plan(Operands):
         """
         cdef Group group
         cdef Py_ssize_t i
-        cdef list edited = self.resumed_groups(options, recorded, steps)
+        cdef list edited
+        self.refuse_averaged("load_state_dict()")
+        edited = self.resumed_groups(options, recorded, steps)
         for group in self.groups:
             self.check_params(group)
             self.check_state_of(group)
@@ -636,6 +715,7 @@ cdef class Plan(Operands):
             for i in range(group.first, group.first + group.n_params):
                 self.params[i].t = counts[i]
                 copy_numbers(self.params[i].numbers, group.numbers)
+                self.params[i].begun = records[i] is not None and MEAN_SLOT in records[i][1]
                 if records[i] is not None:
                     self.overwrite(i, group, records[i][0], records[i][1])
 
@@ -680,6 +760,77 @@ cdef class Plan(Operands):
                 array = arrays[group.slots[k]]
                 memcpy(self.params[i].s[k], cnp.PyArray_DATA(array), cnp.PyArray_NBYTES(array))
 
+    # --- Averages
+
+    cpdef refuse_averaged(self, str what):
+        """Raise if averages stand in the place of the parameters."""
+        if self.averaged:
+            raise AveragedError(f"{what} inside `with averaged():`, where the parameters hold their averages; leave it "
+                                "first")
+
+    cdef swap_averages(self, bint back):
+        """Let parameters whose averages have begun, and those, change places, or change `back`."""
+        cdef Group group
+        cdef Program program
+        cdef StepScalars scalars
+        cdef Job job
+        cdef Py_ssize_t i
+        cdef object fault = None
+        self.enter()
+        try:
+            if not back:
+                self.refuse_averaged("averaged()")
+                self.refresh_groups()
+            rule_alone(&program, EXCHANGE, EXCHANGE)
+            scalars.flush = False
+            self.begin_job(&job, &scalars)
+            for group in self.groups:
+                for i in range(group.first, group.first + group.n_params):
+                    if group.mean < 0 or not self.params[i].begun:
+                        continue
+                    try:
+                        self.check_param(i)
+                        self.check_state_of_one(group, i)
+                    except FastoptError as error:
+                        if not back:
+                            raise
+                        fault = fault or error    # all others are to change back
+                        continue
+                    self.add_other(&job, &self.params[i], self.params[i].p, &program, NULL, 0)
+                    self.copies[job.n_work - 1].s[0] = self.params[i].s[group.mean]
+            job.moved = 4 * job.blocks
+            launch(&self.team, &job)
+            self.averaged = not back
+        finally:
+            self.leave()
+        if fault is not None:
+            raise fault
+
+    def is_averaging(self):
+        """Whether some parameter has an average, or is to have one."""
+        return any([isinstance(options, dict) and options.get("ema_decay") is not None for options in self.options])
+
+    def averages(self):
+        """The average of every parameter, live; the parameter where that is the same, or has taken its place."""
+        return [self.states[i][MEAN_SLOT] if self.has_average(i) and not self.averaged else self.arrays[i]
+                for i in range(len(self.arrays))]
+
+    cdef bint has_average(self, Py_ssize_t i) except -1:
+        """Whether the average of a parameter has begun, and the option was not taken away since the last step."""
+        return self.params[i].begun and self.group_of(i).options.get("ema_decay") is not None
+
+    def saved_state(self, Py_ssize_t i):
+        """The state arrays of a parameter that a state dict has, by name."""
+        cdef dict state = self.states[i]
+        cdef bint begun = self.has_average(i)
+        if MEAN_SLOT in state and (self.averaged or not begun):
+            state = dict(state)
+            if begun:
+                state[MEAN_SLOT] = np.array(self.arrays[i], order="K")
+            else:
+                del state[MEAN_SLOT]
+        return state
+
     # --- What the optimizer reads and writes between steps
 
     def lookahead(self, list out):
@@ -691,6 +842,7 @@ cdef class Plan(Operands):
         cdef StepScalars *mu = NULL
         self.enter()
         try:
+            self.refuse_averaged("lookahead()")
             mu = <StepScalars *>renewed(NULL, len(self.groups) * <Py_ssize_t>sizeof(StepScalars))
             rule_alone(&program, LOOKAHEAD, LOOKAHEAD)
             self.begin_job(&job, mu)
@@ -702,7 +854,7 @@ cdef class Plan(Operands):
                 before = job.blocks
                 for i in range(group.first, group.first + group.n_params):
                     self.add_other(&job, &self.params[i], self.target(i, out[i]), &program, self.params[i].p, k)
-                job.moved += moved_blocks(job.blocks - before, group.program.rule)
+                job.moved += moved_blocks(job.blocks - before, &group.program)
             launch(&self.team, &job)
         finally:
             PyMem_Free(mu)
@@ -726,9 +878,28 @@ cdef class Plan(Operands):
         for group in self.groups:
             if (<Group>group).first <= i < (<Group>group).first + (<Group>group).n_params:
                 (<Group>group).refresh(self.steps)
-                (<Group>group).compute(&scalars, self.params[i].t + 1, self.params[i].numbers)
+                (<Group>group).compute(&scalars, self.params[i].t + 1, self.params[i].numbers, self.params[i].begun)
                 return [scalars.h.d[k] for k in range((<Group>group).program.rule.n_scalars)]
         raise IndexError(i)
+
+
+@cython.final
+cdef class Averaged:
+    """What `Optimizer.averaged` returns. In C, so that no interrupt comes between a change of places and its note."""
+    cdef Plan plan
+    cdef bint inside
+
+    def __cinit__(self, Plan plan):
+        self.plan = plan
+
+    def __enter__(self):
+        self.plan.swap_averages(False)
+        self.inside = True
+
+    def __exit__(self, *error):
+        if self.inside:
+            self.inside = False
+            self.plan.swap_averages(True)
 
 
 include "_engine/borrow.pxi"

@@ -6,7 +6,12 @@ and the habitual ``except ValueError`` catch it.
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
+
 __all__ = [
+    "AveragedError",
     "CheckpointError",
     "ConcurrentStepError",
     "ConventionError",
@@ -34,6 +39,15 @@ __all__ = [
     "UnknownAttributeError",
     "UnknownOptionError",
 ]
+
+
+def warn_caller(text: str, *inside: str) -> None:
+    """Warn where a user's code called: outside of this library, and of more folders."""
+    folders = (os.path.join(os.path.dirname(__file__), ""), *inside)
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(folders):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level)
 
 
 class FastoptError(Exception):
@@ -134,6 +148,10 @@ class TensorNonFiniteError(NonFiniteError, RuntimeError):
 
 class ConcurrentStepError(FastoptError, RuntimeError):
     """Raised when two threads step one optimizer at the same time."""
+
+
+class AveragedError(FastoptError, RuntimeError):
+    """Raised for averages that are not kept, and for what may not happen while they stand in for parameters."""
 
 
 class MissingExtraError(FastoptError, ImportError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from operator import index
 from os import PathLike
@@ -23,10 +23,10 @@ from fastopt.declare import (
     require_all,
     with_defaults,
 )
-from fastopt.engine import Plan, is_array, listed
-from fastopt.errors import ParameterError, UnknownAttributeError
+from fastopt.engine import AROUND, Averaged, Plan, is_array, listed
+from fastopt.errors import AveragedError, ParameterError, UnknownAttributeError, warn_caller
 from fastopt.state import live, load, snapshot
-from fastopt.typing import Array, CommonOptions, Gradients, Nonfinite, Params, StateFactory
+from fastopt.typing import Array, CommonOptions, Gradients, Hyperparameter, Nonfinite, Params, StateFactory
 
 
 class _NoAttribute:
@@ -129,6 +129,33 @@ class Optimizer(Declaration, abstract=True):
         ``grad_norm`` is known.
     norm_type : {2, inf}, default 2
         Which norm that is: the square root of the sum of squares, or the largest absolute value.
+    clip_value : float > 0 or schedule, optional
+        What no element of a gradient is to exceed: each is put between -clip_value and clip_value, after clipping by
+        norm; NaN stays. With a value for each group, as the next four: a group that has None, or for the first two
+        ``inf``, goes without.
+    clip_norm_each : float > 0 or schedule, optional
+        What the norm of each gradient by itself is not to exceed, after clipping by the norm of all (keras: its
+        ``clipnorm``; thinc: its ``grad_clip``). Both factors are multiplied in float64, then rounded once. The one is
+        ``min(1, clip_norm_each / (norm + 1e-6))`` (torch, sklearn, paper), or ``clip_norm_each / norm`` where the norm
+        is ``clip_norm_each`` or more (keras, optax, thinc). Under keras only one of ``clip_norm``, ``clip_norm_each``
+        and ``clip_value`` may be given.
+    ema_decay : float in [0, 1] or schedule, optional
+        Keep an average of the parameters, in the state slot ``ema``, for `averaged` and `averages`. After each step
+        it moves to the parameter, by ``d = ema_decay``::
+
+            ema + (1 - d) * (p - ema)               torch, optax, sklearn, paper; from the other side,
+            p - d * (p - ema)                       as torch.lerp, where 1 - d is 0.5 or more
+            d * ema + (1 - d) * p                   keras (its ``use_ema`` with ``ema_momentum=d``)
+            ema + (1 - d) * (p - ema)               thinc, with d = min(ema_decay, (1 + t) / (10 + t)) at step t
+
+        It begins as the parameter after its first step (thinc: as zero before it). A skipped step does not average.
+    ema_start : int >= 0, default 1
+        The step of a parameter at which its average begins, as the parameter after that step. 0: as the parameter
+        before its first step. The average that begins later, because ``ema_decay`` was set later or a loaded state has
+        none, begins with the next step.
+    zero_grads : bool, default False
+        Set the gradients to zero in the same pass, after they are read; also those of a skipped step. They have to be
+        writable, to fit without a copy, and to share no memory with each other.
     copy_grads : bool, default False
         Accept gradients of another memory order or floating type, by copying them.
     convention : {"torch", "keras", "optax", "sklearn", "thinc", "paper"}, optional
@@ -180,14 +207,22 @@ class Optimizer(Declaration, abstract=True):
         state_factory: StateFactory | None = None,
         clip_norm: float | Callable[[int], float] | None = None,
         norm_type: float = 2,
+        clip_value: Hyperparameter | None = None,
+        clip_norm_each: Hyperparameter | None = None,
+        ema_decay: Hyperparameter | None = None,
+        ema_start: int | None = None,
+        zero_grads: bool | None = None,
         **unknown: Any,
     ) -> None:
         cls = type(self)
         refuse_unknown(cls, unknown, "optimizer", (*SETTINGS, "convention"))
         convention = known_convention(cls, convention)
         self._convention: str = convention
-        given = {**(options or {}), **unknown, "decoupled_weight_decay": decoupled_weight_decay, "maximize": maximize,
-                 "flush_subnormal": flush_subnormal}  # fmt: skip
+        given = {
+            **(options or {}), **unknown, "decoupled_weight_decay": decoupled_weight_decay, "maximize": maximize,
+            "flush_subnormal": flush_subnormal, "clip_value": clip_value, "clip_norm_each": clip_norm_each,
+            "ema_decay": ema_decay, "ema_start": ema_start, "zero_grads": zero_grads,
+        }  # fmt: skip
         self.defaults = with_defaults(cls, convention, given)
         self._plan = Plan(
             partial(derive, cls, convention),
@@ -297,14 +332,15 @@ class Optimizer(Declaration, abstract=True):
         if arrays and plan.names and (names[0] is None) != (plan.names[0] is None):
             raise ParameterError("either all parameter groups name their parameters (a dict), or none does")
         refuse_unknown(type(self), [key for key in group if key != "params"], "group")
-        own = {key: value for key, value in group.items() if key != "params" and value is not None}
+        own = {key: group[key] for key in group if key != "params" and (group[key] is not None or key in AROUND)}
         options = {"params": tuple(arrays), **self.defaults, **own}
         require_all(type(self), self.convention, options)
         plan.add_group(options, arrays, names, last=last, twin=in_torch(type(self)))
 
     # --- Stepping
 
-    def step(self, grads: Gradients, *, grad_scale: float | None = None) -> None:
+    # No argument is keyword-only: filling in the default of one takes a tenth of a small step.
+    def step(self, grads: Gradients, grad_scale: float | None = None, found_inf: float | bool | None = None) -> None:
         """Step every parameter that has a gradient, in place.
 
         Parameters
@@ -316,13 +352,16 @@ class Optimizer(Declaration, abstract=True):
         grad_scale : float > 0, optional
             What the loss was multiplied by: gradients are divided by it as they are read, before anything else, and
             stay as they are in memory.
+        found_inf : number or bool, optional
+            What a scaler of the loss found: anything but 0 skips the step, as ``nonfinite="skip"`` does where a
+            gradient is not finite. A number, a bool, or an array of one.
 
         Raises
         ------
         FastoptError
             Before anything was written: parameters, state and counts are then unchanged.
         """
-        self._plan.step(grads, grad_scale)
+        self._plan.step(grads, grad_scale, found_inf)
 
     @property
     def steps(self) -> int:
@@ -331,16 +370,70 @@ class Optimizer(Declaration, abstract=True):
 
     @property
     def skipped_steps(self) -> int:
-        """Steps skipped by ``nonfinite="skip"``."""
+        """Steps skipped by ``nonfinite="skip"`` or ``found_inf``."""
         return self._plan.skipped
 
     @property
     def grad_norm(self) -> float | None:
-        """The norm of all gradients of the last step, before clipping; None if that step had no ``clip_norm``.
+        """The norm of all gradients of the last step, before clipping; None if that step clipped by no norm.
 
-        It is infinite or NaN after a step that ``nonfinite`` skipped or refused.
+        It is infinite or NaN after a step that ``nonfinite`` skipped or refused, and None after one that ``found_inf``
+        skipped.
         """
         return self._plan.grad_norm
+
+    # --- Averages
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """A context in which every parameter holds its average, for evaluation; after it, its own value again.
+
+        The contents change places, in the parameters' own memory and that of the state ``ema``, and back, also after an
+        exception; nothing is copied. A parameter without an average keeps its value. What is written to a parameter
+        inside goes to its average. Inside, `step`, `load_state_dict`, `load`, `add_param_group`, `rebind`, pickling and
+        another `averaged` raise `AveragedError`; `state_dict`, `save` and `averages` give what they give outside.
+
+        Raises
+        ------
+        AveragedError
+            On entry, if no group has ``ema_decay``.
+        LayoutError
+            If a parameter, or its average, was changed to other memory; after the context, all others have changed back
+            then.
+
+        Examples
+        --------
+        >>> import numpy as np, fastopt
+        >>> w = np.array([1.0])
+        >>> opt = fastopt.SGD(w, lr=1.0, ema_decay=0.5)
+        >>> for _ in range(2):
+        ...     opt.step(np.array([1.0]))
+        >>> with opt.averaged():
+        ...     print(w)
+        [-0.5]
+        >>> w
+        array([-1.])
+        """
+        self._require_averages()
+        return Averaged(self._plan)
+
+    @property
+    def averages(self) -> list[np.ndarray] | dict[Any, np.ndarray]:
+        """The averages of the parameters, in their order; by name, if they have names.
+
+        The arrays are the live ones: copy them to keep a moment. Where no average has begun, the parameter itself.
+
+        Raises
+        ------
+        AveragedError
+            If no group has ``ema_decay``.
+        """
+        self._require_averages()
+        averages = [np.asarray(array) for array in self._plan.averages()]
+        return dict(zip(self._plan.names, averages, strict=True)) if self._plan.named else averages
+
+    def _require_averages(self) -> None:
+        if not self._plan.is_averaging():
+            raise AveragedError(f"this {type(self).__name__} keeps no averages of its parameters: give ema_decay")
 
     @property
     def params(self) -> list[np.ndarray]:
@@ -376,7 +469,9 @@ class Optimizer(Declaration, abstract=True):
         HyperparameterError, ConventionError
             For hyperparameters out of range, or that the convention has not.
         """
-        self._plan.run(load, type(self), self.convention, self._plan, state_dict)
+        lacking = self._plan.run(load, type(self), self.convention, self._plan, state_dict)
+        if lacking is not None:
+            warn_caller(f"the state dict has no average ('ema') of {lacking}: averages begin anew with the next step")
 
     def save(self, path: str | bytes | PathLike[Any]) -> None:
         """Write the state, counts and parameter groups into a file: all but the parameters.
@@ -425,6 +520,7 @@ class Optimizer(Declaration, abstract=True):
 
     def _getstate(self) -> dict[str, Any]:
         plan = self._plan
+        plan.refuse_averaged("pickling or copying")
         groups: list[dict[str, Any]] = []
         names = iter(plan.names)
         for group, originals in zip(self.param_groups, self._originals, strict=True):
@@ -445,8 +541,10 @@ class Optimizer(Declaration, abstract=True):
         self._plan = Plan(partial(derive, type(self), self.convention), **saved["settings"], clip_form=form)
         self._plan.set_steps(saved["state_dict"]["fastopt"]["steps"], 0)  # what schedules are called with
         for k, group in enumerate(saved["groups"], 1):
-            self._add_group({key: group[key] for key in ("params", *self.group_keys())}, last=k == len(saved["groups"]))
-        self.load_state_dict(saved["state_dict"])
+            own = {key: group[key] for key in ("params", *self.group_keys())}
+            own |= {key: group.get(key) for key in AROUND if key in group or key in self.defaults}
+            self._add_group(own, last=k == len(saved["groups"]))
+        self._plan.run(load, type(self), self.convention, self._plan, saved["state_dict"])
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return (_blank, (type(self),), self.__getstate__())
@@ -495,7 +593,7 @@ def _refuse_option(cls: type[Optimizer], name: str) -> None:
         return
     elif close not in OPTIONS:
         text += f"; did you mean {close!r}?"
-    elif close not in cls.group_keys():
+    elif close not in (*cls.group_keys(), *AROUND):
         text += f", nor an option of that name; it has: {', '.join(cls.group_keys())}"
     else:
         text += f": hyperparameters belong to a parameter group, param_groups[0][{close!r}]"

@@ -488,10 +488,49 @@ def flush(x: Array, g: Array, p: Array, h: Scalars) -> Array:
     return np.where(np.abs(x) < h[0], np.zeros_like(x), x)
 
 
-def program(spec: Spec, x: X, grad_scale: float | None, factor: float = 1.0) -> tuple[_Stages, _Stages]:
+@stage
+def lerp(x: Array, g: Array, p: Array, h: Scalars) -> Array:
+    return x + h[0] * (p - x)
+
+
+@stage
+def lerp_back(x: Array, g: Array, p: Array, h: Scalars) -> Array:
+    return p - (type(h[0])(1) - h[0]) * (p - x)
+
+
+@stage
+def blend(x: Array, g: Array, p: Array, h: Scalars) -> Array:
+    return h[1] * x + h[0] * p
+
+
+def find_mean(spec: Spec, decay: float, start: int, t: int, begun: bool) -> tuple[bool, str | None, list[float]]:
+    """What becomes of an average at step t: whether it is the parameter of before the step, then the stage and scalars.
+
+    The stage is "copy" where it becomes the parameter after the step, and None where nothing is done.
+    """
+    from fastopt.declare import AVERAGE_FORMS
+
+    name = "lerp"
+    if spec.mean == AVERAGE_FORMS["thinc"]:
+        decay = min(decay, (1 + t) / (10 + t))
+    elif spec.mean == AVERAGE_FORMS["keras"]:
+        name = "blend"
+    elif not 1 - decay < 0.5:
+        name = "lerp_back"
+    moves = [1 - decay] if name != "blend" else [1 - decay, decay]
+    if begun or (spec.mean == AVERAGE_FORMS["thinc"] and t == 1 == start):
+        return False, name, moves
+    if start == 0:
+        return True, name, moves
+    return False, "copy" if t >= start else None, []
+
+
+def program(
+    spec: Spec, x: X, grad_scale: float | None, factor: float = 1.0, clip_value: float = inf
+) -> tuple[_Stages, _Stages]:
     """The stages before and after the rule: names and scalars. State is flushed after them, at every 64th step.
 
-    `factor` is that of clipping.
+    `factor` is that of clipping by norm.
     """
     from fastopt.declare import DECOUPLED_LAST, L2
 
@@ -501,6 +540,8 @@ def program(spec: Spec, x: X, grad_scale: float | None, factor: float = 1.0) -> 
         before.append(("unscale", [grad_scale]))
     if factor != 1:
         before.append(("rescale", [factor]))
+    if clip_value != inf:
+        before.append(("clamp", [-clip_value, clip_value]))
     if wd != 0 and spec.decay == L2:
         before.append(("l2", [-1.0 if spec.maximize else 1.0, wd]))
     elif spec.maximize:
@@ -598,6 +639,11 @@ def clip_factor(convention: str, norm: float, limit: float) -> float:
         return 1.0 if factor > 1 else factor
 
 
+def own_factor(convention: str, norm: float, factor: float, limit: float) -> float:
+    """What one gradient with this norm is multiplied by: `factor`, that of all, and its own for what is left."""
+    return factor * clip_factor("optax" if convention == "keras" else convention, norm * factor, limit)
+
+
 def lookahead(p: Array, v: Array, mu: Any) -> Array:
     """Where NAG wants the gradient."""
     return p + mu * v
@@ -628,6 +674,7 @@ class Twin:
         ]
         self.steps = plan.steps
         self.grad_norm: float | None = None
+        self.begun = ["ema" in plan.saved_state(i) for i in range(len(plan.arrays))]
 
     def _hyper(self, group: Mapping[str, Any]) -> dict[str, float]:
         """The numbers of a group at this step: schedules called, pairs taken apart."""
@@ -643,25 +690,33 @@ class Twin:
                 x[key] = float(now)
         return x
 
-    def _clip(self, grads: Sequence[Any], grad_scale: float | None) -> float:
-        """The factor of this step; notes the norm."""
+    def _clip(self, grads: Sequence[Any], grad_scale: float | None) -> list[float]:
+        """The factor of each gradient at this step; notes the norm of all."""
         optimizer = self._optimizer
-        limit = optimizer.clip_norm
-        if limit is None:
+        limit, each = optimizer.clip_norm, []
+        for group in optimizer.param_groups:
+            each += len(group["params"]) * [self._hyper(group).get("clip_norm_each")]
+        if limit is None and not any(each):
             self.grad_norm = None
-            return 1.0
+            return len(each) * [1.0]
+        by = 1.0 if grad_scale is None else float(grad_scale)
         arrays = [None if g is None else np.asarray(g) for g in grads]
-        self.grad_norm = norm(arrays, optimizer.norm_type) / (1.0 if grad_scale is None else float(grad_scale))
-        limit = limit(self.steps) if callable(limit) else limit
-        return clip_factor(optimizer.convention, self.grad_norm, float(limit))
+        self.grad_norm = norm(arrays, optimizer.norm_type) / by
+        limit = inf if limit is None else limit(self.steps) if callable(limit) else limit
+        factor = clip_factor(optimizer.convention, self.grad_norm, float(limit))
+        return [
+            factor if own is None or g is None
+            else own_factor(optimizer.convention, norm([g], optimizer.norm_type) / by, factor, own)
+            for g, own in zip(arrays, each, strict=True)
+        ]  # fmt: skip
 
     def step(self, grads: Sequence[Any], grad_scale: float | None = None) -> None:
         """One step, as `Optimizer.step`, for a list of gradients (None skips one)."""
-        from fastopt.declare import DECOUPLED, DECOUPLED_WITHOUT_LR, derive
+        from fastopt.declare import AVERAGE, DECOUPLED, DECOUPLED_WITHOUT_LR, derive
         from fastopt.engine import LEAST_EPS
 
         optimizer = self._optimizer
-        factor, i = self._clip(grads, grad_scale), 0
+        factors, i = self._clip(grads, grad_scale), 0
         with np.errstate(all="ignore"):
             for group in optimizer.param_groups:
                 spec = derive(type(optimizer), optimizer.convention, group)
@@ -669,30 +724,44 @@ class Twin:
                 wd, lr = x.get("weight_decay", 0.0), x["lr"]
                 decay = {DECOUPLED: 1.0 - lr * wd, DECOUPLED_WITHOUT_LR: 1.0 - wd}.get(spec.decay, 1.0)
                 update = RULES[spec.rule]
-                before, after = program(spec, x, grad_scale, factor)
                 fades = max(x.get("eps", 1.0), x.get("eps_root", 0.0)) >= LEAST_EPS
                 for i in range(i, i + len(group["params"])):  # noqa: B020
                     if grads[i] is None:
                         continue
+                    before, after = program(spec, x, grad_scale, factors[i], x.get("clip_value", inf))
                     p, g, state, dtype = self.params[i], np.asarray(grads[i]), self.state[i], self.params[i].dtype
                     for name, h in before:
                         g = STAGES[name](g, g, p, rounded(h, dtype))
                     scalars, self.numbers[i] = SCALARS[spec.rule](x, self.counts[i] + 1, self.numbers[i])
-                    walked = [slot for slot in spec.slots if slot.like == "parameter"]
+                    walked = [slot for slot in spec.slots if slot.like == "parameter" and slot is not AVERAGE]
                     if self.counts[i] == 0:
                         state.update({slot.name: p.copy("K") for slot in walked if slot.first == "copy"})
                     given = [state[slot.name] for slot in walked]
                     new, slots = update(p, g, given, rounded([decay, *scalars], dtype))
                     for name, h in after:
                         new = STAGES[name](new, g, new, rounded(h, dtype))
+                    old = p.copy("K")
                     p[...] = new
                     self.counts[i] += 1
+                    if AVERAGE in spec.slots:
+                        self._average(i, spec, x, old)
                     for slot, array in zip(walked, slots, strict=True):
                         if self.counts[i] % 64 == 0 and fades and slot.low is not None:
                             array = flush(array, g, new, [dtype.type(slot.low[dtype == np.float64])])
                         state[slot.name][...] = array
                 i += bool(group["params"])
         self.steps += 1
+
+    def _average(self, i: int, spec: Spec, x: Mapping[str, float], old: Array) -> None:
+        """The average of parameter i after its step, before which it was `old`."""
+        p, average = self.params[i], self.state[i].setdefault("ema", np.zeros_like(self.params[i]))
+        start = int(x.get("ema_start", 1))
+        first, name, h = find_mean(spec, x["ema_decay"], start, self.counts[i], self.begun[i])
+        if first:
+            average[...] = old
+        if name is not None:
+            average[...] = p if name == "copy" else STAGES[name](average, p, p, rounded(h, p.dtype))
+            self.begun[i] = True
 
 
 def twin(optimizer: Optimizer) -> Twin:

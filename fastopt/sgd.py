@@ -49,7 +49,8 @@ class SGD(Optimizer):
         Default False (sklearn: True). Under torch it needs a momentum and no dampening.
     **common
         ``maximize``, ``decoupled_weight_decay``, ``flush_subnormal``, ``n_threads``, ``nonfinite``, ``copy_grads``,
-        ``convention``, ``state_factory``, ``clip_norm``, ``norm_type``: see `Optimizer`.
+        ``convention``, ``state_factory``, ``clip_norm``, ``norm_type``, ``clip_value``, ``clip_norm_each``,
+        ``ema_decay``, ``ema_start``, ``zero_grads``: see `Optimizer`.
 
     Notes
     -----

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fastopt.declare import (
+    AVERAGE,
     DECOUPLED,
     DECOUPLED_LAST,
     DECOUPLED_WITHOUT_LR,
@@ -29,7 +30,7 @@ from fastopt.declare import (
     saved_numbers,
     state_from_start,
 )
-from fastopt.engine import LAST_FLOAT_COUNT, PAIRS, Plan, as_values, is_number, shape_like, shown
+from fastopt.engine import AROUND, LAST_FLOAT_COUNT, PAIRS, Plan, as_values, is_number, shape_like, shown
 from fastopt.errors import FastoptError, ParameterError, StateDictError
 
 VERSION = 2
@@ -69,10 +70,11 @@ CONVERSIONS: dict[tuple[str, str], tuple[str, Callable[[Any, Any], Any]]] = {
 
 def live(cls: type[Declaration], convention: str, plan: Plan) -> list[dict[str, Any]]:
     """See `Optimizer.state`."""
+    states = [plan.saved_state(i) for i in range(len(plan.states))]
     if not saved_numbers(cls, convention):
-        return [{"step": plan.count(i)[0], **arrays} for i, arrays in enumerate(plan.states)]
+        return [{"step": plan.count(i)[0], **arrays} for i, arrays in enumerate(states)]
     entries = []
-    for i, arrays in enumerate(plan.states):
+    for i, arrays in enumerate(states):
         count, numbers = plan.count(i)
         entries.append({"step": count, **number_arrays(cls, convention, numbers), **arrays})
     return entries
@@ -118,7 +120,8 @@ def saved_entries(
     saved, slots = saved_numbers(cls, convention), numbers_of(cls)
     flagged = bool(slots) and slots[0].like == "begun"
     counts, entries = [], {}
-    for i, arrays in enumerate(plan.states):
+    for i in range(len(plan.states)):
+        arrays = plan.saved_state(i)
         count, numbers = plan.count(i)
         counts.append(count)
         if count == 0 and not from_start:
@@ -128,8 +131,9 @@ def saved_entries(
             entry["step"] = np.array(count, np.float32 if count <= LAST_FLOAT_COUNT else np.float64)
         if saved:
             entry.update(number_arrays(cls, convention, numbers))
-        if not flagged or numbers[0] != 0:  # else it has not begun
-            entry.update(arrays)
+        if flagged and numbers[0] == 0:  # it has not begun
+            arrays = {name: array for name, array in arrays.items() if name == AVERAGE.name}
+        entry.update(arrays)
         if entry:
             entries[i] = entry
     return counts, entries
@@ -144,8 +148,8 @@ def number_arrays(cls: type[Declaration], convention: str, numbers: Sequence[flo
     }
 
 
-def load(cls: type[Declaration], convention: str, plan: Plan, state_dict: Mapping[str, Any]) -> None:
-    """See `Optimizer.load_state_dict`; inside ``plan.run``."""
+def load(cls: type[Declaration], convention: str, plan: Plan, state_dict: Mapping[str, Any]) -> str | None:
+    """See `Optimizer.load_state_dict`; inside ``plan.run``. The parameter whose average is lacking, if there is one."""
     n = len(plan.arrays)
     own = check_layout(state_dict)
     check_origin(cls, own)
@@ -162,6 +166,7 @@ def load(cls: type[Declaration], convention: str, plan: Plan, state_dict: Mappin
     options: list[dict[str, Any]] = []
     recorded: list[list[str]] = []  # per group, the state slots that the dict has
     records: list[Any] = [None] * n
+    lacking: list[str] = []  # averages
     first = 0
     for mine, saved, group in zip(plan.options, saved_groups, plan.groups, strict=True):
         last = first + len(group.params)
@@ -172,9 +177,14 @@ def load(cls: type[Declaration], convention: str, plan: Plan, state_dict: Mappin
         for i in range(first, last):
             if i in entries:
                 records[i] = record_of(cls, convention, plan, i, slots, entries[i], saved.get("lr"), mine["lr"])
+                if AVERAGE.name not in slots:
+                    records[i][1].pop(AVERAGE.name, None)
+                elif AVERAGE.name not in records[i][1] and counts[i] >= (merged.get("ema_start") or 1):
+                    lacking.append(plan.label(i))
         recorded.append(sorted({name for record in records[first:last] if record is not None for name in record[1]}))
         first = last
     plan.resume(options, recorded, records, counts, steps, skipped)
+    return next(iter(lacking), None)
 
 
 def check_entries(plan: Plan, saved: Any, order: Sequence[Any]) -> dict[int, Mapping[str, Any]]:
@@ -276,7 +286,10 @@ def merged_options(
     names
         The names of state that the dict has for parameters of the group.
     """
-    given = {key: value for key, value in saved.items() if key not in ("params", "param_names") and value is not None}
+    given = {
+        key: value for key, value in saved.items()
+        if key not in ("params", "param_names") and (value is not None or key in AROUND)
+    }  # fmt: skip
     merged = {**mine, **given}
     for key in PAIRS.keys() & cls.hyperparameters:
         if isinstance(merged.get(key), list):
@@ -547,7 +560,7 @@ def check_entry(
     declared = named_arrays(cls, convention)
     for name in declared:
         if entry.get(name) is None:
-            if name not in slots or not counts_in_state(cls):
+            if name not in slots or name == AVERAGE.name or not counts_in_state(cls):
                 continue
             raise StateDictError(f"{label} lacks {described(name)}")
         what = f"state {name!r} of {label.removeprefix('state of ')}"
@@ -567,7 +580,7 @@ def check_numbers(
     slots = numbers_of(cls)
     if not slots:
         return ()
-    begun = any(entry.get(name) is not None for name in named_arrays(cls, convention))
+    begun = any(entry.get(name) is not None for name in named_arrays(cls, convention) if name != AVERAGE.name)
     numbers = [float(begun) if slot.like == "begun" else float(slot.first) for slot in slots]
     for name, k in saved_numbers(cls, convention).items():
         if name not in entry:
@@ -590,9 +603,11 @@ def as_number(value: Any, name: str, slot: Slot, label: str) -> float:
 
 def saved_count(cls: type[Declaration], label: str, entry: Mapping[str, Any] | None) -> int:
     """The steps that a parameter has taken, as its entry says."""
-    if not entry or not counts_in_state(cls):
-        return int(bool(entry))
+    if not entry:
+        return 0
     if "step" not in entry:
+        if not counts_in_state(cls):
+            return 1
         raise StateDictError(f"state of {label} lacks 'step'")
     return as_count(entry["step"], label)
 

@@ -118,3 +118,8 @@ class CommonOptions(TypedDict, total=False):
     state_factory: StateFactory | None
     clip_norm: float | Callable[[int], float] | None
     norm_type: float
+    clip_value: Hyperparameter | None
+    clip_norm_each: Hyperparameter | None
+    ema_decay: Hyperparameter | None
+    ema_start: int | None
+    zero_grads: bool | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastopt import OPTIMIZERS, FastoptError, Optimizer
+from fastopt import OPTIMIZERS, FastoptError, Optimizer, reference
 from fastopt.declare import arrays_of, numbers_of, saved_numbers
 
 ALL = [(cls, convention) for cls in OPTIMIZERS.values() for convention in cls.conventions]
@@ -64,6 +65,42 @@ NUMBER_NAMES = frozenset(
 def undecayed(cls: type[Optimizer]) -> dict[str, float]:
     """The option that says no weight decay, where a class has one: AdamW of the paper has to be given it."""
     return {"weight_decay": 0.0} if "weight_decay" in cls.hyperparameters else {}
+
+
+TILE, STAGE_TILE = 1024, 256
+SIZES = (0, 1, 15, STAGE_TILE + 1, TILE, TILE + 1, 3 * TILE + 7)
+"""Elements of arrays around the borders of what is summed, and of what is stepped, at once."""
+
+
+def arrays(sizes=SIZES, dtypes=(np.float32, np.float64), seed=0, by=1.0) -> list[np.ndarray]:
+    """Arrays of several sizes and types in turn."""
+    rng = np.random.default_rng(seed)
+    return [(by * rng.standard_normal(n)).astype(dtypes[i % len(dtypes)]) for i, n in enumerate(sizes)]
+
+
+def assert_like_the_twin(opt: Any, steps: int = 3, grads: Any = arrays, **more: Any) -> None:
+    """Step an optimizer and its twin: the same bits of parameters, states and norms. Gradients stay, or are zeroed."""
+    from conftest import differing  # which imports this module
+
+    zeroes = [group.get("zero_grads") for group in opt.param_groups for _ in group["params"]]
+    twin = reference.twin(opt)
+    for k in range(steps):
+        g = grads(seed=k + 1)
+        before = copy.deepcopy(g)
+        opt.step(g, **more)
+        twin.step(before, **more)
+        for mine, its in zip(opt.params, twin.params, strict=True):
+            assert not differing(mine, its).any()
+        for mine, its in zip(opt._plan.states, twin.state, strict=True):
+            for name in mine:
+                assert name == "ema" or not differing(np.asarray(mine[name]), its[name]).any(), name
+        for i in range(len(zeroes)):
+            saved = opt._plan.saved_state(i)
+            assert twin.begun[i] == ("ema" in saved)
+            assert not twin.begun[i] or not differing(saved["ema"], twin.state[i]["ema"]).any()
+        assert repr(opt.grad_norm) == repr(twin.grad_norm)
+        for now, then, zeroed in zip(g, before, zeroes, strict=True):
+            assert (now is None and then is None) or same_bits(now, np.zeros_like(then) if zeroed else then)
 
 
 def names_of(cls: type[Optimizer], optional: bool | None = False) -> tuple[str, ...]:

@@ -146,7 +146,8 @@ def test_hyperparameters_are_no_attributes(cls, convention):
         ("n_thread", "did you mean 'n_threads'"), ("num_threads", "'n_threads'"), ("non_finite", "'nonfinite'"),
         ("copy_grad", "'copy_grads'"), ("conventions_", "'convention"), ("param_group", "'param_groups'"),
         ("momentum", "nor an option of that name; it has: lr, betas"), ("skipped_step", "'skipped_steps'"),
-        ("clipnorm", "in no other way"), ("max_grad_norm", "did you mean 'clip_norm'"), ("clip_norms", "clip_norm"),
+        ("clipnorm", r"\['clip_norm_each'\]"), ("clip_norms", "clip_norm"),
+        ("max_grad_norm", "did you mean 'clip_norm'"),
     ],
 )  # fmt: skip
 def test_near_misses_say_what_was_meant(name, says):
@@ -198,7 +199,7 @@ def test_a_class_that_declares_a_name_has_it():
 @pytest.mark.parametrize("word", ["clipnorm", "global_clipnorm", "max_gradient_norm", "clip_by_global_norm"])
 def test_words_for_clipping_say_what_clips(cls, word):
     for make in (lambda: cls(three(), **{word: 1.0}), lambda: cls([{"params": three(), word: 1.0}])):
-        with pytest.raises(UnknownOptionError, match=f"{cls.__name__} has no option '{word}': .*clip_norm"):
+        with pytest.raises(UnknownOptionError, match=f"{cls.__name__} has no option '{word}'[:;] .*clip_norm"):
             make()
 
 

@@ -53,7 +53,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
 }
 AROUND = ("weight_decay", "decoupled_weight_decay", "maximize")  # options of what happens around a rule
 # Rules of no optimizer of their own.
-HELPERS = {"fill", "lookahead", "nonfinite"}
+HELPERS = {"exchange", "fill", "lookahead", "nonfinite"}
 
 
 class Config(NamedTuple):
@@ -415,7 +415,7 @@ def assert_meets_the_threshold(s: np.ndarray, low, slot: str) -> None:
 # The scalars of each stage: no two alike, none a power of two, one that ordinary numbers fall below.
 STAGE_SCALARS = {
     "unscale": [2.37], "rescale": [0.4271], "clamp": [-0.35, 0.8], "l2": [-1.0, 0.137], "negate": [],
-    "shrink": [0.9371], "flush": [0.3],
+    "shrink": [0.9371], "flush": [0.3], "lerp": [0.0713], "lerp_back": [0.713], "blend": [0.0713, 0.9287],
 }  # fmt: skip
 
 

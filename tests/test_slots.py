@@ -256,7 +256,7 @@ def test_a_slot_that_cannot_be_is_an_error_at_the_class(slots, match):
 
 def test_names_of_numbers_may_not_collide():
     for names in ({"n": "velocity"}, {"n": "step"}):
-        with pytest.raises(errors.DeclarationError, match="different names, and none of them 'step'"):
+        with pytest.raises(errors.DeclarationError, match="different names, none of them 'step' or 'ema'"):
             over((V, Slot("n", like="number")), names=names)
     with pytest.raises(errors.DeclarationError, match="names or stores"):
         over((V,), storage={"velocity": "float32"})

@@ -15,6 +15,6 @@ cdef Py_ssize_t new_scalars(Bank *bank, Group group, const Param *q) except -1:
             raise MemoryError()
         bank.items = <StepScalars *>block
         bank.room = 2 * bank.room + 1
-    group.compute(&bank.items[bank.n], q.t + 1, q.numbers)
+    group.compute(&bank.items[bank.n], q.t + 1, q.numbers, q.begun)
     bank.n += 1
     return bank.n - 1

@@ -264,7 +264,7 @@ cdef class BorrowedPlan(Plan):
             x.high = x.low + (8 if at.is_double else 4)
         else:
             x.low = q.p if slot < 0 else q.s[slot]
-            x.high = x.low + q.n_bytes
+            x.high = x.low + bytes_of(q)
         x.param, x.slot = i, slot
         return x.high > x.low
 
@@ -289,7 +289,7 @@ cdef class BorrowedPlan(Plan):
             if not (cnp.PyArray_CheckExact(<object>g) and fits(g, q, 0)):
                 return False
             self.add_work(job, group, q, g, fo_array_data(g))
-        job.moved = moved_blocks(job.blocks, group.program.rule)
+        job.moved = moved_blocks(job.blocks, &group.program)
         return True
 
     # --- Stepping

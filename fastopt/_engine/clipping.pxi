@@ -86,7 +86,7 @@ cdef class GradientClipper(TensorPlan):
             q, w = &self.params[job.n_work], &self.work[job.n_work]
             add_summand(job, q, fo_tensor_type(&t), n, data)
             q.p, w.program, w.place = data, &self.program, 0
-            self.memory.append(data, q.n_bytes, i, -1)
+            self.memory.append(data, bytes_of(q), i, -1)
         job.moved = job.blocks
         return self.memory.sort() == 0        # PyTorch clips twice what two of them share
 

@@ -38,21 +38,24 @@ cdef list convert_all(Operands operands, list grads, bint copy):
 cdef convert(Operands operands, Py_ssize_t i, object g, bint copy):
     """A gradient as a plain array that fits its parameter."""
     cdef Param *q = &operands.params[i]
+    cdef bint zeroes = operands.group_of(i).program.zeroes
     label = f"gradient of {operands.label(i)}"
     param = operands.arrays[i]
-    array = as_array(g, label, True)
+    array = as_array(g, label, not zeroes)
     if array.dtype.kind != "f":
         raise wrong_dtype(label, dtype_name(array), str(param.dtype), True)
     if array.shape != param.shape:
         raise ShapeError(f"{label} has shape {array.shape}; the parameter has {param.shape}")
+    if zeroes and not array.flags.writeable:
+        raise ReadOnlyError(f"{label} is read-only; zero_grads=True writes to it")
     if not fits(<PyObject *>array, q, 0):
-        if not copy:
+        if not copy or zeroes:
+            more = "; it cannot be copied, because zero_grads=True zeroes it" if zeroes else ", or copy_grads=True"
             if array.dtype != param.dtype:
-                raise DTypeError(f"{label} has dtype {dtype_name(array)}; {param.dtype} is needed, "
-                                 "or copy_grads=True")
+                raise DTypeError(f"{label} has dtype {dtype_name(array)}; {param.dtype} is needed{more}")
             misaligned = "" if array.flags.aligned else ", misaligned"
             raise LayoutError(f"{label} has strides {array.strides}{misaligned}; "
-                              f"the parameter has {param.strides}: use the same memory order, or copy_grads=True")
+                              f"the parameter has {param.strides}: use the same memory order{more}")
         order = "C" if q.order == cnp.NPY_ARRAY_C_CONTIGUOUS else "F"
         with np.errstate(all="ignore"):       # a cast may overflow to infinity
             array = np.array(array, dtype=param.dtype, order=order, copy=True, subok=False)
@@ -78,7 +81,7 @@ cdef complain_overlap(Operands operands, Py_ssize_t i, char *data):
     cdef Py_ssize_t k
     for k in range(operands.n_params):
         q = &operands.params[k]
-        if data < q.p + q.n_bytes and q.p < data + operands.params[i].n_bytes:
+        if data < q.p + bytes_of(q) and q.p < data + bytes_of(&operands.params[i]):
             same = "is" if k == i and data == q.p else "overlaps"
             raise OverlapError(f"gradient of {operands.label(i)} {same} {operands.label(k)}; gradients need other "
                                "memory")

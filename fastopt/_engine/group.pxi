@@ -81,6 +81,8 @@ SCHEDULABLE = ("lr", "betas", "momentum", "weight_decay")
 # Options that are pairs -> what rules call the two numbers.
 PAIRS = {"betas": ("beta1", "beta2"), "etas": ("eta_minus", "eta_plus"), "step_sizes": ("step_min", "step_max")}
 FIXED = (int, float, np.integer, np.floating)     # numbers that cannot change by themselves
+MEAN_SLOT = "ema"                 # what the average of a parameter is called in its state
+AROUND = ("clip_value", "clip_norm_each", "ema_decay", "ema_start", "zero_grads")     # what a group may have or not
 
 
 cdef enum:
@@ -93,6 +95,7 @@ NO_SCHEDULES = -1                     # in the place of the steps taken: where a
 cdef int no_schedules = NO_SCHEDULES
 LEAST_EPS = 2.0**-31                  # one that no faded average of squares reaches up to: see MOMENT in optimizer.py
 cdef double least_eps = LEAST_EPS
+cdef double LAST_COUNT = 2.0**53  # up to here float64 counts
 
 
 cdef struct Bounds:                   # a `Range` of declare.py
@@ -144,15 +147,19 @@ cdef class Group:
     cdef unsigned int copied          # a bit for each of them that starts as a copy of the parameter
     cdef Hyper hyper
     cdef Program program
+    cdef int mean                     # the place of the average among the slots, -1 for none
+    cdef object clip_norm             # of the plan
+    cdef bint around                  # whether one of the options in AROUND was given
     cdef bint stale                   # whether hyperparameters were read since it was compiled
     cdef double grad_scale            # that it was compiled for,
-    cdef bint clips                   # and whether gradients are clipped by their norm
+    cdef bint clips                   # and whether all gradients are clipped by their norm
     cdef Scaled faded                 # per state slot: below it the state is flushed
     cdef bint flushes                 # whether faded state is flushed, unless eps is too small
     cdef int eps, eps_root            # their places in x; -1 where the rule has none
     cdef double numbers[MAX_NUMBERS]  # that a new parameter carries
     cdef Py_ssize_t first, n_params
     cdef int n_watch
+    cdef Py_ssize_t n_own             # entries of a dict that has nothing but the class's own
     cdef tuple keys
     cdef list seen                    # options as of the spec
     cdef bint settled                 # whether no schedule, list or array is among them
@@ -203,7 +210,7 @@ cdef class Group:
         self.check_keys = spec.check_keys
         self.keys = tuple(key for key, _, _, _ in watch)
         self.seen = [self.options[key] for key, _, _, _ in watch]
-        self.n_watch = len(watch)
+        self.n_watch, self.n_own = len(watch), len({*self.keys, "params"})
         self.ranges = [limits for _, _, _, limits in watch]
         for i, (_, kind, target, _) in enumerate(watch):
             self.kind[i], self.target[i] = kind, target
@@ -214,11 +221,11 @@ cdef class Group:
         """Take over what is said of the state, if it is what the rule needs."""
         cdef int i
         cdef list names = [slot.name for slot in spec.slots]
-        cdef list stepped = [slot for slot in spec.slots if slot.like == "parameter"]
+        cdef list stepped = [slot for slot in spec.slots if slot.like == "parameter" and slot.name != MEAN_SLOT]
         if len(stepped) != rule.n_states:
             raise DeclarationError(f"{spec.owner}: the rule {spec.rule!r} has {rule.n_states} state slot(s); rule() "
                                    f"names {len(stepped)}: {', '.join([slot.name for slot in stepped]) or 'none'}")
-        if tuple(stepped) != spec.slots[:len(stepped)] or len(names) > MAX_STATES:
+        if tuple(stepped) != spec.slots[:len(stepped)] or len(names) > MAX_SLOTS:
             raise DeclarationError(f"{spec.owner}: rule() has to name the arrays that are like the parameter first, "
                                    f"and at most {MAX_STATES} in all; it names {', '.join(names)}")
         for i, slot in enumerate(stepped):
@@ -228,7 +235,9 @@ cdef class Group:
                 self.copied |= 1 << i
         read_numbers(self.numbers, spec.numbers)
         self.slots, self.kinds, self.n_slots = names, spec.kinds, <int>len(names)
-        self.alike = len(stepped) == len(names)
+        self.alike = all([slot.like == "parameter" for slot in spec.slots])
+        self.mean = names.index(MEAN_SLOT) if MEAN_SLOT in names else -1
+        self.hyper.averages, self.hyper.mean = self.mean >= 0, spec.mean
 
     cdef bint refresh(self, int64_t steps) except -1:
         """Read what changed; True if an option did, so that the class has to be asked for another spec."""
@@ -250,6 +259,8 @@ cdef class Group:
                 changed = changed or <object>value is not self.seen[i] or hasattr(<object>value, "__dlpack__")
             else:
                 self.read(i, <object>value, steps)
+        if len(self.options) > self.n_own or self.around:
+            changed = self.read_around(steps) or changed
         if self.options.get("params") is not self.params:
             raise ParameterError(f"{self.owner}: the 'params' of a group cannot be exchanged; use add_param_group()")
         if self.check_keys is not None and self.checked and (self.recheck or not same):
@@ -332,6 +343,59 @@ cdef class Group:
             fixed = isinstance(value, FIXED)
         self.settled = self.settled and fixed and not scheduled
 
+    cdef bint read_around(self, int64_t steps) except -1:
+        """Read the options that a group may have or not, None being as none; True if another spec is needed."""
+        cdef Hyper *hyper = &self.hyper
+        self.around = any([self.options.get(key) is not None for key in AROUND])
+        hyper.clip_value = self.limit("clip_value", steps, hyper.has_float)
+        hyper.clip_norm_each = self.limit("clip_norm_each", steps, False)
+        decay, start, zeroes = [self.options.get(key) for key in ("ema_decay", "ema_start", "zero_grads")]
+        if zeroes is not None and not (isinstance(zeroes, bool) or isinstance(zeroes, np.bool_)):
+            raise HyperparameterError(f"{self.owner}: zero_grads={zeroes!r} must be True or False")
+        if start is not None and not (is_number(start) and 0 <= float(start) < LAST_COUNT
+                                      and float(start).is_integer()):
+            raise HyperparameterError(f"{self.owner}: ema_start={start!r} must be a whole number, at least 0")
+        hyper.zeroes, hyper.ema_start = bool(zeroes), 1 if start is None else int(start)
+        self.settled = self.settled and (start is None or isinstance(start, FIXED))
+        if decay is not None:
+            now = self.now("ema_decay", decay, steps)
+            if not is_number(now) or not 0 <= float(now) <= 1:
+                raise HyperparameterError(f"{self.owner}: ema_decay={now!r} must be a number in [0, 1], or a schedule")
+            hyper.ema_decay = float(now)
+        self.check_alone(self.clip_norm)
+        return (decay is not None) != hyper.averages
+
+    cdef check_alone(self, clip_norm):
+        """Raise where gradients are clipped in two ways, of which the library knows one at a time."""
+        if self.hyper.mean == MEAN_KERAS:
+            limits = [clip_norm, self.options.get("clip_norm_each"), self.options.get("clip_value")]
+            if len([x for x in limits if x is not None and not (isinstance(x, FIXED) and x == INFINITY)]) > 1:
+                raise ConventionError(f"{self.owner}: only one of clip_norm, clip_norm_each and clip_value, as in "
+                                      "Keras, where they are global_clipnorm, clipnorm and clipvalue")
+
+    cdef double limit(self, str key, int64_t steps, bint has_float) except? -1:
+        """What something of a gradient is not to exceed: an option that is a number above 0, or else 0."""
+        cdef double x
+        value = self.options.get(key)
+        if value is None:
+            return 0
+        now = self.now(key, value, steps)
+        x = as_limit(now)
+        if not x > 0 or (has_float and <double><float>x == 0):
+            raise HyperparameterError(f"{self.owner}: {key}={now!r} must be a number above 0"
+                                      + (", also in float32" if x > 0 else "") + "; None, or inf: nothing is clipped")
+        return x
+
+    cdef now(self, str key, value, int64_t steps):
+        """The value of an option at this step, that of a schedule too."""
+        if callable(value):
+            if steps == no_schedules or isinstance(value, type):
+                raise HyperparameterError(f"{self.owner}: {key}={value!r} must be a number")
+            self.settled = False
+            return value(steps)
+        self.settled = self.settled and isinstance(value, FIXED)
+        return value
+
     cdef double number(self, int i, int j, str name, object value) except? -1:
         """`value` as a float within the limits, also after rounding to float32 where the group has such arrays."""
         cdef double x, r
@@ -365,12 +429,27 @@ cdef class Group:
         if not isfinite(shrink.d[0]) or (hyper.has_float and not isfinite(shrink.f[0])):
             raise HyperparameterError(f"{self.owner}: 1 - lr * weight_decay is not finite; "
                                       f"lr={hyper.x[0]!r}, weight_decay={hyper.weight_decay!r}")
-        compile(&self.program, hyper, grad_scale, clips, shrink.d[0], &self.faded)
+        compile(&self.program, hyper, grad_scale, clips, shrink.d[0], &self.faded, self.mean)
         self.stale, self.grad_scale, self.clips = False, grad_scale, clips
 
-    cdef compute(self, StepScalars *out, int64_t t, const double *numbers):
+    cdef compute(self, StepScalars *out, int64_t t, const double *numbers, bint begun):
         """The scalars of step t, or the error."""
-        if not compute_scalars(&self.hyper, t, numbers, out):
+        if not compute_scalars(&self.hyper, t, numbers, begun, out):
             raise HyperparameterError(
                 f"{self.owner}: the scalars of step {t} are not finite; hyperparameters: "
                 + ", ".join(f"{k}={self.options[k]!r}" for k in self.keys))
+
+
+cdef bint is_found(value) except -1:
+    """Whether a value says that a scaler found an infinity: a number that is not 0, or True."""
+    now = value
+    if hasattr(value, "item"):
+        try:
+            now = value.item()
+        except Exception:             # whatever a foreign type raises where there is more than one element
+            now = None
+    if isinstance(now, bool):
+        return now
+    if not isinstance(now, FIXED):
+        raise HyperparameterError(f"found_inf={value!r} must be a number, 0 if no infinity was found; or True or False")
+    return float(now) != 0

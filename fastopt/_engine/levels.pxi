@@ -13,8 +13,12 @@ cdef const Rule *L2 = NULL
 cdef const Rule *NEGATE = NULL
 cdef const Rule *SHRINK = NULL
 cdef const Rule *FLUSH = NULL
+cdef const Rule *LERP = NULL
+cdef const Rule *LERP_BACK = NULL
+cdef const Rule *BLEND = NULL
 cdef const Rule *FILL = NULL
 cdef const Rule *LOOKAHEAD = NULL
+cdef const Rule *EXCHANGE = NULL
 cdef const Rule *NONFINITE = NULL
 cdef const Sum *SQUARES = NULL
 cdef const Sum *MAXIMUM = NULL
@@ -59,8 +63,8 @@ def use_level(str level):
 
     Meant for tests and benchmarks; users set ``FASTOPT_ISA`` before the import.
     """
-    global TABLE, SHORT_TABLE, UNSCALE, RESCALE, CLAMP, L2, NEGATE, SHRINK, FLUSH, FILL, LOOKAHEAD, NONFINITE
-    global SQUARES, MAXIMUM, isa
+    global TABLE, SHORT_TABLE, UNSCALE, RESCALE, CLAMP, L2, NEGATE, SHRINK, FLUSH, LERP, LERP_BACK, BLEND
+    global FILL, LOOKAHEAD, EXCHANGE, NONFINITE, SQUARES, MAXIMUM, isa
     if not is_available(level):
         raise ImportError(f"FASTOPT_ISA={level!r} is not possible here; possible: {', '.join(available_levels())}")
     TABLE = table_of(_kernels(level))
@@ -68,7 +72,9 @@ def use_level(str level):
     RESCALE, CLAMP = find_stage("rescale"), find_stage("clamp")
     UNSCALE, L2, NEGATE, SHRINK = find_stage("unscale"), find_stage("l2"), find_stage("negate"), find_stage("shrink")
     FLUSH = find_stage("flush")
+    LERP, LERP_BACK, BLEND = find_stage("lerp"), find_stage("lerp_back"), find_stage("blend")
     FILL, LOOKAHEAD, NONFINITE = find_rule("fill"), find_rule("lookahead"), find_rule("nonfinite")
+    EXCHANGE = find_rule("exchange")
     SQUARES, MAXIMUM = find_sum("squares"), find_sum("maximum")
     isa = level
 

@@ -173,7 +173,7 @@ cdef class Operands:
             if q.t == 0:
                 for k in range(MAX_STATES):
                     if group.copied >> k & 1:
-                        memcpy(q.s[k], q.p, q.n_bytes)
+                        memcpy(q.s[k], q.p, bytes_of(q))
 
     cdef void add_fill(self, Job *job, Group group, const Program *program, Py_ssize_t k, bint reads) noexcept:
         """Add a program on the k-th state slot of a group, which `reads` its parameters; -1 leaves its blocks out."""
@@ -185,7 +185,7 @@ cdef class Operands:
                 self.add_other(job, q, q.s[k], program, q.p if reads else NULL, 0)
             else:
                 job.blocks += q.blocks
-        job.moved += moved_blocks(job.blocks - before, group.program.rule)
+        job.moved += moved_blocks(job.blocks - before, &group.program)
 
     cpdef check_states(self):
         """Raise if a state array is not what it was: users can reach it, and may own its memory."""
@@ -194,18 +194,22 @@ cdef class Operands:
 
     cdef check_state_of(self, Group group):
         """The same for the state of one group."""
-        cdef Param *q
-        cdef Py_ssize_t i, k
-        cdef cnp.ndarray state
+        cdef Py_ssize_t i
         for i in range(group.first, group.first + group.n_params):
-            q = &self.params[i]
-            for k, name in enumerate(group.slots):
-                state = self.states[i][name]
-                if <char *>cnp.PyArray_DATA(state) != q.s[k] or not (
-                        fits(<PyObject *>state, q, cnp.NPY_ARRAY_WRITEABLE) if group.alike else
-                        self.fits_slot(group.kinds[name], state, i, cnp.NPY_ARRAY_WRITEABLE)):
-                    raise LayoutError(f"state {name!r} of {self.label(i)} was changed after it was made: its "
-                                      "memory, shape, type or writability")
+            self.check_state_of_one(group, i)
+
+    cdef check_state_of_one(self, Group group, Py_ssize_t i):
+        """The same for the state of parameter i, of this group."""
+        cdef Param *q = &self.params[i]
+        cdef Py_ssize_t k
+        cdef cnp.ndarray state
+        for k, name in enumerate(group.slots):
+            state = self.states[i][name]
+            if <char *>cnp.PyArray_DATA(state) != q.s[k] or not (
+                    fits(<PyObject *>state, q, cnp.NPY_ARRAY_WRITEABLE) if group.alike else
+                    self.fits_slot(group.kinds[name], state, i, cnp.NPY_ARRAY_WRITEABLE)):
+                raise LayoutError(f"state {name!r} of {self.label(i)} was changed after it was made: its "
+                                  "memory, shape, type or writability")
 
     cdef bint fits_slot(self, kind, array, Py_ssize_t i, int flags) except -1:
         """Whether an array can be this state slot of parameter i, and has these flags."""
@@ -216,12 +220,16 @@ cdef class Operands:
 
     cdef check_params(self, Group group):
         """Raise if a parameter of a group is not what it was."""
-        cdef Param *q
         cdef Py_ssize_t i
         for i in range(group.first, group.first + group.n_params):
-            q = &self.params[i]
-            if not (q.p == fo_array_data(q.array) and fits(q.array, q, cnp.NPY_ARRAY_WRITEABLE)):
-                complain_parameter(self, i)
+            self.check_param(i)
+
+    cdef int check_param(self, Py_ssize_t i) except -1:
+        """The same for one of them."""
+        cdef Param *q = &self.params[i]
+        if not (q.p == fo_array_data(q.array) and fits(q.array, q, cnp.NPY_ARRAY_WRITEABLE)):
+            complain_parameter(self, i)
+        return 0
 
     # --- Jobs
 
@@ -252,9 +260,9 @@ cdef class Operands:
     @cython.final                     # and so inline: once for each parameter
     cdef inline bint is_apart(self, Param *q, char *data) noexcept:
         """Whether a gradient at `data` meets no parameter or state; the gap that it lies in is remembered."""
-        if (q.gap_low <= data and data + q.n_bytes <= q.gap_high) or q.n == 0:
+        if (q.gap_low <= data and data + bytes_of(q) <= q.gap_high) or q.n == 0:
             return True
-        if not self.memory.is_free(data, data + q.n_bytes):
+        if not self.memory.is_free(data, data + bytes_of(q)):
             return False
         q.gap_low, q.gap_high = self.memory.gap_low, self.memory.gap_high
         return True
@@ -269,8 +277,8 @@ cdef describe(Param *q, cnp.ndarray a):
     q.p = <char *>cnp.PyArray_DATA(a)
     q.n = cnp.PyArray_SIZE(a)
     q.type = cnp.PyArray_TYPE(a)
-    q.n_bytes = cnp.PyArray_NBYTES(a)
-    q.blocks = (q.n_bytes + BLOCK - 1) // BLOCK
+    q.size = <char>cnp.PyArray_ITEMSIZE(a)
+    q.blocks = (bytes_of(q) + BLOCK - 1) // BLOCK
     q.nd = a.ndim
     q.order = cnp.NPY_ARRAY_C_CONTIGUOUS if cnp.PyArray_IS_C_CONTIGUOUS(a) else cnp.NPY_ARRAY_F_CONTIGUOUS
 

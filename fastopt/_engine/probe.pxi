@@ -30,7 +30,7 @@ def shares(Py_ssize_t blocks, int n):
 def cut(list arrays, Py_ssize_t begin, Py_ssize_t end):
     """What of arrays, given as (elements, bytes of one), lies in the blocks from `begin` to `end`. For tests.
 
-    A list of (array, first element, elements), as `walk` hands them to a rule; the arrays need no memory.
+    A list of (array, first element, elements), as `step_blocks` hands them to a rule; the arrays need no memory.
     """
     global n_noted
     cdef Param q[MOST_NOTED]
@@ -38,19 +38,22 @@ def cut(list arrays, Py_ssize_t begin, Py_ssize_t end):
     cdef StepScalars bank[MOST_NOTED]
     cdef Program program
     cdef Rule rule
+    cdef Job job
     cdef Py_ssize_t i, blocks = 0
     rule.n_states, rule.f32, rule.f64 = 0, note_f32, note_f64
     rule_alone(&program, &rule, &rule)
     if not all(width in (4, 8) for _, width in arrays):
         raise ValueError("an element has 4 or 8 bytes")
     for i, (n, width) in enumerate(arrays[:MOST_NOTED]):
-        q[i].p, q[i].n, q[i].type = NULL, n, cnp.NPY_DOUBLE if width == 8 else cnp.NPY_FLOAT
+        q[i].p, q[i].n, q[i].size, q[i].type = NULL, n, width, cnp.NPY_DOUBLE if width == 8 else cnp.NPY_FLOAT
         work[i].q, work[i].program, work[i].g, work[i].place, work[i].first_block = &q[i], &program, NULL, i, blocks
         blocks += n // (BLOCK // <int>width) + (n % (BLOCK // <int>width) != 0)
         bank[i].flush = False
         scale(&bank[i].h, 0, i)
     n_noted = 0
-    walk(work, min(<Py_ssize_t>len(arrays), MOST_NOTED), bank, begin, end)
+    clear_job(&job, work, bank)
+    job.n_work = min(<Py_ssize_t>len(arrays), MOST_NOTED)
+    step_blocks(&job, begin, end)
     return [(noted[i][0], noted[i][1], noted[i][2]) for i in range(n_noted)]
 
 

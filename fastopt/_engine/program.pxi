@@ -2,19 +2,21 @@
 #
 # The order of the stages, of which most steps have none (docs/exactness.md has the table, reference.py the same):
 #
-#     unscale, rescale, negate or l2 | the rule | shrink | flush
+#     unscale, rescale, clamp, negate or l2 | the rule | shrink | flush | the average | zero
 #
+# The last two write to what no other stage does: the average of the parameter, and the gradient's own memory.
 # A new stage is a kernel in kernels/stages.pxi, its twin in STAGES of reference.py, and a line in `compile`.
 
 cdef enum:
     STAGE_TILE = 256          # elements that the stages and the rule take in turns, of arrays beyond the L1 cache
     ONE_TILE = 1024           # elements up to which an array is one tile: fewer calls
     MOST_STAGES = 8           # of one program
-    MOST_STAGE_SCALARS = 2
     PARAM = 0                 # what a stage writes to: the parameter,
     GRAD = 1                  # a tile that from then on is the gradient,
     STATE = 2                 # or a state slot, this being the first
-    MAX_OPERANDS = STATE + MAX_STATES
+    MEAN = STATE + MAX_STATES     # where the average of the parameter is among the operands
+    MAX_OPERANDS = MEAN + 1
+    MAX_SLOTS = MAX_STATES + 1    # of a parameter: those of its class, and its average
     SHORT = 512               # elements up to which an array goes to the narrow kernels
     PAGE = 4096
     BLOCK = 64                # bytes of parameter that are never cut
@@ -28,9 +30,12 @@ cdef struct Stage:
 cdef struct Program:
     const Rule *rule
     const Rule *short_rule    # the same for short arrays
-    bint bare                 # whether at most steps it is the rule alone
+    bint bare                 # whether at most steps it is the rule alone,
+    bint bare_unclipped       # or is, where nothing is clipped by norm
     int clip                  # the place of the stage that clips by norm, -1 for none: its factor comes with the step
-    bint unclipped            # whether that factor is 1, so that the stage is left out
+    double own_limit          # of the norm of each gradient, 0 for none: the factors are each array's own
+    int mean                  # the place of the average among the state slots, -1 for none
+    bint zeroes               # whether gradients are zeroed
     int n_before              # stages before the rule,
     int n_after               # then those after it,
     int n_fading              # then those that are run only at steps that flush
@@ -39,8 +44,8 @@ cdef struct Program:
 
 cdef void rule_alone(Program *program, const Rule *rule, const Rule *short_rule) noexcept nogil:
     """A program of a rule alone."""
-    program.rule, program.short_rule, program.bare = rule, short_rule, True
-    program.clip, program.unclipped = -1, False
+    program.rule, program.short_rule, program.bare, program.bare_unclipped = rule, short_rule, True, True
+    program.clip, program.own_limit, program.mean, program.zeroes = -1, 0, -1, False
     program.n_before = program.n_after = program.n_fading = 0
 
 
@@ -54,46 +59,45 @@ cdef Stage *add(Program *program, int *count, const Rule *kernel, int target, do
     stage.d[0], stage.d[1] = h0, h1
     stage.f[0], stage.f[1] = <float>h0, <float>h1
     count[0] += 1
-    program.bare = program.n_before + program.n_after == 0
     return stage
 
 
 cdef int compile(Program *program, const Hyper *hyper, double grad_scale, bint clips, double shrink,
-                 const Scaled *low) except -1:
+                 const Scaled *low, int mean) except -1:
     """The stages around the rule, for hyperparameters and a factor of the loss as they are now.
 
-    `clips` says whether gradients are clipped by norm. `shrink` is what decay at the end multiplies parameters by.
-    `low` holds, for every state slot, below what it has faded; 0 for never.
+    `clips` says whether all gradients are clipped by their norm. `shrink` is what decay at the end multiplies
+    parameters by. `low` holds, for every state slot, below what it has faded; 0 for never. `mean` is the place of the
+    average.
     """
     cdef double wd = hyper.weight_decay
+    cdef int n
     cdef Stage *stage
     cdef int k
     rule_alone(program, program.rule, program.short_rule)
     if grad_scale != 1:
         add(program, &program.n_before, UNSCALE, GRAD, grad_scale)
-    if clips:
-        program.clip = program.n_before
-        add(program, &program.n_before, RESCALE, GRAD, 1)
+    if clips or hyper.clip_norm_each > 0:
+        program.clip, program.own_limit = program.n_before, hyper.clip_norm_each
+        add(program, &program.n_before, RESCALE, GRAD)
+    if 0 < hyper.clip_value < INFINITY:
+        add(program, &program.n_before, CLAMP, GRAD, -hyper.clip_value, hyper.clip_value)
     if wd != 0 and hyper.decay == DECAY_L2:
         add(program, &program.n_before, L2, GRAD, -1.0 if hyper.maximize else 1.0, wd)
     elif hyper.maximize:
         add(program, &program.n_before, NEGATE, GRAD)
     if wd != 0 and hyper.decay == DECAY_LAST:
         add(program, &program.n_after, SHRINK, PARAM, shrink)
+    n = program.n_before + program.n_after
+    program.mean, program.zeroes = mean, hyper.zeroes
+    program.bare = n == 0 and mean < 0 and not hyper.zeroes
+    program.bare_unclipped = n == (program.clip >= 0) and mean < 0 and not hyper.zeroes
     if hyper.fades:
         for k in range(program.rule.n_states):
             if low.d[k] > 0:
                 stage = add(program, &program.n_fading, FLUSH, STATE + k)
                 stage.f[0], stage.d[0] = low.f[k], low.d[k]
     return 0
-
-
-cdef inline void set_clip(Program *program, double factor) noexcept nogil:
-    """Have a program that clips multiply gradients by this factor."""
-    cdef Stage *stage = &program.stages[program.clip]
-    stage.d[0], stage.f[0] = factor, <float>factor
-    program.unclipped = factor == 1
-    program.bare = program.unclipped and program.n_before + program.n_after == 1
 
 
 # --- On one tile
@@ -127,40 +131,59 @@ cdef inline real *beside(char *room, const real *p) noexcept nogil:
     return <real *>(start + ((<uintptr_t>p + 3 * (PAGE // 4)) & (PAGE - 1) & ~<uintptr_t>(BLOCK - 1)))
 
 
-cdef void run_tiles(const Program *program, bint flush, real *p, const real *g, char *const *state, const real *h,
-                    Py_ssize_t first, Py_ssize_t n) noexcept nogil:
-    """Run a program on n elements of an array, from its element `first` on."""
+cdef inline void run_mean(const Mean *mean, real *average, real **operands, Py_ssize_t n) noexcept nogil:
+    """What becomes of the average after the step."""
+    if mean.copies:
+        memcpy(average, operands[PARAM], n * sizeof(real))
+    elif mean.kernel != NULL:
+        apply(mean.kernel, average, <const real *>NULL, operands, <const real *>(mean.f if real is float else mean.d),
+              n)
+
+
+cdef void run_tiles(const Program *program, const StepScalars *scalars, double factor, real *p, real *g,
+                    char *const *state, const real *h, Py_ssize_t first, Py_ssize_t n) noexcept nogil:
+    """Run a program on n elements of an array, from its element `first` on. `factor` is that of clipping by norm."""
     cdef char room[4 * PAGE]  # one to begin on a page, one to begin anywhere in it, and ONE_TILE doubles
     cdef real *operands[MAX_OPERANDS]
     cdef const real *seen
     cdef const Stage *stage
-    cdef const Stage *end
     cdef Py_ssize_t size, tile = STAGE_TILE if n > ONE_TILE else ONE_TILE
-    cdef int n_stages = program.n_before + program.n_after + (program.n_fading if flush else 0)
+    cdef int n_stages = program.n_before + program.n_after + (program.n_fading if scalars.flush else 0)
     cdef int k, n_operands = STATE + program.rule.n_states
+    cdef real by = <real>factor
     operands[PARAM] = p + first
     for k in range(STATE, n_operands):
         operands[k] = <real *>state[k - STATE] + first
+    if program.mean >= 0:
+        operands[MEAN] = <real *>state[program.mean] + first
     if g != NULL:
         g += first
-    if n_stages == 0:
+    if n_stages == 0 and program.bare:
         apply(program.rule if n > SHORT else program.short_rule, operands[PARAM], g, operands + STATE, h, n)
         return
     while True:
         size = min(n, tile)
         operands[GRAD] = beside(room, operands[PARAM])
         seen = g
-        stage, end = program.stages, program.stages + program.n_before
-        while stage != end:
-            if not (program.unclipped and stage == program.stages + program.clip):
-                run_stage(stage, operands[GRAD], seen, operands, size)
-                seen = operands[GRAD]
-            stage += 1
+        for k in range(program.n_before):
+            if k != program.clip:
+                run_stage(&program.stages[k], operands[GRAD], seen, operands, size)
+            elif factor != 1:
+                apply(program.stages[k].kernel, operands[GRAD], seen, operands, &by, size)
+            else:
+                continue
+            seen = operands[GRAD]
+        if program.mean >= 0 and scalars.mean.copies_first:
+            memcpy(operands[MEAN], operands[PARAM], size * sizeof(real))
         apply(program.rule, operands[PARAM], seen, operands + STATE, h, size)
-        end = program.stages + n_stages
-        while stage != end:
+        for k in range(program.n_before, n_stages):
+            stage = &program.stages[k]
             run_stage(stage, operands[stage.target], seen, operands, size)
-            stage += 1
+        if program.mean >= 0:
+            run_mean(&scalars.mean, operands[MEAN], operands, size)
+            operands[MEAN] += size
+        if program.zeroes:
+            memset(g, 0, size * sizeof(real))
         n -= size
         if n <= 0:
             return
@@ -168,12 +191,3 @@ cdef void run_tiles(const Program *program, bint flush, real *p, const real *g, 
         operands[PARAM] += size
         for k in range(STATE, n_operands):
             operands[k] += size
-
-
-cdef inline void run_piece(const Program *program, bint flush, real *p, const real *g, char **state, const real *h,
-                           Py_ssize_t first, Py_ssize_t n) noexcept nogil:
-    # A whole array, or its beginning, and nothing around the rule: nothing to prepare.
-    if first == 0 and program.bare and not flush:
-        apply(program.rule if n > SHORT else program.short_rule, p, g, <real **>state, h, n)
-    else:
-        run_tiles(program, flush, p, g, state, h, first, n)

@@ -123,20 +123,26 @@ cdef double clip_factor(int form, double norm, double limit) noexcept nogil:
 
 
 cdef void settle_clip(Job *job) noexcept nogil:
-    """Once all tiles are summed: the norm, and its factor in every program of the job; or that it is not finite."""
+    """Once all tiles are summed: the norm, and the factors that come from it; or that it is not finite."""
     cdef Clip *clip = job.clip
-    cdef const Program *program = NULL
-    cdef Py_ssize_t i
-    cdef double factor
     clip.norm = job.sum.norm(join_sums(job)) / clip.grad_scale
     if job.scan_nonfinite and not isfinite(clip.norm) and any_nonfinite(job.work, job.n_work, 0, job.blocks):
         job.found = 1         # of finite float64 numbers, too, the sum of squares may be infinite
         return
-    factor = clip_factor(clip.form, clip.norm, clip.limit)
+    set_factors(job)
+
+
+cdef void set_factors(Job *job) noexcept nogil:
+    """The factors of a step that clips, from the norm of all gradients and the sums of each."""
+    cdef const Clip *clip = job.clip
+    cdef double limit
+    cdef Py_ssize_t i
+    job.factor = clip_factor(clip.form, clip.norm, clip.limit)
     for i in range(job.n_work):
-        if job.work[i].program != program:
-            program = job.work[i].program
-            set_clip(<Program *>program, factor)
+        limit = job.work[i].program.own_limit
+        if limit > 0:             # what is left of its norm. Keras clips one array, and all, by two formulas
+            job.sums[i] = job.factor * clip_factor(CLIP_ABOVE if clip.form == CLIP_KERAS else clip.form,
+                                                   job.sum.norm(job.sums[i]) / clip.grad_scale * job.factor, limit)
 
 
 # --- Norms of the caller's arrays
@@ -215,8 +221,8 @@ cdef const Sum *sum_for(ord) except NULL:
 cdef void add_summand(Job *job, Param *q, int type, Py_ssize_t n, char *data) noexcept:
     """Add n elements at `data` to a job that sums; `q` takes what has to be known of them."""
     cdef Work *w = &job.work[job.n_work]
-    q.type, q.n, q.n_bytes = <short>type, n, n * (8 if type == cnp.NPY_DOUBLE else 4)
-    q.blocks = (q.n_bytes + BLOCK - 1) // BLOCK
+    q.type, q.size, q.n = <short>type, 8 if type == cnp.NPY_DOUBLE else 4, n
+    q.blocks = (bytes_of(q) + BLOCK - 1) // BLOCK
     w.q, w.g, w.first_block = q, data, job.blocks
     job.blocks += q.blocks
     job.n_work += 1

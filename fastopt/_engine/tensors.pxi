@@ -66,14 +66,13 @@ cpdef enum:
     LAST_FLOAT_COUNT = 1 << 24    # up to here float32 counts
 
 cdef enum:
-    MOST_BOUND = MAX_STATES + 1 + MAX_NUMBERS    # tensors beside the parameter: its state, step count, and numbers
-    COUNT = MAX_STATES            # their places
-    NUMBERS = MAX_STATES + 1
+    MOST_BOUND = MAX_SLOTS + 1 + MAX_NUMBERS     # tensors beside the parameter: its state, step count, and numbers
+    COUNT = MAX_SLOTS             # their places
+    NUMBERS = MAX_SLOTS + 1
     MOST_ORDINARY_DIMS = 8
     TENSORS_AHEAD = 3             # for so many it asks ahead
     MOST_MOVES = 16               # intervals that are moved one by one; for more all are sorted again
     TO_BIND = 2                   # of `gather`: some bindings need a new record
-cdef double LAST_COUNT = 2.0**53  # and float64 up to here
 
 cdef struct BoundTensor:                 # a tensor, and where its memory was
     PyObject *tensor
@@ -364,15 +363,15 @@ cdef class TensorPlan(Plan):
         binding.state, binding.values, binding.version = <PyObject *>inner, <PyObject *>values, 0
         binding.wrapped, binding.stale, binding.pending = own is not owner, False, bool(entries)
         self.note(&binding.own, own)
-        q.p, q.type, q.n_bytes = binding.own.data, <short>type, q.n * (8 if type == cnp.NPY_DOUBLE else 4)
-        q.blocks = (q.n_bytes + BLOCK - 1) // BLOCK
-        self.add_move(i, -1, old, q.p, q.n_bytes)
+        q.p, q.type, q.size = binding.own.data, <short>type, 8 if type == cnp.NPY_DOUBLE else 4
+        q.blocks = (bytes_of(q) + BLOCK - 1) // BLOCK
+        self.add_move(i, -1, old, q.p, bytes_of(q))
         for k, name in enumerate(group.slots):
             self.note(&bound, slots[name])
             if not group.alike and <uintptr_t>bound.data % (8 if bound.type == cnp.NPY_DOUBLE else 4):
                 raise TensorStateError(f"state {name!r} of {self.label(i)} is misaligned")
             self.add_move(i, k, binding.other[k].data if binding.other[k].tensor != NULL else NULL, bound.data,
-                          q.n_bytes if group.alike else self.size_of(slots[name]))
+                          bytes_of(q) if group.alike else self.size_of(slots[name]))
             binding.other[k] = bound
             q.s[k] = bound.data
         self.note(&binding.other[COUNT], count)
@@ -511,11 +510,11 @@ cdef class TensorPlan(Plan):
         if not same:
             self.keep_values(i)
         if data != q.p:
-            self.add_move(i, -1, q.p, data, q.n_bytes)
+            self.add_move(i, -1, q.p, data, bytes_of(q))
             q.p = binding.own.data = data
         for k in range(group.n_slots):
             if now[k].data != q.s[k]:
-                self.add_move(i, k, q.s[k], now[k].data, q.n_bytes)
+                self.add_move(i, k, q.s[k], now[k].data, bytes_of(q))
                 q.s[k] = now[k].data
         memcpy(binding.other, now, sizeof(now))
         self.note_trails(i, group.n_slots)
@@ -601,10 +600,10 @@ cdef class TensorPlan(Plan):
                 binding = &self.bindings[i]
                 if binding.own.tensor == NULL:
                     continue
-                if self.params[i].n_bytes:
-                    memory.append(binding.own.data, self.params[i].n_bytes, i, -1)
+                if bytes_of(&self.params[i]):
+                    memory.append(binding.own.data, bytes_of(&self.params[i]), i, -1)
                 for k in range(group.n_slots):
-                    n_bytes = (self.params[i].n_bytes if group.alike
+                    n_bytes = (bytes_of(&self.params[i]) if group.alike
                                else self.size_of(<object>binding.other[k].tensor))
                     if n_bytes:
                         memory.append(binding.other[k].data, n_bytes, i, k)
@@ -877,7 +876,7 @@ cdef class TensorPlan(Plan):
                     fo_shim_trail(&self.shim, g, &self.trails[i].at[0])
                 apart = self.is_apart(q, data) and apart
                 self.append_work(job, group, q, g, data)
-            job.moved += moved_blocks(job.blocks - before, group.program.rule)
+            job.moved += moved_blocks(job.blocks - before, &group.program)
         if self.n_moves or self.unsorted:
             apart = False
             if not self.move() and not stale:

@@ -10,11 +10,12 @@ cdef enum:
 
 cdef struct Param:
     char *p
-    char *s[MAX_STATES]
+    char *s[MAX_SLOTS]
     Py_ssize_t n              # elements
-    Py_ssize_t n_bytes
     Py_ssize_t blocks
     short type                # NumPy's type number
+    char size                 # bytes of an element
+    char begun              # whether its average has begun
     short nd
     short order               # flag of the memory order shared with gradient and state
     cnp.npy_intp *dims
@@ -37,27 +38,18 @@ if sizeof(Param) > PARAM_BYTES:
     raise ImportError(f"struct Param of walk.pxi has {sizeof(Param)} bytes; {PARAM_BYTES} are allowed")
 
 
-cdef inline Py_ssize_t moved_blocks(Py_ssize_t blocks, const Rule *rule) noexcept nogil:
+cdef inline Py_ssize_t bytes_of(const Param *q) noexcept nogil:
+    return q.n << (3 if q.type == cnp.NPY_DOUBLE else 2)
+
+
+cdef inline Py_ssize_t moved_blocks(Py_ssize_t blocks, const Program *program) noexcept nogil:
     """Blocks that a step reads and writes for so many of parameters: these twice, gradients once, each state twice."""
-    return blocks * (3 + 2 * rule.n_states)
+    return blocks * (3 + 2 * (program.rule.n_states + (program.mean >= 0)) + program.zeroes)
 
 
 cdef inline bint fits(PyObject *array, const Param *q, int flags) noexcept:
     """Whether a rule can walk an array like parameter q: type, shape, memory order, alignment, and these flags."""
     return fo_array_fits(array, q.type, q.nd, q.dims, q.order | cnp.NPY_ARRAY_ALIGNED | flags)
-
-
-cdef inline void walk_array(const Work *w, const StepScalars *bank, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
-    """Step one array from element `first` to `last`."""
-    cdef const StepScalars *scalars = &bank[w.place]
-    if first >= last:
-        return
-    if w.q.type == cnp.NPY_DOUBLE:
-        run_piece(w.program, scalars.flush, <double *>w.q.p, <const double *>w.g, w.q.s, scalars.h.d, first,
-                  last - first)
-    else:
-        run_piece(w.program, scalars.flush, <float *>w.q.p, <const float *>w.g, w.q.s, scalars.h.f, first,
-                  last - first)
 
 
 cdef inline Py_ssize_t array_at(const Work *work, Py_ssize_t n_work, Py_ssize_t block) noexcept nogil:
@@ -73,19 +65,7 @@ cdef inline Py_ssize_t array_at(const Work *work, Py_ssize_t n_work, Py_ssize_t 
 
 
 cdef inline Py_ssize_t elements_per_block(const Work *w) noexcept nogil:
-    return BLOCK // (8 if w.q.type == cnp.NPY_DOUBLE else 4)
-
-
-cdef void walk(Work *work, Py_ssize_t n_work, const StepScalars *bank, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    """Step the blocks from `begin` to `end` of the virtual range."""
-    cdef Py_ssize_t low = array_at(work, n_work, begin), per_block
-    cdef Work *w
-    while low < n_work and work[low].first_block < end:
-        w = &work[low]
-        low += 1
-        per_block = elements_per_block(w)
-        walk_array(w, bank, max(0, begin - w.first_block) * per_block,
-                   min((end - w.first_block) * per_block, w.q.n))
+    return BLOCK // w.q.size
 
 
 cdef bint any_nonfinite(Work *work, Py_ssize_t n_work, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
@@ -123,7 +103,7 @@ cdef struct Share:            # blocks of the virtual range, taken in chunks; on
 cdef struct Clip:             # of a step that clips gradients by the norm of all
     double limit              # which the norm is not to exceed
     int form                  # how a factor comes from both: see clip_factor
-    double grad_scale         # what the gradients are multiplied by
+    double grad_scale         # what the gradients are multiplied by,
     double norm               # found with the step: of the gradients without that factor
 
 cdef struct Job:
@@ -131,15 +111,17 @@ cdef struct Job:
     Py_ssize_t n_work
     const StepScalars *bank
     Py_ssize_t place          # in the bank, of the last noted work; -1 at the start of a group
-    int64_t t                 # what those scalars are for
+    int64_t t                 # what those scalars are for,
+    bint begun
     double numbers[MAX_NUMBERS]
     Py_ssize_t blocks
     Py_ssize_t moved
     bint scan_nonfinite       # look for NaN and infinities before the first write
     int found
     const Sum *sum            # of the gradients, taken before a step that clips, or instead of one; NULL for none
-    double *sums              # of tiles, arrays, and all of them: see sums.pxi
+    double *sums              # of tiles, arrays, and all of them: see sums.pxi. Then the factors of arrays of their own
     Clip *clip                # NULL where there is a sum and no step
+    double factor             # of clipping all gradients, once that is known
     Share *shares             # of a team
     int n_shares
     Py_ssize_t chunk
@@ -151,7 +133,7 @@ cdef struct Job:
 cdef void clear_job(Job *job, Work *work, const StepScalars *bank) noexcept:
     """An empty job with room for its work, which takes its scalars from this bank."""
     job.work, job.n_work, job.bank, job.blocks, job.moved = work, 0, bank, 0, 0
-    job.scan_nonfinite, job.found, job.sum, job.clip = False, 0, NULL, NULL
+    job.scan_nonfinite, job.found, job.sum, job.clip, job.factor = False, 0, NULL, NULL, 1
 
 
 cdef bint is_large(const Job *job) noexcept:
@@ -159,10 +141,47 @@ cdef bint is_large(const Job *job) noexcept:
     return job.moved >= serial_blocks or job.blocks >= gil_blocks
 
 
+cdef inline void walk_array(const Job *job, Py_ssize_t i, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    """Step array i from element `first` to `last`."""
+    cdef const Work *w = &job.work[i]
+    cdef const StepScalars *scalars = &job.bank[w.place]
+    cdef double factor
+    if first >= last:
+        return
+    # A whole array, or its beginning, and nothing around the rule: nothing to prepare.
+    if w.program.bare and first == 0 and not scalars.flush:
+        walk_bare(w, scalars, last)
+        return
+    factor = job.factor if w.program.own_limit == 0 else job.sums[i]
+    if w.program.bare_unclipped and factor == 1 and first == 0 and not scalars.flush:
+        walk_bare(w, scalars, last)
+    elif w.q.type == cnp.NPY_DOUBLE:
+        run_tiles(w.program, scalars, factor, <double *>w.q.p, <double *>w.g, w.q.s, scalars.h.d, first, last - first)
+    else:
+        run_tiles(w.program, scalars, factor, <float *>w.q.p, <float *>w.g, w.q.s, scalars.h.f, first, last - first)
+
+
+cdef inline void walk_bare(const Work *w, const StepScalars *scalars, Py_ssize_t n) noexcept nogil:
+    """Run the rule alone on the first n elements of an array."""
+    cdef const Rule *rule = w.program.rule if n > SHORT else w.program.short_rule
+    if w.q.type == cnp.NPY_DOUBLE:
+        rule.f64(<double *>w.q.p, <const double *>w.g, <double **>w.q.s, scalars.h.d, n)
+    else:
+        rule.f32(<float *>w.q.p, <const float *>w.g, <float **>w.q.s, scalars.h.f, n)
+
+
 cdef inline void prefetch_gradient(const Job *job, Py_ssize_t i) noexcept nogil:
     """Small fresh gradients lie scattered, where the hardware does not expect them: at array i, ask for i + 2."""
     cdef Work *ahead = &job.work[min(i + 2, job.n_work - 1)]
-    fo_prefetch(ahead.g, min(ahead.q.n_bytes, 512))
+    fo_prefetch(ahead.g, min(bytes_of(ahead.q), 512))
+
+
+cdef void zero_gradients(Job *job) noexcept nogil:
+    """Zero what a step would have zeroed that was skipped: the next gradients may be added to these."""
+    cdef Py_ssize_t i
+    for i in range(job.n_work):
+        if job.work[i].program.zeroes:
+            memset(job.work[i].g, 0, bytes_of(job.work[i].q))
 
 
 cdef void walk_all(Job *job) noexcept nogil:
@@ -170,7 +189,7 @@ cdef void walk_all(Job *job) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(job.n_work):
         prefetch_gradient(job, i)
-        walk_array(&job.work[i], job.bank, 0, job.work[i].q.n)
+        walk_array(job, i, 0, job.work[i].q.n)
 
 
 # What a thread does with the blocks from `begin` to `end`.
@@ -178,7 +197,15 @@ ctypedef void (*Piece)(Job *job, Py_ssize_t begin, Py_ssize_t end) noexcept nogi
 
 
 cdef void step_blocks(Job *job, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    walk(job.work, job.n_work, job.bank, begin, end)
+    """Step the blocks from `begin` to `end` of the virtual range."""
+    cdef Py_ssize_t i = array_at(job.work, job.n_work, begin), per_block
+    cdef Work *w
+    while i < job.n_work and job.work[i].first_block < end:
+        w = &job.work[i]
+        per_block = elements_per_block(w)
+        walk_array(job, i, max(0, begin - w.first_block) * per_block,
+                   min((end - w.first_block) * per_block, w.q.n))
+        i += 1
 
 
 cdef Py_ssize_t take_shares(Job *job, int k, Piece piece) noexcept nogil:

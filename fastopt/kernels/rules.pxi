@@ -515,6 +515,17 @@ cdef void lookahead(real *p, const real *g, real **s, const real *h, Py_ssize_t 
         p[i] = g[i] + mu * v[i]
 
 
+cdef void exchange(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
+    # What is in p and in s[0] change places.
+    cdef real *q = s[0]
+    cdef real x
+    cdef Py_ssize_t i
+    for i in range(n):
+        x = p[i]
+        p[i] = q[i]
+        q[i] = x
+
+
 cdef void nonfinite(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
     # p[0] becomes 1 if any g is NaN or infinite: only then is g - g not 0.
     cdef int found = 0
@@ -594,6 +605,7 @@ add(b"lion", b"lr beta1 beta2", 1, 6, lion_scalars, lion[float], lion[double])
 add(b"rprop", b"lr eta_minus eta_plus step_min step_max", 2, 7, rprop_scalars, rprop[float], rprop[double])
 add(b"fill", b"", 0, 1, NULL, fill[float], fill[double])
 add(b"lookahead", b"", 1, 1, NULL, lookahead[float], lookahead[double])
+add(b"exchange", b"", 1, 0, NULL, exchange[float], exchange[double])
 add(b"nonfinite", b"", 0, 0, NULL, nonfinite[float], nonfinite[double])
 
 add_stage(b"unscale", 1, unscale[float], unscale[double])
@@ -603,6 +615,9 @@ add_stage(b"l2", 2, l2[float], l2[double])
 add_stage(b"negate", 0, negate[float], negate[double])
 add_stage(b"shrink", 1, shrink[float], shrink[double])
 add_stage(b"flush", 1, flush[float], flush[double])
+add_stage(b"lerp", 1, lerp[float], lerp[double])
+add_stage(b"lerp_back", 1, lerp_back[float], lerp_back[double])
+add_stage(b"blend", 2, blend[float], blend[double])
 
 add_sum(b"squares", squares[float], squares[double], values, euclidean)
 add_sum(b"maximum", maximum[float], maximum[double], maximum[double], itself)

@@ -57,3 +57,30 @@ cdef void flush(real *p, const real *g, real **s, const real *h, Py_ssize_t n) n
     cdef Py_ssize_t i
     for i in range(n):
         p[i] = 0 if magnitude(p[i]) < low else p[i]
+
+
+cdef void lerp(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
+    # p, the average of a parameter: moved towards it by a weight.
+    cdef const real *w = s[0]
+    cdef real weight = h[0]
+    cdef Py_ssize_t i
+    for i in range(n):
+        p[i] = p[i] + weight * (w[i] - p[i])
+
+
+cdef void lerp_back(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
+    # The same from the parameter's side, as torch.lerp computes it for weights of 0.5 and more.
+    cdef const real *w = s[0]
+    cdef real rest = 1 - h[0]
+    cdef Py_ssize_t i
+    for i in range(n):
+        p[i] = w[i] - rest * (w[i] - p[i])
+
+
+cdef void blend(real *p, const real *g, real **s, const real *h, Py_ssize_t n) noexcept nogil:
+    # The same by two products, as Keras computes it.
+    cdef const real *w = s[0]
+    cdef real weight = h[0], rest = h[1]
+    cdef Py_ssize_t i
+    for i in range(n):
+        p[i] = rest * p[i] + weight * w[i]

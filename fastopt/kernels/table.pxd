@@ -22,7 +22,7 @@ cdef enum:
     MAX_SUMS = 8
     SUM_TILE = 1024       # elements whose sum is taken at once; part of the specification of bits, as the next
     SUM_LANES = 16
-    TABLE_VERSION = 5
+    TABLE_VERSION = 6
 
 cdef struct Rule:
     const char *name

@@ -254,8 +254,8 @@ MUTANTS = [
     ),
     Mutant(
         "the scalars of the step before", BANK,
-        "group.compute(&bank.items[bank.n], q.t + 1, q.numbers)",
-        "group.compute(&bank.items[bank.n], q.t, q.numbers)", bits("Adamax"),
+        "group.compute(&bank.items[bank.n], q.t + 1, q.numbers, q.begun)",
+        "group.compute(&bank.items[bank.n], q.t, q.numbers, q.begun)", bits("Adamax"),
     ),
     Mutant(
         "hyperparameters rounded before the scalars are", GROUP,
@@ -277,8 +277,7 @@ MUTANTS = [
     ),
     Mutant(
         "no decay at the end where nothing else is around the rule", PROGRAM,
-        "program.bare = program.n_before + program.n_after == 0",
-        "program.bare = program.n_before == 0", bits("SGD or Adam"),
+        "    n = program.n_before + program.n_after\n", "    n = program.n_before\n", bits("SGD or Adam"),
     ),
     Mutant(
         "a flush one step too late", SCALARS,
@@ -412,7 +411,8 @@ MUTANTS = [
     ),
     Mutant(
         "gradients that are no plain arrays", ENGINE,
-        "if not (cnp.PyArray_CheckExact(<object>g) and fits(g, q, 0)):", "if not fits(g, q, 0):", "test_arrays.py",
+        "if not (cnp.PyArray_CheckExact(<object>g) and fits(g, q, flags)):", "if not fits(g, q, flags):",
+        "test_arrays.py",
     ),
     Mutant(
         "integers as gradients", GRADIENTS,
@@ -447,7 +447,7 @@ MUTANTS = [
     ),
     Mutant(
         "a copy of the parameter as it was when the optimizer was made", ENGINE,
-        "        if self.copies_first:\n            self.copy_first(&job)\n", "", "test_slots.py",
+        "            if self.copies_first:\n                self.copy_first(&job)\n", "", "test_slots.py",
     ),
     Mutant(
         "a copy of the parameter at every step", OPERANDS,
@@ -513,7 +513,7 @@ MUTANTS = [
     ),
     Mutant(
         "a remembered gap looked at from below only", OPERANDS,
-        "if (q.gap_low <= data and data + q.n_bytes <= q.gap_high) or q.n == 0:",
+        "if (q.gap_low <= data and data + bytes_of(q) <= q.gap_high) or q.n == 0:",
         "if (q.gap_low <= data and data <= q.gap_high) or q.n == 0:", OVERLAPS,
     ),
     Mutant(
@@ -530,13 +530,14 @@ MUTANTS = [
     ),
     Mutant(
         "a step is counted before it is checked", ENGINE,
-        "            self.take_step(grads, list(numbers) if numbers else None)\n",
-        "            self.steps += 1\n            self.take_step(grads, list(numbers) if numbers else None)\n"
-        "            self.steps -= 1\n", BAD_ARRAYS,
+        "            self.take_step(grads, list(numbers) if numbers else None, found_inf is not None "
+        "and is_found(found_inf))",
+        "            self.steps += 1\n            self.take_step(grads, None, False)\n            self.steps -= 1",
+        BAD_ARRAYS,
     ),
     Mutant(
         "a step that was left out is counted", ENGINE,
-        "            self.skipped += 1\n            return\n", "            self.skipped += 1\n", NONFINITE,
+        "            zero_gradients(&job)\n            return\n", "            zero_gradients(&job)\n", NONFINITE,
     ),
     Mutant(
         "the optimizer is never busy", ENGINE,
@@ -545,8 +546,8 @@ MUTANTS = [
     ),
     Mutant(
         "the optimizer stays busy after an error", ENGINE,
-        "list(numbers) if numbers else None)\n        finally:\n            self.leave()\n",
-        "list(numbers) if numbers else None)\n        except TypeError:\n            raise\n        self.leave()\n",
+        "and is_found(found_inf))\n        finally:\n            self.leave()\n",
+        "and is_found(found_inf))\n        except TypeError:\n            raise\n        self.leave()\n",
         BAD_ARRAYS,
     ),
     Mutant(
@@ -565,12 +566,11 @@ MUTANTS = [
     ),
     Mutant(
         "scalars shared in spite of another count", ENGINE,
-        "if job.place < 0 or q.t != job.t or not same_numbers(", "if job.place < 0 or not same_numbers(", SKIPPED,
+        "job.place < 0 or q.t != job.t or q.begun", "job.place < 0 or q.begun", SKIPPED,
     ),
     Mutant(
         "scalars shared in spite of another past", ENGINE,
-        "if job.place < 0 or q.t != job.t or not same_numbers(q.numbers, job.numbers):",
-        "if job.place < 0 or q.t != job.t:", SKIPPED,
+        "\n                or not same_numbers(q.numbers, job.numbers)):", "):", SKIPPED,
     ),
     Mutant(
         "scalars shared in spite of another second number", SCALARS,
@@ -660,15 +660,15 @@ MUTANTS = [
     ),
     Mutant(
         "an array that was cut is begun anew", WALK,
-        "walk_array(w, bank, max(0, begin - w.first_block) * per_block,", "walk_array(w, bank, 0,", CUT,
+        "walk_array(job, i, max(0, begin - w.first_block) * per_block,", "walk_array(job, i, 0,", CUT,
     ),
     Mutant(
         "blocks of as many elements for both types", WALK,
-        "return BLOCK // (8 if w.q.type == cnp.NPY_DOUBLE else 4)", "return BLOCK // 8", CUT,
+        "return BLOCK // w.q.size", "return BLOCK // 8", CUT,
     ),
     Mutant(
         "the last block only if it is full", OPERANDS,
-        "q.blocks = (q.n_bytes + BLOCK - 1) // BLOCK", "q.blocks = q.n_bytes // BLOCK", bits("Lion"),
+        "q.blocks = (bytes_of(q) + BLOCK - 1) // BLOCK", "q.blocks = bytes_of(q) // BLOCK", bits("Lion"),
     ),
     Mutant(
         "tiles that are full only", PROGRAM,
@@ -687,8 +687,8 @@ MUTANTS = [
         "stage.f[0], stage.d[0] = low.f[k], low.d[k]", "stage.f[0], stage.d[0] = low.f[0], low.d[0]", FLUSHES,
     ),
     Mutant(
-        "no flush of arrays that are walked whole", PROGRAM,
-        "if first == 0 and program.bare and not flush:", "if first == 0 and program.bare:", FLUSHES,
+        "no flush of arrays that are walked whole", WALK,
+        "if w.program.bare and first == 0 and not scalars.flush:", "if w.program.bare and first == 0:", FLUSHES,
     ),
     Mutant(
         "the last element may be a NaN", WALK,
@@ -874,8 +874,7 @@ MUTANTS = [
     ),
     Mutant(
         "the scale of the step before", ENGINE,
-        "            self.clip.limit, self.clip.grad_scale = self.limit_of_now(), self.grad_scale\n",
-        "            self.clip.limit, self.clip.grad_scale = self.limit_of_now(), 1\n",
+        "            self.clip.grad_scale = self.grad_scale\n", "            self.clip.grad_scale = 1\n",
         "test_clipping.py -k of_unscaled",
     ),
     Mutant(
@@ -889,28 +888,122 @@ MUTANTS = [
         "test_clipping.py -k nonfinite_is_answered",
     ),
     Mutant(
-        "the factor in the first group alone", SUMS,
-        "        if job.work[i].program != program:\n", "        if i == 0:\n", "test_clipping.py -k groups_have",
-    ),
-    Mutant(
-        "a factor of 1 that stays left out", PROGRAM,
-        "    program.unclipped = factor == 1\n", "    program.unclipped = program.unclipped or factor == 1\n",
-        "test_clipping.py -k groups_have",
-    ),
-    Mutant(
         "a stage that is left out for good", PROGRAM,
-        "not (program.unclipped and stage == program.stages + program.clip)", "not program.unclipped",
-        "test_clipping.py -k groups_have",
+        "            elif factor != 1:\n", "            elif False:\n", "test_clipping.py -k groups_have",
     ),
     Mutant(
-        "a program that is bare whatever the factor", PROGRAM,
-        "program.bare = program.unclipped and program", "program.bare = program",
+        "a program that is bare whatever the factor", WALK,
+        "if w.program.bare_unclipped and factor == 1 and", "if w.program.bare_unclipped and",
         "test_clipping.py -k 'groups_have or what_the_factor'",
     ),
     Mutant(
-        "a bare program with a stage after the rule", PROGRAM,
-        "program.n_before + program.n_after == 1\n", "program.n_before == 1\n",
-        "test_clipping.py -k bits_of_the_twin",
+        "a bare program that averages", PROGRAM,
+        "program.bare_unclipped = n == (program.clip >= 0) and mean < 0 and", "program.bare_unclipped = "
+        "n == (program.clip >= 0) and", "test_whole_step.py -k threads_and_levels",
+    ),
+    Mutant(
+        "a bare program that zeroes", PROGRAM,
+        "    program.bare = n == 0 and mean < 0 and not hyper.zeroes\n", "    program.bare = n == 0 and mean < 0\n",
+        "test_whole_step.py -k 'share_memory or scaler'",
+    ),
+    Mutant(
+        "short arrays step before they average", PROGRAM,
+        "    if n_stages == 0 and program.bare:\n", "    if n_stages == 0:\n", "test_whole_step.py -k when_an",
+    ),
+    Mutant(
+        "an average that begins after the rule", PROGRAM,
+        "        if program.mean >= 0 and scalars.mean.copies_first:\n", "        if False:\n",
+        "test_whole_step.py -k when_an",
+    ),
+    Mutant(
+        "an average of the first tile", PROGRAM,
+        "            operands[MEAN] += size\n", "", "test_whole_step.py -k every_option",
+    ),
+    Mutant(
+        "an average that begins anew", SCALARS,
+        "    if begun or (hyper.mean", "    if (hyper.mean", "test_whole_step.py -k when_an",
+    ),
+    Mutant(
+        "thinc's average that begins as the parameter", SCALARS,
+        "t == 1 == hyper.ema_start):", "t == 0):", "test_whole_step.py -k when_an",
+    ),
+    Mutant(
+        "an average that does not note that it begun", ENGINE,
+        "                    w.q.begun = True\n", "                    pass\n", "test_whole_step.py -k when_an",
+    ),
+    Mutant(
+        "scalars shared by averages that have begun and others", ENGINE,
+        "q.t != job.t or q.begun != job.begun\n", "q.t != job.t\n", "test_whole_step.py -k whatever_is_given",
+    ),
+    Mutant(
+        "an average that goes on after it was switched off", ENGINE,
+        "                    self.params[a].begun = False\n", "                    pass\n",
+        "test_whole_step.py -k switched_off",
+    ),
+    Mutant(
+        "an average that a load leaves begun", ENGINE,
+        "                self.params[i].begun = records[i] is not None and MEAN_SLOT in records[i][1]\n", "",
+        "test_whole_step.py -k 'anew_with or carry'",
+    ),
+    Mutant(
+        "averages that do not change back", ENGINE,
+        "            self.plan.swap_averages(True)\n", "            pass\n", "test_whole_step.py -k changes",
+    ),
+    Mutant(
+        "a step among averages", ENGINE,
+        "            if self.averaged:\n                self.refuse_averaged(\"step()\")\n", "",
+        "test_whole_step.py -k may_not_happen",
+    ),
+    Mutant(
+        "a pickle among averages", OPTIMIZER,
+        "        plan.refuse_averaged(\"pickling or copying\")\n", "", "test_whole_step.py -k may_not_happen",
+    ),
+    Mutant(
+        "a state dict among averages", ENGINE,
+        "                state[MEAN_SLOT] = np.array(self.arrays[i], order=\"K\")\n", "                pass\n",
+        "test_whole_step.py -k 'changes or may_not'",
+    ),
+    Mutant(
+        "the factor of each for its whole norm", SUMS,
+        "/ clip.grad_scale * job.factor, limit)", "/ clip.grad_scale, limit)", "test_whole_step.py -k order_of",
+    ),
+    Mutant(
+        "the factor of each alone", SUMS,
+        "            job.sums[i] = job.factor * clip_factor(", "            job.sums[i] = clip_factor(",
+        "test_whole_step.py -k 'order_of or levels'",
+    ),
+    Mutant(
+        "Keras' formula for all where it is for each", SUMS,
+        "CLIP_ABOVE if clip.form == CLIP_KERAS else clip.form,", "clip.form,",
+        "test_whole_step.py -k 'what_the or values'",
+    ),
+    Mutant(
+        "gradients of a skipped step that stay", WALK,
+        "            memset(job.work[i].g, 0, bytes_of(job.work[i].q))\n", "            pass\n",
+        "test_whole_step.py -k 'nonfinite or scaler'",
+    ),
+    Mutant(
+        "gradients that are zeroed and overlap", ENGINE,
+        "        if self.zeroes:\n            self.check_gradients_apart(job)\n", "", "test_whole_step.py -k share_memory",
+    ),
+    Mutant(
+        "gradients that are known to be apart, and others", ENGINE,
+        "same and self.apart[i].q == w.q and self.apart[i].g == w.g and self.apart[i].n == w.q.n", "same",
+        "test_whole_step.py -k share_memory",
+    ),
+    Mutant(
+        "a read-only gradient that is zeroed", ENGINE,
+        "self.zeroes, flags = True, cnp.NPY_ARRAY_WRITEABLE", "self.zeroes = True",
+        "test_whole_step.py -k cannot_be_zeroed",
+    ),
+    Mutant(
+        "a clip_value that nothing is below in float32", GROUP,
+        "(has_float and <double><float>x == 0)", "False", "test_whole_step.py -k only_has_to",
+    ),
+    Mutant(
+        "Keras' clippings together", GROUP,
+        "is not None and not (isinstance(x, FIXED) and x == INFINITY)]) > 1:",
+        "is not None and not (isinstance(x, FIXED) and x == INFINITY)]) > 2:", "test_whole_step.py -k one_way",
     ),
     Mutant(
         "steps before the factor is known", WALK,
@@ -949,7 +1042,7 @@ MUTANTS = [
     ),
     Mutant(
         "the norm of a step before", ENGINE,
-        "            self.clipped = self.clips\n", "            self.clipped = self.clipped or self.clips\n",
+        "            self.clipped = self.sums\n", "            self.clipped = self.clipped or self.sums\n",
         "test_clipping.py -k between_steps",
     ),
 
@@ -1305,7 +1398,7 @@ MUTANTS = [
     ),
     Mutant(
         "a product in the memory of a gradient", ENGINE,
-        "if not memory.is_free(w.g, w.g + w.q.n_bytes):", "if False:", "test_hostile.py -k product",
+        "if not memory.is_free(w.g, w.g + bytes_of(w.q)):", "if False:", "test_hostile.py -k product",
     ),
     Mutant(
         "a product that is read-only", FUNCTIONAL,
