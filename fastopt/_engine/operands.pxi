@@ -277,7 +277,6 @@ cdef describe(Param *q, cnp.ndarray a):
     q.p = <char *>cnp.PyArray_DATA(a)
     q.n = cnp.PyArray_SIZE(a)
     q.type = cnp.PyArray_TYPE(a)
-    q.size = <char>cnp.PyArray_ITEMSIZE(a)
     q.blocks = (bytes_of(q) + BLOCK - 1) // BLOCK
     q.nd = a.ndim
     q.order = cnp.NPY_ARRAY_C_CONTIGUOUS if cnp.PyArray_IS_C_CONTIGUOUS(a) else cnp.NPY_ARRAY_F_CONTIGUOUS

@@ -45,7 +45,7 @@ def cut(list arrays, Py_ssize_t begin, Py_ssize_t end):
     if not all(width in (4, 8) for _, width in arrays):
         raise ValueError("an element has 4 or 8 bytes")
     for i, (n, width) in enumerate(arrays[:MOST_NOTED]):
-        q[i].p, q[i].n, q[i].size, q[i].type = NULL, n, width, cnp.NPY_DOUBLE if width == 8 else cnp.NPY_FLOAT
+        q[i].p, q[i].n, q[i].type = NULL, n, cnp.NPY_DOUBLE if width == 8 else cnp.NPY_FLOAT
         work[i].q, work[i].program, work[i].g, work[i].place, work[i].first_block = &q[i], &program, NULL, i, blocks
         blocks += n // (BLOCK // <int>width) + (n % (BLOCK // <int>width) != 0)
         bank[i].flush = False

@@ -221,7 +221,7 @@ cdef const Sum *sum_for(ord) except NULL:
 cdef void add_summand(Job *job, Param *q, int type, Py_ssize_t n, char *data) noexcept:
     """Add n elements at `data` to a job that sums; `q` takes what has to be known of them."""
     cdef Work *w = &job.work[job.n_work]
-    q.type, q.size, q.n = <short>type, 8 if type == cnp.NPY_DOUBLE else 4, n
+    q.type, q.n = <short>type, n
     q.blocks = (bytes_of(q) + BLOCK - 1) // BLOCK
     w.q, w.g, w.first_block = q, data, job.blocks
     job.blocks += q.blocks

@@ -363,7 +363,7 @@ cdef class TensorPlan(Plan):
         binding.state, binding.values, binding.version = <PyObject *>inner, <PyObject *>values, 0
         binding.wrapped, binding.stale, binding.pending = own is not owner, False, bool(entries)
         self.note(&binding.own, own)
-        q.p, q.type, q.size = binding.own.data, <short>type, 8 if type == cnp.NPY_DOUBLE else 4
+        q.p, q.type = binding.own.data, <short>type
         q.blocks = (bytes_of(q) + BLOCK - 1) // BLOCK
         self.add_move(i, -1, old, q.p, bytes_of(q))
         for k, name in enumerate(group.slots):

@@ -14,8 +14,7 @@ cdef struct Param:
     Py_ssize_t n              # elements
     Py_ssize_t blocks
     short type                # NumPy's type number
-    char size                 # bytes of an element
-    char begun              # whether its average has begun
+    short begun               # whether its average has begun
     short nd
     short order               # flag of the memory order shared with gradient and state
     cnp.npy_intp *dims
@@ -38,8 +37,13 @@ if sizeof(Param) > PARAM_BYTES:
     raise ImportError(f"struct Param of walk.pxi has {sizeof(Param)} bytes; {PARAM_BYTES} are allowed")
 
 
+cdef inline int shift_of(const Param *q) noexcept nogil:
+    """By how many bits the number of elements is shifted to give their bytes."""
+    return 3 if q.type == cnp.NPY_DOUBLE else 2
+
+
 cdef inline Py_ssize_t bytes_of(const Param *q) noexcept nogil:
-    return q.n << (3 if q.type == cnp.NPY_DOUBLE else 2)
+    return q.n << shift_of(q)
 
 
 cdef inline Py_ssize_t moved_blocks(Py_ssize_t blocks, const Program *program) noexcept nogil:
@@ -65,7 +69,7 @@ cdef inline Py_ssize_t array_at(const Work *work, Py_ssize_t n_work, Py_ssize_t 
 
 
 cdef inline Py_ssize_t elements_per_block(const Work *w) noexcept nogil:
-    return BLOCK // w.q.size
+    return BLOCK >> shift_of(w.q)
 
 
 cdef bint any_nonfinite(Work *work, Py_ssize_t n_work, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:

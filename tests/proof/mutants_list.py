@@ -664,7 +664,7 @@ MUTANTS = [
     ),
     Mutant(
         "blocks of as many elements for both types", WALK,
-        "return BLOCK // w.q.size", "return BLOCK // 8", CUT,
+        "return BLOCK >> shift_of(w.q)", "return BLOCK >> 3", CUT,
     ),
     Mutant(
         "the last block only if it is full", OPERANDS,
@@ -984,7 +984,8 @@ MUTANTS = [
     ),
     Mutant(
         "gradients that are zeroed and overlap", ENGINE,
-        "        if self.zeroes:\n            self.check_gradients_apart(job)\n", "", "test_whole_step.py -k share_memory",
+        "        if self.zeroes:\n            self.check_gradients_apart(job)\n", "",
+        "test_whole_step.py -k share_memory",
     ),
     Mutant(
         "gradients that are known to be apart, and others", ENGINE,
