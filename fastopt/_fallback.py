@@ -6,11 +6,13 @@ import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
+from math import inf
 from typing import Any, NamedTuple
 
 import torch
 
 from fastopt._tensors import (
+    Host,
     extent,
     has_dispatch,
     has_storage,
@@ -22,6 +24,7 @@ from fastopt._tensors import (
     reach_of,
     steppable,
 )
+from fastopt.engine import total
 from fastopt.errors import FastoptError, GradientError, HyperparameterError, StateDictError, warn_caller
 
 CHOICES = ("warn", "silent", "error")
@@ -43,6 +46,7 @@ class Left(NamedTuple):
     text: str
     shares: bool
     """Whether it shares memory, with itself or another, which only PyTorch's plain loop gets right."""
+    label: str
 
 
 class Mixed(NamedTuple):
@@ -95,14 +99,14 @@ def left_to_pytorch(
         reason = reason_of(groups[g], param, label) or state_reason(state, param, label)
         if reason is not None:
             check_storages(param, state, label)
-            found[i] = Left(at, g, param, look_at(groups[g], param), *reason, shares=not reaches(param))
+            found[i] = Left(at, g, param, look_at(groups[g], param), *reason, not reaches(param), label)
     for i, text in overlapping([(param, label) for _, _, param, label in every]).items():
-        at, g, param, _ = every[i]
+        at, g, param, label = every[i]
         if i in found:
             found[i] = found[i]._replace(shares=True)
         else:
             look = look_at(groups[g], param)
-            found[i] = Left(at, g, param, look, "memory shared with another tensor", text, shares=True)
+            found[i] = Left(at, g, param, look, "memory shared with another tensor", text, True, label)
     return [found[i] for i in sorted(found)]
 
 
@@ -267,26 +271,55 @@ def plain_step(twin: type[torch.optim.Optimizer]) -> Callable[..., Any]:
     return function
 
 
+def gradient_total(one: Left, order: float, n_threads: int | None) -> float | None:
+    """The float64 sum of which the norm of a gradient is made, of a parameter that is left to PyTorch.
+
+    None without a gradient. Raises where it is not to be had.
+    """
+    grad: Any = one.param.grad
+    if grad is None:
+        return None
+    try:
+        with torch.no_grad():
+            if is_dtensor(grad):
+                grad = Host().local(grad, one.param)
+            if grad.layout == torch.sparse_coo:
+                grad = grad.coalesce().values()
+            elif grad.layout != torch.strided:
+                grad = grad.to_dense()
+            if grad.is_complex():
+                grad = grad.abs() if order == inf else torch.view_as_real(grad.resolve_conj())
+            array = grad.detach().to("cpu", torch.float64).contiguous().numpy()
+    except Exception as error:  # whatever a tensor raises that is none
+        raise GradientError(
+            f"gradient of {one.label}, a {type(grad).__name__}, cannot be summed for the norm that clip_norm needs: "
+            f"{error}"
+        ) from error
+    return total(array, order, n_threads)
+
+
 def step_by_pytorch(
-    optimizer: torch.optim.Optimizer, step: Callable[..., Any], groups: list[dict[str, Any]], what: Mixed, scale: Any
-) -> None:
-    """PyTorch's step of the parameters that are left to it: its own code, on the same options and state."""
+    optimizer: torch.optim.Optimizer, step: Callable[..., Any], groups: list[dict[str, Any]], what: Mixed, scale: Any,
+    factor: float | None,
+) -> None:  # fmt: skip
+    """PyTorch's step of the parameters that are left to it: its own code, on the same options and state.
+
+    The gradients are divided by `scale` and multiplied by `factor`, where these are given, in copies.
+    """
     fused = [bool(groups[g].get("fused")) and not plain for g, _, plain in what.parts]
-    grads = [
-        (param, param.grad) for (_, params, _), by_kernel in zip(what.parts, fused, strict=True) if not by_kernel
+    every = [
+        (param, param.grad, by_kernel) for (_, params, _), by_kernel in zip(what.parts, fused, strict=True)
         for param in params if param.grad is not None
     ]  # fmt: skip
-    if scale is not None and any(grad.dtype == torch.float16 for _, grad in grads):
+    if scale is not None and any(grad.dtype == torch.float16 and not by_kernel for _, grad, by_kernel in every):
         raise ValueError("Attempting to unscale FP16 gradients.")  # as PyTorch says it
+    taken = changed(every, scale, factor)
     names: tuple[str, ...] = ("grad_scale", "found_inf")
     own = {name: optimizer.__dict__.pop(name) for name in names if name in optimizer.__dict__}
     whole = optimizer.param_groups
     try:
-        if scale is not None:
-            inverse = torch.as_tensor(scale).double().reciprocal().float()
-            with torch.no_grad():
-                for param, grad in grads:
-                    param.grad = grad * inverse.to(grad.device)
+        for param, _, copy in taken:
+            param.grad = copy
         for (g, params, plain), by_kernel in zip(what.parts, fused, strict=True):
             part = {**groups[g], "params": params}
             optimizer.param_groups = [{**part, "fused": None, "foreach": False} if plain else part]
@@ -298,6 +331,28 @@ def step_by_pytorch(
     finally:
         optimizer.param_groups = whole
         optimizer.__dict__.update(own)
-        if scale is not None:
-            for param, grad in grads:
-                param.grad = grad
+        for param, grad, _ in taken:
+            param.grad = grad
+
+
+def changed(
+    every: list[tuple[torch.Tensor, torch.Tensor, bool]], scale: Any, factor: float | None
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Parameters whose gradient is another for the step: with that, and a copy divided by `scale`, times `factor`.
+
+    They come with whether a fused kernel steps them, which takes a scaler's factor out by itself, of the gradient, too.
+    """
+    taken = []
+    inverse = None if scale is None else torch.as_tensor(scale).double().reciprocal().float()
+    with torch.no_grad():
+        for param, grad, by_kernel in every:
+            copy = grad
+            if inverse is not None and not by_kernel:
+                copy = grad * inverse.to(grad.device)
+            if factor is not None and factor != 1:
+                copy = copy * factor
+            elif factor is not None and by_kernel and inverse is not None:
+                copy = grad.clone()
+            if copy is not grad:
+                taken.append((param, grad, copy))
+    return taken

@@ -29,7 +29,7 @@ WHERE_TO_CLIP = {
     "optimizer": "did you mean 'clip_norm'?",
     "group": "the norm is that of all groups, so clip_norm is an option of the optimizer",
     "function": "functions do not clip: multiply the gradients by min(1, max_norm / fastopt.norm(gradients)) first",
-    "torch": "call fastopt.torch.clip_grad_norm_ before step()",
+    "torch": "did you mean 'clip_norm'?",
 }
 # And to other words about clipping, where there are no options for it.
 OTHER_CLIPPING = {

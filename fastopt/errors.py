@@ -27,6 +27,7 @@ __all__ = [
     "NonFiniteError",
     "OverlapError",
     "ParameterError",
+    "RankError",
     "ReadOnlyError",
     "ShapeError",
     "StateDictError",
@@ -152,6 +153,10 @@ class ConcurrentStepError(FastoptError, RuntimeError):
 
 class AveragedError(FastoptError, RuntimeError):
     """Raised for averages that are not kept, and for what may not happen while they stand in for parameters."""
+
+
+class RankError(FastoptError, RuntimeError):
+    """Raised on every rank by a step with ``clip_norm`` that failed on another rank, or that ranks do not agree about."""
 
 
 class MissingExtraError(FastoptError, ImportError):

@@ -70,7 +70,7 @@ from torch.autograd import profiler
 from torch.optim import optimizer as torch_optimizer
 
 import fastopt
-from fastopt import _fallback, _torch_clip, _torch_install
+from fastopt import _fallback, _torch_clip, _torch_install, _torch_ranks
 from fastopt._spelling import about_clipping
 from fastopt._tensors import (
     PLAIN,
@@ -106,7 +106,16 @@ from fastopt.declare import (
     saved_numbers,
     with_defaults,
 )
-from fastopt.engine import LAST_FLOAT_COUNT, NO_SCHEDULES, BusyGuard, TensorPlan, plain_key
+from fastopt.engine import (
+    LAST_FLOAT_COUNT,
+    NO_SCHEDULES,
+    BusyGuard,
+    LastNorm,
+    TensorPlan,
+    clip_of_total,
+    is_number,
+    plain_key,
+)
 from fastopt.errors import (
     FastoptError,
     HyperparameterError,
@@ -117,7 +126,10 @@ from fastopt.errors import (
 )
 from fastopt.state import MEANINGS, check_layout, check_origin, described, expect, merged_options, translated
 
-if TYPE_CHECKING:  # what `__getattr__`, at the end, forwards
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    # What `__getattr__`, at the end, forwards.
     from torch.optim import LBFGS as LBFGS
     from torch.optim import Adafactor as Adafactor
     from torch.optim import Muon as Muon
@@ -146,7 +158,11 @@ __all__ = [
 ENGINE_OPTIONS = frozenset({"params", "foreach", "fused", "capturable", "differentiable"})
 
 
-DEFAULTS = {"n_threads": None, "flush_subnormal": True, "fallback": "warn"}
+DEFAULTS = {
+    "n_threads": None, "flush_subnormal": True, "fallback": "warn", "clip_norm": None, "norm_type": 2,
+    "clip_group": None,
+}  # fmt: skip
+CLIPPING = ("clip_norm", "norm_type", "clip_group")
 MOST_KNOWN = 256  # sets of options that each class remembers
 MORE_DECIDES = frozenset({"product", "single_mu", "single_eta"})  # forms that depend on the state and the default dtype
 
@@ -189,6 +205,8 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     """Where some parameters are left to PyTorch: those, and the plan for the others."""
     _guarded: TensorPlan | None = None
     """A plan over inference tensors, for steps in inference mode."""
+    _in_zero: bool = False
+    """Whether a ZeroRedundancyOptimizer made this optimizer, for some of its parameters."""
     _loading: dict[str, Any] | None = None
     """The state dict that is being loaded."""
     _mirrors: Mapping[int, tuple[Any, dict[str, Any]]] = {}
@@ -202,7 +220,8 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
 
     def __init__(
         self, params: Any, *args: Any, n_threads: int | None = None, flush_subnormal: bool = True,
-        fallback: Literal["warn", "silent", "error"] = "warn", **kwargs: Any,
+        fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None, norm_type: float = 2,
+        clip_group: Any = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         for name, default in self._unknown.items():
             if kwargs.get(name, default) != default:
@@ -213,14 +232,32 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         _fallback.check_choice(fallback)
         self._settings: dict[str, Any] = {
             "n_threads": n_threads, "flush_subnormal": flush_subnormal, "fallback": fallback,
+            "clip_norm": checked("clip_norm", clip_norm), "norm_type": checked("norm_type", norm_type),
+            "clip_group": checked("clip_group", clip_group),
         }  # fmt: skip
         self._plan: TensorPlan | None = None
         self._stepping = BusyGuard()
+        self._last = LastNorm()
         if n_threads is not None:
             self._empty_plan()  # raises for one out of range
+        zero = _torch_ranks.zero_in_construction()
+        if zero is not None:
+            self._in_zero = True
+            _torch_ranks.check_zero(zero, clip_norm, clip_group)
+            _torch_ranks.take_out(zero, params, CLIPPING)
         super().__init__(params, *args, **kwargs)
         for group in self.param_groups:
             self._check_options(group)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group, as in PyTorch."""
+        for name in CLIPPING:
+            if isinstance(param_group, Mapping) and name in param_group:
+                raise UnknownOptionError(
+                    f"{self._owner()}: a parameter group has no option {name!r}: the norm is that of all groups, so "
+                    "it is an option of the optimizer"
+                )
+        super().add_param_group(param_group)
 
     # --- Stepping
 
@@ -266,9 +303,17 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
                 loss = closure()
         found, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if found is not None and float(found) != 0:
+            if self._settings["clip_norm"] is not None:
+                self._stepping.run(self._skip_step, scale)
             return loss
         self._stepping.run(self._take_step, scale)
         return loss
+
+    def _skip_step(self, scale: Any) -> None:
+        """Tell the other ranks, if they wait for the sums of this one, that there is nothing to step."""
+        ranks = self._ranks()
+        if ranks is not None:
+            self._agreed(ranks, [0.0] * len(ranks.parts), _torch_ranks.SKIPS, scale)
 
     def _take_step(self, scale: Any) -> None:
         try:
@@ -287,6 +332,10 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
 
     def _take_another_step(self, scale: Any) -> None:
         """A step after which something is no longer as it was bound, or that is the first, or of several kinds."""
+        ranks = self._ranks()
+        if ranks is not None:
+            self._take_shared_step(ranks, scale)
+            return
         groups = self._plain_groups()
         if self._mixed is not None and self._mixed.holds(groups):
             if self._tries(self._mixed.plan, groups, scale, check_only=True):
@@ -303,14 +352,12 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         elif self._takes_ordinary_step(groups, scale):
             return
         else:
-            left = _fallback.left_to_pytorch(groups, self.state, named)
+            left = self._left(groups)
         plan, keep = self._bound(groups, left)
         if not plan.step_tensors(groups, self.state, scale, check_only=bool(left)):
             raise ParameterError("parameters, groups or state changed while the step looked at them")
         if left:
-            if self._settings["fallback"] == "warn":
-                _fallback.tell(self._owner(), left)
-            self._take_mixed_step(groups, _fallback.mixed(plan, left), scale)
+            self._take_mixed_step(groups, self._told(plan, left), scale)
         elif keep:
             self._plan = plan
         else:
@@ -333,21 +380,156 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
 
     def _tries(self, plan: TensorPlan, groups: list[dict[str, Any]], scale: Any, check_only: bool = False) -> bool:
         """A step by a plan that was kept; False, with nothing written, if anything has changed."""
+        plan.sum_apart([], 1)
         try:
             return plan.step_tensors(groups, self.state, scale, check_only=check_only)
         except FastoptError:  # it is raised again by a new plan, unless the parameter is left to PyTorch
             return False
 
+    def _told(self, plan: TensorPlan, left: list[_fallback.Left]) -> _fallback.Mixed:
+        """A plan and what is left to PyTorch, of which a warning tells if it has to."""
+        if self._settings["fallback"] == "warn":
+            _fallback.tell(self._owner(), left)
+        return _fallback.mixed(plan, left)
+
     def _take_mixed_step(self, groups: list[dict[str, Any]], mixed: _fallback.Mixed, scale: Any) -> None:
         """PyTorch's step for some parameters, then the compiled one, which was checked, for the others."""
-        _fallback.step_by_pytorch(self, self._twin_step, groups, mixed, scale)
-        keep = True
-        if not mixed.plan.step_tensors(groups, self.state, scale):  # PyTorch has made state
+        if self._settings["clip_norm"] is None:
+            self._finish_step(groups, mixed, scale)
+        else:
+            (total,) = self._totals(mixed, [0] * len(mixed.left), 1)
+            self._finish_step(groups, mixed, scale, *self._clip_of(total, scale))
+
+    def _finish_step(
+        self, groups: list[dict[str, Any]], mixed: _fallback.Mixed, scale: Any, norm: float = 0.0,
+        factor: float | None = None, keep: bool = True,
+    ) -> None:  # fmt: skip
+        """Write, after all checks, the gradients times the factor of clipping, where there is one."""
+        if mixed.left:
+            _fallback.step_by_pytorch(self, self._twin_step, groups, mixed, scale, factor)
+        if not mixed.plan.step_tensors(groups, self.state, scale, factor=factor):  # PyTorch has made state
             plan, keep = self._bound(groups, mixed.left)
-            if not plan.step_tensors(groups, self.state, scale):
+            if not plan.step_tensors(groups, self.state, scale, factor=factor):
                 raise ParameterError("parameters, groups or state changed while the step looked at them")
             mixed = mixed._replace(plan=plan)
+        if factor is not None:
+            self._last.note(norm)
         self._mixed = mixed if keep else None
+
+    # --- Clipping by the norm of all gradients, of several plans or ranks
+
+    def _ranks(self) -> _torch_ranks.Ranks | None:
+        """With which ranks the norm is found, at a step that clips; None if with none."""
+        if self._settings["clip_norm"] is None:
+            return None
+        return _torch_ranks.ranks_of(self.param_groups, self._settings["clip_group"], self._in_zero)
+
+    def _take_shared_step(self, ranks: _torch_ranks.Ranks, scale: Any) -> None:
+        """A step that finds the norm with other ranks: all of them take it, or none does."""
+        self._plan = self._guarded = None
+        try:
+            groups = self._plain_groups()
+            mixed, keep = self._checked(groups, scale, ranks)
+            of = dict(zip(map(id, ranks.params), ranks.places, strict=True))
+            totals = self._totals(mixed, [of[id(one.param)] for one in mixed.left], len(ranks.parts))
+        except Exception:
+            with contextlib.suppress(Exception):  # the first one says more
+                self._agreed(ranks, [0.0] * len(ranks.parts), _torch_ranks.FAILED, None)
+            raise
+        total = self._agreed(ranks, totals, _torch_ranks.GOOD, scale)
+        if total is not None:
+            self._finish_step(groups, mixed, scale, *self._clip_of(total, scale), keep)
+
+    def _checked(
+        self, groups: list[dict[str, Any]], scale: Any, ranks: _torch_ranks.Ranks
+    ) -> tuple[_fallback.Mixed, bool]:
+        """The plan of a step, all of which was checked, and what it leaves to PyTorch; whether both may be kept."""
+
+        def checks(plan: TensorPlan, left: list[_fallback.Left]) -> bool:
+            out = {id(one.param) for one in left}
+            parts = zip(ranks.params, ranks.places, strict=True)
+            plan.sum_apart([part for param, part in parts if id(param) not in out], len(ranks.parts))
+            return plan.step_tensors(groups, self.state, scale, check_only=True)
+
+        if self._mixed is not None and self._mixed.holds(groups):
+            with contextlib.suppress(FastoptError):  # it is raised again, unless the parameter is left to PyTorch
+                if checks(self._mixed.plan, self._mixed.left):
+                    return self._mixed, True
+        self._mixed = None
+        left = [] if self._settings["fallback"] == "error" else self._left(groups)
+        plan, keep = self._bound(groups, left)
+        if not checks(plan, left):
+            raise ParameterError("parameters, groups or state changed while the step looked at them")
+        return self._told(plan, left), keep
+
+    def _left(self, groups: list[dict[str, Any]]) -> list[_fallback.Left]:
+        return _fallback.left_to_pytorch(groups, self.state, named)
+
+    def _totals(self, mixed: _fallback.Mixed, parts: list[int], n_parts: int) -> list[float]:
+        """The sums over the gradients of a step that was checked, part by part; `parts` are those of what is left."""
+        totals = list(mixed.plan.totals or [0.0] * n_parts)
+        order = self._settings["norm_type"]
+        for one, part in zip(mixed.left, parts, strict=True):
+            found = _fallback.gradient_total(one, order, self._settings["n_threads"])
+            if found is not None:
+                totals[part] = _torch_ranks.combined(totals[part], found, order)
+        return totals
+
+    def _agreed(self, ranks: _torch_ranks.Ranks, totals: list[float], status: int, scale: Any) -> float | None:
+        settings = self._settings
+        factor = 1.0 if scale is None else float(scale)
+        return ranks.total(totals, status, settings["clip_norm"], settings["norm_type"], factor)
+
+    def _clip_of(self, total: float, scale: Any) -> tuple[float, float]:
+        """The norm, and the factor that gradients are multiplied by."""
+        factor = 1.0 if scale is None else float(scale)
+        return clip_of_total(total, self._settings["norm_type"], factor, self._settings["clip_norm"])
+
+    def _change(self, name: str, value: Any) -> None:
+        """Set one of the settings of clipping."""
+        value = checked(name, value)
+        if name == "clip_norm" and value is not None and any(group.get("differentiable") for group in self.param_groups):
+            raise HyperparameterError(NOT_DIFFERENTIABLE)
+        numbers = name == "norm_type" or (name == "clip_norm" and value is not None and self.clip_norm is not None)
+        plans = (self._plan, self._guarded, self._mixed.plan if self._mixed is not None else None)
+        if not numbers:  # who is asked for the norm may be another
+            self._plan = self._mixed = self._guarded = None
+        for plan in plans:
+            if numbers and plan is not None:
+                plan.configure({name: value})
+        self._settings = {**self._settings, name: value}
+
+    @property
+    def clip_norm(self) -> float | None:
+        """What the norm of all gradients is not to exceed, or None. Can be set."""
+        return self._settings["clip_norm"]  # type: ignore[no-any-return]
+
+    @clip_norm.setter
+    def clip_norm(self, value: float | None) -> None:
+        self._stepping.run(self._change, "clip_norm", value)
+
+    @property
+    def norm_type(self) -> float:
+        """Which norm `clip_norm` is about: 2 or inf. Can be set."""
+        return self._settings["norm_type"]  # type: ignore[no-any-return]
+
+    @norm_type.setter
+    def norm_type(self, value: float) -> None:
+        self._stepping.run(self._change, "norm_type", value)
+
+    @property
+    def clip_group(self) -> Any:
+        """The process group whose ranks hold disjoint parameters, or None. Can be set."""
+        return self._settings["clip_group"]
+
+    @clip_group.setter
+    def clip_group(self, value: Any) -> None:
+        self._stepping.run(self._change, "clip_group", value)
+
+    @property
+    def grad_norm(self) -> float | None:
+        """The norm of all gradients at the last step, before clipping; None if that step did not clip."""
+        return self._last.value
 
     def _plain_groups(self) -> list[dict[str, Any]]:
         """The parameter groups; for one that is another kind of dict, a plain one with the same in it."""
@@ -386,6 +568,8 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
                     raise HyperparameterError(f"{key}={group[key]!r} must be a number: use torch.optim.lr_scheduler")
         if group.get("differentiable") and self._settings["fallback"] == "error":
             raise HyperparameterError("differentiable=True is not supported: the step is no operation of autograd")
+        if group.get("differentiable") and self._settings["clip_norm"] is not None:
+            raise HyperparameterError(NOT_DIFFERENTIABLE)
         if options.get("nesterov") and is_zero(options["momentum"]):
             options["nesterov"] = False  # as PyTorch does where a momentum was edited to 0
         spec = derive(core, convention, options)
@@ -419,6 +603,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         return TensorPlan(
             partial(spec_of, ref), partial(record_of, ref, asked, left), asked,
             number_names=self._number_names(), n_threads=self._settings["n_threads"],
+            clip_norm=self._settings["clip_norm"], norm_type=self._settings["norm_type"], last=self._last,
         )  # fmt: skip
 
     def _owner(self) -> str:
@@ -438,7 +623,10 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         if self._deciding is None:
             return None
         settings = self._settings
-        return plain_key(group, self._deciding, type(self).__name__, settings["flush_subnormal"], settings["fallback"])
+        return plain_key(
+            group, self._deciding, type(self).__name__, settings["flush_subnormal"], settings["fallback"],
+            settings["clip_norm"] is not None,
+        )  # fmt: skip
 
     def _spec_of(self, group: Mapping[str, Any]) -> Spec:
         """What `_derive` returns, which is not asked again where it is known."""
@@ -697,8 +885,11 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         before = dict(self.__dict__)
+        if "_settings" in state:
+            state = {**state, "_settings": _torch_ranks.restored({**DEFAULTS, **state["_settings"]})}
         self.__dict__.setdefault("_settings", {**DEFAULTS, **state.get("_settings", {})})
         self.__dict__.setdefault("_stepping", BusyGuard())
+        self.__dict__.setdefault("_last", LastNorm())
         self._plan = self._mixed = self._guarded = None
         try:
             if "state" in state and "param_groups" in state:
@@ -721,7 +912,8 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         self._settings = {**DEFAULTS, **self._settings}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_settings": self._settings}
+        state = {**super().__getstate__(), "_settings": _torch_ranks.savable(self._settings)}
+        return {**state, "_in_zero": True} if self._in_zero else state
 
     def _entries(
         self, state: Mapping[torch.Tensor, Any], groups: list[dict[str, Any]]
@@ -773,6 +965,28 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
                     continue
                 if entry.get(name) is not None:
                     state_tensor(entry[name], param, local_of(param), slot, f"state {name!r} of {label}")
+
+
+NOT_DIFFERENTIABLE = (
+    "clip_norm is not supported with differentiable=True: the factor of clipping would be a constant to autograd"
+)
+
+
+def checked(name: str, value: Any) -> Any:
+    """A setting of clipping as it is kept, or the error."""
+    if name == "clip_group":
+        return _torch_ranks.check_group(value)
+    if name == "clip_norm":
+        if value is None:
+            return None
+        good, accepted = is_number(value) and float(value) > 0, "a number above 0 (inf: the norm is only taken), or None"
+        if callable(value):
+            accepted += "; schedules are for fastopt's optimizers of arrays: set opt.clip_norm between steps"
+    else:
+        good, accepted = is_number(value) and float(value) in (2, np.inf), "2 or inf"
+    if not good:
+        raise HyperparameterError(f"{name}={value!r} must be {accepted}")
+    return 2 if name == "norm_type" and float(value) == 2 else float(value)
 
 
 def spec_of(ref: weakref.ref[_Compiled], group: Mapping[str, Any]) -> Spec:
@@ -907,7 +1121,8 @@ class SGD(_Compiled, torch.optim.SGD):
             maximize: bool = False, foreach: bool | None = None, differentiable: bool = False,
             fused: bool | None = None,
             n_threads: int | None = None, flush_subnormal: bool = True,
-            fallback: Literal["warn", "silent", "error"] = "warn",
+            fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
+            norm_type: float = 2, clip_group: ProcessGroup | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -927,7 +1142,8 @@ class ASGD(_Compiled, torch.optim.ASGD):
             alpha: float = 0.75, t0: float = 1e6, weight_decay: float = 0, foreach: bool | None = None,
             maximize: bool = False, differentiable: bool = False, capturable: bool = False, *,
             n_threads: int | None = None, flush_subnormal: bool = True,
-            fallback: Literal["warn", "silent", "error"] = "warn",
+            fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
+            norm_type: float = 2, clip_group: ProcessGroup | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -948,7 +1164,8 @@ class Adagrad(_Compiled, torch.optim.Adagrad):
             foreach: bool | None = None, *, maximize: bool = False, differentiable: bool = False,
             fused: bool | None = None,
             n_threads: int | None = None, flush_subnormal: bool = True,
-            fallback: Literal["warn", "silent", "error"] = "warn",
+            fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
+            norm_type: float = 2, clip_group: ProcessGroup | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -968,7 +1185,8 @@ class Adadelta(_Compiled, torch.optim.Adadelta):
             eps: float = 1e-6, weight_decay: float = 0, foreach: bool | None = None, *, capturable: bool = False,
             maximize: bool = False, differentiable: bool = False,
             n_threads: int | None = None, flush_subnormal: bool = True,
-            fallback: Literal["warn", "silent", "error"] = "warn",
+            fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
+            norm_type: float = 2, clip_group: ProcessGroup | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -990,7 +1208,8 @@ class RMSprop(_Compiled, torch.optim.RMSprop):
             capturable: bool = False, foreach: bool | None = None, maximize: bool = False,
             differentiable: bool = False, *,
             n_threads: int | None = None, flush_subnormal: bool = True,
-            fallback: Literal["warn", "silent", "error"] = "warn",
+            fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
+            norm_type: float = 2, clip_group: ProcessGroup | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1013,7 +1232,8 @@ class Adam(_Compiled, torch.optim.Adam):
             capturable: bool = False, differentiable: bool = False, fused: bool | None = None,
             decoupled_weight_decay: bool = False,
             n_threads: int | None = None, flush_subnormal: bool = True,
-            fallback: Literal["warn", "silent", "error"] = "warn",
+            fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
+            norm_type: float = 2, clip_group: ProcessGroup | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1036,7 +1256,8 @@ class AdamW(_Compiled, torch.optim.AdamW):
             foreach: bool | None = None, capturable: bool = False, differentiable: bool = False,
             fused: bool | None = None,
             n_threads: int | None = None, flush_subnormal: bool = True,
-            fallback: Literal["warn", "silent", "error"] = "warn",
+            fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
+            norm_type: float = 2, clip_group: ProcessGroup | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1057,7 +1278,8 @@ class Adamax(_Compiled, torch.optim.Adamax):
             foreach: bool | None = None, *, maximize: bool = False, differentiable: bool = False,
             capturable: bool = False,
             n_threads: int | None = None, flush_subnormal: bool = True,
-            fallback: Literal["warn", "silent", "error"] = "warn",
+            fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
+            norm_type: float = 2, clip_group: ProcessGroup | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1079,7 +1301,8 @@ class NAdam(_Compiled, torch.optim.NAdam):
             momentum_decay: float = 0.004, decoupled_weight_decay: bool = False, *, foreach: bool | None = None,
             maximize: bool = False, capturable: bool = False, differentiable: bool = False,
             n_threads: int | None = None, flush_subnormal: bool = True,
-            fallback: Literal["warn", "silent", "error"] = "warn",
+            fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
+            norm_type: float = 2, clip_group: ProcessGroup | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1100,7 +1323,8 @@ class RAdam(_Compiled, torch.optim.RAdam):
             decoupled_weight_decay: bool = False, *, foreach: bool | None = None, maximize: bool = False,
             capturable: bool = False, differentiable: bool = False,
             n_threads: int | None = None, flush_subnormal: bool = True,
-            fallback: Literal["warn", "silent", "error"] = "warn",
+            fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
+            norm_type: float = 2, clip_group: ProcessGroup | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1121,7 +1345,8 @@ class Rprop(_Compiled, torch.optim.Rprop):
             capturable: bool = False, foreach: bool | None = None, maximize: bool = False,
             differentiable: bool = False,
             n_threads: int | None = None, flush_subnormal: bool = True,
-            fallback: Literal["warn", "silent", "error"] = "warn",
+            fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
+            norm_type: float = 2, clip_group: ProcessGroup | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1180,7 +1405,8 @@ class Lion(_Compiled, _Lion):
             foreach: bool | None = None, maximize: bool = False, capturable: bool = False,
             differentiable: bool = False, fused: bool | None = None,
             n_threads: int | None = None, flush_subnormal: bool = True,
-            fallback: Literal["warn", "silent", "error"] = "warn",
+            fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
+            norm_type: float = 2, clip_group: ProcessGroup | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1207,7 +1433,7 @@ def untraced(*functions: Callable[..., Any], inside: bool) -> None:
 
 untraced(_Compiled.step, _Compiled._bare_step, inside=False)  # a closure is compiled
 untraced(
-    _Compiled._hooked_step, _Compiled._take_step, _Compiled.__init__, _Compiled.load_state_dict,
+    _Compiled._hooked_step, _Compiled._take_step, _Compiled._skip_step, _Compiled.__init__, _Compiled.load_state_dict,
     clip_grad_norm_, clip_grad_value_,
     spec_of, record_of, Host.local, Host.fit, Host.finish,  # which a plan calls, maybe from `step` itself
     inside=True,

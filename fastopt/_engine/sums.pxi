@@ -83,13 +83,18 @@ cdef double join(const Sum *sum, double *to, double *x, Py_ssize_t n) noexcept n
     return x[0] if n else 0.0
 
 
-cdef double join_sums(const Job *job) noexcept nogil:
-    """The sum over all arrays, once all tiles are summed; job.sums[i] is then that of array i."""
+cdef void join_tiles(const Job *job) noexcept nogil:
+    """Once all tiles are summed: have job.sums[i] be the sum over array i."""
     cdef double *sums
     cdef Py_ssize_t i
     for i in range(job.n_work):
         sums = sums_of(job, i)
         job.sums[i] = join(job.sum, sums, sums, tiles_of(job.work[i].q.n))
+
+
+cdef double join_sums(const Job *job) noexcept nogil:
+    """The sum over all arrays, once all tiles are summed; job.sums[i] is then that of array i."""
+    join_tiles(job)
     return join(job.sum, job.sums + job.n_work, job.sums, job.n_work)
 
 
@@ -145,6 +150,16 @@ cdef void set_factors(Job *job) noexcept nogil:
                                                    job.sum.norm(job.sums[i]) / clip.grad_scale * job.factor, limit)
 
 
+def clip_of_total(double total, ord, double grad_scale, double limit):
+    """The norm of gradients that are divided by `grad_scale`, of their total sum, and PyTorch's factor of it."""
+    cdef const Sum *sum = sum_for(ord)
+    cdef fo_fenv_t caller = fo_fenv_enter()
+    cdef double norm = sum.norm(total) / grad_scale
+    cdef double factor = clip_factor(CLIP_TORCH, norm, limit)
+    fo_fenv_leave(caller)
+    return norm, factor
+
+
 # --- Norms of the caller's arrays
 
 cdef Team norm_team           # what is known of the teams that took norms
@@ -154,12 +169,21 @@ norm_team.backoff = FEWEST_ALONE
 
 def norm(arrays, ord, n_threads):
     """See `fastopt.norm`."""
+    return sum_up(arrays, ord, n_threads, False)
+
+
+def total(arrays, ord, n_threads):
+    """The sum of which `fastopt.norm` is made: of squares, or the largest magnitude."""
+    return sum_up(arrays, ord, n_threads, True)
+
+
+cdef double sum_up(arrays, ord, n_threads, bint only_total) except? -1:
     cdef int most = most_threads(n_threads)
     cdef const Sum *sum = sum_for(ord)
     cdef Summands summands = Summands(arrays)
     summands.collect(sum)
     norm_team.most_threads = most
-    return summands.take(&norm_team)
+    return summands.take(&norm_team, only_total)
 
 
 @cython.final
@@ -199,12 +223,14 @@ cdef class Summands:
         self.job.moved = self.job.blocks
         ask_for_sum(&self.job, sum, &self.scratch)
 
-    cdef double take(self, Team *team) except? -1:
-        """The norm, of whatever order, over all."""
+    cdef double take(self, Team *team, bint only_total) except? -1:
+        """The norm, of whatever order, over all; or the total sum that it is made of."""
         cdef fo_fenv_t caller = fo_fenv_enter()
+        cdef double found
         try:
             launch(team, &self.job)
-            return self.job.sum.norm(join_sums(&self.job))
+            found = join_sums(&self.job)
+            return found if only_total else self.job.sum.norm(found)
         finally:
             fo_fenv_leave(caller)
 

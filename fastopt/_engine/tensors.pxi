@@ -130,6 +130,10 @@ cdef class TensorPlan(Plan):
         ``bump(parameters)``, to note that they were written to.
     number_names : tuple of str
         What the state calls the carried numbers.
+    clip_norm, norm_type
+        As for `Plan`, but for schedules.
+    last : LastNorm or None
+        Takes the norm of each step.
     """
     cdef object record
     cdef tuple number_names
@@ -157,6 +161,12 @@ cdef class TensorPlan(Plan):
     cdef object state                 # the optimizer's, some kind of dict
     cdef uint64_t version             # of the optimizer's state, when it was last compared
     cdef bint check_only              # whether the step at hand ends before it writes
+    cdef bint has_factor              # whether the factor of clipping is known before the step at hand:
+    cdef double factor                # this one
+    cdef list parts                   # per parameter: in which part of the sum it counts; None where there is one part
+    cdef int n_parts
+    cdef readonly list totals         # of a step that was only checked, and clips: the sum of each part
+    cdef LastNorm last
     cdef list fresh                   # (place, dict, entries): state to be put in place with the step at hand
 
     def __cinit__(self):
@@ -164,8 +174,10 @@ cdef class TensorPlan(Plan):
         self.owners, self.keep_refs, self.retired, self.specs = [], [], [], []
         self.members, self.outer, self.fresh = [], [], []
 
-    def __init__(self, derive, record, host, *, number_names=(), n_threads=None):
-        Plan.__init__(self, derive, n_threads=n_threads)
+    def __init__(self, derive, record, host, *, number_names=(), n_threads=None, clip_norm=None, norm_type=2,
+                 LastNorm last=None):
+        Plan.__init__(self, derive, n_threads=n_threads, clip_norm=clip_norm, norm_type=norm_type)
+        self.n_parts, self.last = 1, last
         self.record, self.number_names = record, tuple(number_names)
         self.memory = Memory([], [], [])
         self.host, self.bump = host, host.bump
@@ -620,14 +632,25 @@ cdef class TensorPlan(Plan):
 
     # --- Stepping
 
-    def step_tensors(self, groups, state, grad_scale=None, bint check_only=False):
+    def sum_apart(self, list parts, int n_parts):
+        """Have `totals` hold so many sums; `parts` gives, for each parameter of the plan, in which it counts."""
+        if n_parts > 1 and len(parts) != self.n_bindings:
+            raise ParameterError("parameters changed while the step looked at them")
+        self.parts, self.n_parts = parts if n_parts > 1 else None, n_parts
+
+    def step_tensors(self, groups, state, grad_scale=None, bint check_only=False, factor=None):
         """One step; False, with nothing written, if something is no longer as it was bound.
 
-        With `check_only` all is checked that a step checks, and nothing is written.
+        With `check_only` all is checked that a step checks, and nothing is written; the gradients are summed if the
+        plan clips. With a `factor` they are multiplied by that, and not summed.
         """
         self.enter()
         try:
             self.check_only = check_only
+            self.clips = self.clip_norm is not None
+            self.has_factor = factor is not None
+            if self.has_factor:
+                self.factor = factor
             self.set_scale(grad_scale)
             return self.is_bound(groups, state) and self.step_bound()
         finally:
@@ -694,6 +717,7 @@ cdef class TensorPlan(Plan):
         if fits < 0:
             raise GradientError("gradients changed while the step looked at them")
         if fits == 1:
+            self.set_up_clip(&job)
             self.run_job(&job)
         return fits == 1
 
@@ -708,6 +732,8 @@ cdef class TensorPlan(Plan):
         cdef int fits
         try:
             fits = self.gather(job, None)
+            if fits == 1:
+                self.set_up_clip(job)
             large = fits == 1 and is_large(job)
             if large:
                 for i in range(job.n_work):
@@ -725,11 +751,54 @@ cdef class TensorPlan(Plan):
                     Py_XDECREF(job.work[i].grad)
         return fits
 
+    cdef inline int set_up_clip(self, Job *job) except -1:
+        """Have a job that clips sum the gradients first, or only that; or give it the factor that is known."""
+        if not self.clips:
+            return 0
+        if self.has_factor:
+            job.factor = self.factor
+            return 0
+        ask_for_sum(job, self.norm_sum, &self.scratch)
+        if self.check_only:
+            job.moved = job.blocks
+            return 0
+        self.clip.limit, self.clip.grad_scale = self.clip_norm, self.grad_scale
+        job.clip = &self.clip
+        job.moved += job.blocks           # gradients are read twice
+        return 0
+
     cdef run_job(self, Job *job):
         if self.check_only:
+            if job.sum != NULL:
+                launch(&self.team, job)
+                self.totals = self.part_totals(job)
             return
         launch(&self.team, job)
+        if self.last is not None:
+            self.last.clipped, self.last.norm = self.clips, self.clip.norm
         self.write_back(job)
+
+    cdef list part_totals(self, const Job *job):
+        """The sum of each part, by the same tree as of all, once all tiles are summed."""
+        cdef double *sums
+        cdef Py_ssize_t i, n
+        cdef int k
+        if self.parts is None:
+            return [join_sums(job)] + (self.n_parts - 1) * [0.0]
+        join_tiles(job)
+        sums = <double *>renewed(NULL, (job.n_work + 1) * <Py_ssize_t>sizeof(double))
+        try:
+            totals = []
+            for k in range(self.n_parts):
+                n = 0
+                for i in range(job.n_work):
+                    if <int>self.parts[job.work[i].q - self.params] == k:
+                        sums[n] = job.sums[i]
+                        n += 1
+                totals.append(join(job.sum, sums, sums, n))
+            return totals
+        finally:
+            PyMem_Free(sums)
 
     cdef grad_of(self, owner):
         return fo_get(self.grad, owner) if self.grad is not None and self.is_plain(<PyObject *>owner) else owner.grad
@@ -843,7 +912,7 @@ cdef class TensorPlan(Plan):
         self.begin_job(job, NULL)
         self.bank.n = 0
         for group in self.groups:
-            group.prepare(self.grad_scale)
+            group.prepare(self.grad_scale, self.clips)
             job.place = -1
             before = job.blocks
             for i in range(group.first, group.first + group.n_params):
@@ -1028,6 +1097,21 @@ cdef PyObject *value_of(PyObject *entries, PyObject *name) noexcept:
         if key == name or (PyUnicode_CheckExact(key) and PyUnicode_Compare(key, name) == 0):
             return value
     return NULL
+
+
+cdef class LastNorm:
+    """The norm of the last step of an optimizer, whose plans come and go."""
+    cdef double norm
+    cdef bint clipped
+
+    @property
+    def value(self):
+        """The norm, None if the step did not clip."""
+        return self.norm if self.clipped else None
+
+    def note(self, double norm):
+        """Take a norm that was not found by one plan alone."""
+        self.norm, self.clipped = norm, True
 
 
 cdef class BusyGuard:
