@@ -35,7 +35,7 @@ LOST = LostGroup()
 
 
 class SavedGroup:
-    """A process group on its way into a copy or a pickle, where it cannot go along: a copy shares it, a pickle does not."""
+    """A process group on its way into a copy, which shares it, or into a pickle, which cannot have it."""
 
     def __init__(self, group: Any) -> None:
         self.group = group
@@ -132,7 +132,7 @@ def check_alone(params: Sequence[torch.Tensor], group: Any, in_zero: bool) -> No
             if deepspeed and str(frame.f_globals.get("__name__")).startswith("deepspeed."):
                 raise HyperparameterError(
                     "clip_norm has to be None under DeepSpeed, which shows an optimizer parts of the parameters, and "
-                    "clips by itself: set \"gradient_clipping\" in its configuration"
+                    'clips by itself: set "gradient_clipping" in its configuration'
                 )
             in_zero = in_zero or frame.f_code is zero
     if group is None:
@@ -162,9 +162,9 @@ class Ranks:
     """How the sums over the gradients that the ranks hold make up the sum over all.
 
     A parameter belongs to a part: plain tensors to part 0; a `DTensor` to that of its mesh, and of the dimensions of
-    the mesh over which it is sharded. Each rank adds up its parts. For every mesh, the ranks then exchange the sums along
-    one dimension after the other, the last first: of what is sharded there, the sums are added in the order of the
-    ranks; of what is replicated, the first rank's counts. At last the ranks of `group` add up what they have.
+    the mesh over which it is sharded. Each rank adds up its parts. For every mesh, the ranks then exchange the sums
+    along one dimension after the other, the last first: of what is sharded there, the sums are added in the order of
+    the ranks; of what is replicated, the first rank's counts. At last the ranks of `group` add up what they have.
     """
 
     def __init__(self, group: Any) -> None:
@@ -223,8 +223,8 @@ class Ranks:
 
 
 TEXTS = {
-    UNLIKE: "the gradients of parameters that every rank holds are not the same on all ranks (rank {} says so), so that "
-    "there is no norm of all. Average them, or distribute the parameters; nothing was written",
+    UNLIKE: "the gradients of parameters that every rank holds are not the same on all ranks (rank {} says so), so "
+    "that there is no norm of all. Average them, or distribute the parameters; nothing was written",
     DIFFER: "clip_norm, norm_type or grad_scale are not the same on all ranks (rank {} says so); nothing was written",
     FAILED: "the step failed on rank {}, whose error says why; nothing was written on any rank",
 }
@@ -234,7 +234,7 @@ def ranks_of(groups: Any, clip_group: Any, in_zero: bool) -> Ranks | None:
     """With whom the sums are exchanged; None if with nobody. Raises where that is not to be found out."""
     if clip_group is LOST:
         raise HyperparameterError(
-            "the clip_group of this optimizer was lost when it was pickled: set opt.clip_group to the process group again"
+            "the clip_group of this optimizer was lost when it was pickled: set opt.clip_group to a process group again"
         )
     if not (dist.is_available() and dist.is_initialized()):
         if in_zero and clip_group is None:
@@ -321,5 +321,3 @@ def combined(a: float, b: float, order: float) -> float:
     if order == 2:
         return a + b
     return math.nan if math.isnan(a) or math.isnan(b) else max(a, b)
-
-

@@ -7,6 +7,7 @@ import numpy as np
 T = TypeVar("T")
 
 LEVELS: tuple[str, ...]
+LIMIT: str
 
 def available_levels() -> list[str]: ...
 def is_built(level: str) -> bool: ...

@@ -156,7 +156,7 @@ class AveragedError(FastoptError, RuntimeError):
 
 
 class RankError(FastoptError, RuntimeError):
-    """Raised on every rank by a step with ``clip_norm`` that failed on another rank, or that ranks do not agree about."""
+    """Raised by a step with ``clip_norm`` that failed on another rank, or for which the ranks do not say the same."""
 
 
 class MissingExtraError(FastoptError, ImportError):

@@ -108,6 +108,7 @@ from fastopt.declare import (
 )
 from fastopt.engine import (
     LAST_FLOAT_COUNT,
+    LIMIT,
     NO_SCHEDULES,
     BusyGuard,
     LastNorm,
@@ -126,10 +127,7 @@ from fastopt.errors import (
 )
 from fastopt.state import MEANINGS, check_layout, check_origin, described, expect, merged_options, translated
 
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-
-    # What `__getattr__`, at the end, forwards.
+if TYPE_CHECKING:  # what `__getattr__`, at the end, forwards
     from torch.optim import LBFGS as LBFGS
     from torch.optim import Adafactor as Adafactor
     from torch.optim import Muon as Muon
@@ -488,8 +486,9 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     def _change(self, name: str, value: Any) -> None:
         """Set one of the settings of clipping."""
         value = checked(name, value)
-        if name == "clip_norm" and value is not None and any(group.get("differentiable") for group in self.param_groups):
-            raise HyperparameterError(NOT_DIFFERENTIABLE)
+        if name == "clip_norm" and value is not None:
+            if any(group.get("differentiable") for group in self.param_groups):
+                raise HyperparameterError(NOT_DIFFERENTIABLE)
         numbers = name == "norm_type" or (name == "clip_norm" and value is not None and self.clip_norm is not None)
         plans = (self._plan, self._guarded, self._mixed.plan if self._mixed is not None else None)
         if not numbers:  # who is asked for the norm may be another
@@ -979,7 +978,7 @@ def checked(name: str, value: Any) -> Any:
     if name == "clip_norm":
         if value is None:
             return None
-        good, accepted = is_number(value) and float(value) > 0, "a number above 0 (inf: the norm is only taken), or None"
+        good, accepted = is_number(value) and float(value) > 0, f"{LIMIT}, or None"
         if callable(value):
             accepted += "; schedules are for fastopt's optimizers of arrays: set opt.clip_norm between steps"
     else:
@@ -1122,7 +1121,7 @@ class SGD(_Compiled, torch.optim.SGD):
             fused: bool | None = None,
             n_threads: int | None = None, flush_subnormal: bool = True,
             fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
-            norm_type: float = 2, clip_group: ProcessGroup | None = None,
+            norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1143,7 +1142,7 @@ class ASGD(_Compiled, torch.optim.ASGD):
             maximize: bool = False, differentiable: bool = False, capturable: bool = False, *,
             n_threads: int | None = None, flush_subnormal: bool = True,
             fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
-            norm_type: float = 2, clip_group: ProcessGroup | None = None,
+            norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1165,7 +1164,7 @@ class Adagrad(_Compiled, torch.optim.Adagrad):
             fused: bool | None = None,
             n_threads: int | None = None, flush_subnormal: bool = True,
             fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
-            norm_type: float = 2, clip_group: ProcessGroup | None = None,
+            norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1186,7 +1185,7 @@ class Adadelta(_Compiled, torch.optim.Adadelta):
             maximize: bool = False, differentiable: bool = False,
             n_threads: int | None = None, flush_subnormal: bool = True,
             fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
-            norm_type: float = 2, clip_group: ProcessGroup | None = None,
+            norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1209,7 +1208,7 @@ class RMSprop(_Compiled, torch.optim.RMSprop):
             differentiable: bool = False, *,
             n_threads: int | None = None, flush_subnormal: bool = True,
             fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
-            norm_type: float = 2, clip_group: ProcessGroup | None = None,
+            norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1233,7 +1232,7 @@ class Adam(_Compiled, torch.optim.Adam):
             decoupled_weight_decay: bool = False,
             n_threads: int | None = None, flush_subnormal: bool = True,
             fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
-            norm_type: float = 2, clip_group: ProcessGroup | None = None,
+            norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1257,7 +1256,7 @@ class AdamW(_Compiled, torch.optim.AdamW):
             fused: bool | None = None,
             n_threads: int | None = None, flush_subnormal: bool = True,
             fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
-            norm_type: float = 2, clip_group: ProcessGroup | None = None,
+            norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1279,7 +1278,7 @@ class Adamax(_Compiled, torch.optim.Adamax):
             capturable: bool = False,
             n_threads: int | None = None, flush_subnormal: bool = True,
             fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
-            norm_type: float = 2, clip_group: ProcessGroup | None = None,
+            norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1302,7 +1301,7 @@ class NAdam(_Compiled, torch.optim.NAdam):
             maximize: bool = False, capturable: bool = False, differentiable: bool = False,
             n_threads: int | None = None, flush_subnormal: bool = True,
             fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
-            norm_type: float = 2, clip_group: ProcessGroup | None = None,
+            norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1324,7 +1323,7 @@ class RAdam(_Compiled, torch.optim.RAdam):
             capturable: bool = False, differentiable: bool = False,
             n_threads: int | None = None, flush_subnormal: bool = True,
             fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
-            norm_type: float = 2, clip_group: ProcessGroup | None = None,
+            norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1346,7 +1345,7 @@ class Rprop(_Compiled, torch.optim.Rprop):
             differentiable: bool = False,
             n_threads: int | None = None, flush_subnormal: bool = True,
             fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
-            norm_type: float = 2, clip_group: ProcessGroup | None = None,
+            norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1406,7 +1405,7 @@ class Lion(_Compiled, _Lion):
             differentiable: bool = False, fused: bool | None = None,
             n_threads: int | None = None, flush_subnormal: bool = True,
             fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
-            norm_type: float = 2, clip_group: ProcessGroup | None = None,
+            norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
         ) -> None: ...  # fmt: skip
 
 

@@ -661,8 +661,9 @@ def test_the_state_dict_of_arrays_loads_and_back():
 
 
 def test_settings_survive_copies():
-    opt = ft.Adam([parameter()], n_threads=3, flush_subnormal=False)
-    assert copy.deepcopy(opt)._settings == {"n_threads": 3, "flush_subnormal": False, "fallback": "error"}
+    given = {"n_threads": 3, "flush_subnormal": False, "clip_norm": 0.5, "norm_type": math.inf}
+    opt = ft.Adam([parameter()], **given)
+    assert copy.deepcopy(opt)._settings == {**given, "fallback": "error", "clip_group": None}
 
 
 # --- Beside autograd
