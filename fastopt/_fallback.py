@@ -288,7 +288,7 @@ def gradient_total(one: Left, order: float, n_threads: int | None) -> float | No
             elif grad.layout != torch.strided:
                 grad = grad.to_dense()
             if grad.is_complex():
-                grad = grad.abs() if order == inf else torch.view_as_real(grad.resolve_conj())
+                grad = grad.to(torch.complex128).abs() if order == inf else torch.view_as_real(grad.resolve_conj())
             array = grad.detach().to("cpu", torch.float64).contiguous().numpy()
     except Exception as error:  # whatever a tensor raises that is none
         raise GradientError(
