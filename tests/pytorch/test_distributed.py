@@ -7,10 +7,6 @@ what a single process makes of it. Gradients differ from rank to rank, but their
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,13 +14,12 @@ import pytest
 # Not just "torch": a folder of that name would do for it.
 pytest.importorskip("torch.optim", reason="PyTorch is not installed")
 import torch
+from ranked import Run, close
 
 if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
     pytest.skip("this PyTorch has no torch.distributed with gloo", allow_module_level=True)
 
 RANKS = Path(__file__).with_name("ranks.py")
-LIMIT = 120
-"""Seconds after which ranks are ended; they take about ten."""
 NAMES = ("AdamW", "SGD", "Adagrad", "NAdam")
 FEW = ("AdamW", "SGD")
 TORCH_JOBS = [
@@ -43,54 +38,6 @@ names = pytest.mark.parametrize("name", NAMES)
 # --- Running them
 
 
-class Run:
-    """What all ranks of one group returned, and what they said."""
-
-    def __init__(self, folder: Path, world: int, jobs: list[str], limit: float = LIMIT) -> None:
-        folder.mkdir()
-        logs = [folder / f"{rank}.log" for rank in range(world)]
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        processes = []
-        try:
-            for rank, log in enumerate(logs):
-                with log.open("wb") as out:
-                    command = [sys.executable, str(RANKS), str(folder), str(rank), str(world), *jobs]
-                    processes.append(subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env))
-            until = time.monotonic() + limit
-            codes = [ended(process, until) for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-        self.said = "\n".join(f"rank {rank}: {told(code)}\n{log.read_text(errors='replace')[-3000:]}"
-                              for rank, (code, log) in enumerate(zip(codes, logs, strict=True)))  # fmt: skip
-        self.ended_well = codes == [0] * world
-        self.folder, self.world = folder, world
-
-    def of(self, job: str) -> list[dict]:
-        """What each rank returned for a job."""
-        files = [self.folder / f"{rank} {job}.pt" for rank in range(self.world)]
-        if not all(file.exists() for file in files):
-            pytest.fail(f"{job!r} was not done by all ranks:\n{self.said}")
-        results = [torch.load(file) for file in files]
-        for result in results:
-            if "cannot" in result:
-                pytest.skip(f"cannot run on this machine: {result['cannot']}")
-        return results
-
-
-def ended(process: subprocess.Popen, until: float) -> int | None:
-    """The exit code, None if it has not ended by then."""
-    try:
-        return process.wait(max(0.0, until - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        return None
-
-
-def told(code: int | None) -> str:
-    return "did not end in time" if code is None else f"ended with {code}"
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("ranks")
@@ -99,15 +46,15 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def runs(folder) -> dict[int, Run]:
     """By the number of ranks; the two go first, for the others load their checkpoints."""
-    return {world: Run(folder / f"torch-{world}", world, TORCH_JOBS) for world in (2, 3, 1)}
+    return {world: Run(RANKS, folder / f"torch-{world}", world, TORCH_JOBS) for world in (2, 3, 1)}
 
 
 @pytest.fixture(scope="module")
 def deepspeed_runs(folder) -> dict[int, Run]:
     if importlib.util.find_spec("deepspeed") is None:
         pytest.skip("DeepSpeed is not installed")
-    return {world: Run(folder / f"deepspeed-{world}", world, DEEPSPEED_JOBS[:-1] if world == 1 else DEEPSPEED_JOBS)
-            for world in (*WORLDS, 1)}  # fmt: skip
+    jobs = {world: DEEPSPEED_JOBS[:-1] if world == 1 else DEEPSPEED_JOBS for world in (*WORLDS, 1)}
+    return {world: Run(RANKS, folder / f"deepspeed-{world}", world, jobs[world]) for world in jobs}
 
 
 # --- Comparing them
@@ -135,11 +82,6 @@ def same_path(same):
         assert any((want[0][key] != want[-1][key]).all() for key in want[0]), "nothing was stepped"
 
     return check
-
-
-def close(got: dict, want: dict, tol: float) -> None:
-    for key in got:
-        assert (got[key] - want[key]).abs().le(tol * (want[key].abs() + 1e-3)).all(), key
 
 
 def alone(runs: dict[int, Run], job: str) -> dict:
