@@ -19,7 +19,7 @@ What is stepped
     gradients, other devices, tensors that share memory, ``differentiable=True``. All checks of the compiled step come
     first, then PyTorch's part runs, then the compiled part. If PyTorch raises, the compiled part was not written.
 
-Three arguments more, all by name
+Six arguments more, all by name
     n_threads : int >= 1, optional
         See `fastopt.Optimizer`; by default as many as ``torch.set_num_threads`` and the machine allow.
     flush_subnormal : bool, default True
@@ -27,6 +27,34 @@ Three arguments more, all by name
     fallback : {"warn", "silent", "error"}, default "warn"
         What to do with parameters that the compiled step cannot take: leave them to PyTorch, with one warning for each
         kind and process, or without; or raise a typed error that names the parameter, before anything is written.
+    clip_norm : float > 0, optional
+        What the norm of all gradients, of all groups, is not to exceed. The step multiplies them by
+        ``min(1, clip_norm / (norm + 1e-6))`` as it reads them; ``p.grad`` stays as it is. The norm is that of
+        `fastopt.norm`, summed in float64, and the factor is rounded once to the type of each parameter: the bits are
+        those of fastopt's optimizers for arrays with ``clip_norm`` and ``convention="torch"``. ``opt.grad_norm`` is the
+        norm of the last step, before clipping, None if that did not clip. With ``inf`` nothing is clipped, and the norm
+        is there. Not with ``differentiable=True``.
+    norm_type : {2, inf}, default 2
+        Which norm: the Euclidean one, or the largest magnitude.
+    clip_group : torch.distributed.ProcessGroup, optional
+        Says that the ranks of this group hold parameters of their own, whose sums make up the norm.
+        `ZeroRedundancyOptimizer` needs it beside ``clip_norm``. Not for `DTensor`, whose placements say so.
+
+    The last three are properties, too, and can be set between steps. They are saved by `pickle`, but for the group, and
+    are neither in parameter groups nor in state dicts.
+
+Clipping on several ranks
+    Of `DTensor`, sums are added over the dimensions of the mesh with ``Shard`` and counted once over those with
+    ``Replicate``; a ``Partial`` gradient is redistributed first. Then the ranks of `clip_group` add up theirs. The sums
+    are gathered and added in the order of the ranks, so that all have the same factor. Every rank has to call `step`,
+    also without gradients. If the checks of one rank fail, it raises its error, and all others `fastopt.RankError`,
+    before anything is written; if a scaler's ``found_inf`` skips the step of one, all skip it. An error in a closure or
+    hook is not told to the others.
+
+    Plain tensors are taken to have the same gradients on all ranks, as with `DistributedDataParallel`, and nothing is
+    exchanged for them; beside `DTensor` they are compared. Where ranks are known to hold parts of plain tensors
+    (`ZeroRedundancyOptimizer`, FSDP1) and there is no ``clip_group``, the step raises, as under DeepSpeed, which clips
+    by itself.
 
 What differs from ``torch.optim``
     - ``foreach``, ``fused`` and ``capturable`` are accepted and change nothing: they choose between PyTorch's own
@@ -1107,7 +1135,7 @@ class SGD(_Compiled, torch.optim.SGD):
     """``torch.optim.SGD``, compiled: momentum with the learning rate outside, dampening, Nesterov.
 
     The rule is `fastopt.SGD`'s under ``convention="torch"``; arguments and state (``momentum_buffer``) are PyTorch's.
-    See `fastopt.torch` for three arguments more, what is stepped, and what differs.
+    See `fastopt.torch` for six arguments more, what is stepped, and what differs.
     """
 
     core = fastopt.SGD
@@ -1129,7 +1157,7 @@ class ASGD(_Compiled, torch.optim.ASGD):
     """``torch.optim.ASGD``, compiled: SGD with a falling rate, and the average of its parameters beside it.
 
     The rule is `fastopt.ASGD`'s; arguments and state (``step``, ``eta``, ``mu``, ``ax``) are PyTorch's. See
-    `fastopt.torch` for three arguments more, what is stepped, and what differs.
+    `fastopt.torch` for six arguments more, what is stepped, and what differs.
     """
 
     core = fastopt.ASGD
@@ -1150,7 +1178,7 @@ class Adagrad(_Compiled, torch.optim.Adagrad):
     """``torch.optim.Adagrad``, compiled: steps divided by the root of the sum of all squares.
 
     The rule is `fastopt.Adagrad`'s under ``convention="torch"``; arguments and state (``step``, ``sum``) are PyTorch's.
-    See `fastopt.torch` for three arguments more, what is stepped, and what differs.
+    See `fastopt.torch` for six arguments more, what is stepped, and what differs.
     """
 
     core = fastopt.Adagrad
@@ -1172,7 +1200,7 @@ class Adadelta(_Compiled, torch.optim.Adadelta):
     """``torch.optim.Adadelta``, compiled: steps in the units of the parameter.
 
     The rule is `fastopt.Adadelta`'s under ``convention="torch"``; arguments and state (``step``, ``square_avg``,
-    ``acc_delta``) are PyTorch's. See `fastopt.torch` for three arguments more, what is stepped, and what differs.
+    ``acc_delta``) are PyTorch's. See `fastopt.torch` for six arguments more, what is stepped, and what differs.
     """
 
     core = fastopt.Adadelta
@@ -1193,7 +1221,7 @@ class RMSprop(_Compiled, torch.optim.RMSprop):
     """``torch.optim.RMSprop``, compiled: steps divided by the root of an average of squares.
 
     The rule is `fastopt.RMSprop`'s under ``convention="torch"``; arguments and state (``step``, ``square_avg``, and
-    ``momentum_buffer``, ``grad_avg`` where asked for) are PyTorch's. See `fastopt.torch` for three arguments more,
+    ``momentum_buffer``, ``grad_avg`` where asked for) are PyTorch's. See `fastopt.torch` for six arguments more,
     what is stepped, and what differs.
     """
 
@@ -1216,7 +1244,7 @@ class Adam(_Compiled, torch.optim.Adam):
     """``torch.optim.Adam``, compiled: averages of the gradient and of its square, both corrected for their start.
 
     The rule is `fastopt.Adam`'s under ``convention="torch"``; arguments and state (``step``, ``exp_avg``,
-    ``exp_avg_sq``, with amsgrad ``max_exp_avg_sq``) are PyTorch's. See `fastopt.torch` for three arguments more, what
+    ``exp_avg_sq``, with amsgrad ``max_exp_avg_sq``) are PyTorch's. See `fastopt.torch` for six arguments more, what
     is stepped, and what differs.
     """
 
@@ -1240,7 +1268,7 @@ class AdamW(_Compiled, torch.optim.AdamW):
     """``torch.optim.AdamW``, compiled: `Adam`, with weight decay that shrinks the parameter itself.
 
     The rule is `fastopt.AdamW`'s under ``convention="torch"``; arguments and state (``step``, ``exp_avg``,
-    ``exp_avg_sq``, with amsgrad ``max_exp_avg_sq``) are PyTorch's. See `fastopt.torch` for three arguments more, what
+    ``exp_avg_sq``, with amsgrad ``max_exp_avg_sq``) are PyTorch's. See `fastopt.torch` for six arguments more, what
     is stepped, and what differs.
     """
 
@@ -1264,7 +1292,7 @@ class Adamax(_Compiled, torch.optim.Adamax):
     """``torch.optim.Adamax``, compiled: Adam with the infinity norm.
 
     The rule is `fastopt.Adamax`'s under ``convention="torch"``; arguments and state (``step``, ``exp_avg``,
-    ``exp_inf``) are PyTorch's. See `fastopt.torch` for three arguments more, what is stepped, and what differs.
+    ``exp_inf``) are PyTorch's. See `fastopt.torch` for six arguments more, what is stepped, and what differs.
     """
 
     core = fastopt.Adamax
@@ -1286,7 +1314,7 @@ class NAdam(_Compiled, torch.optim.NAdam):
     """``torch.optim.NAdam``, compiled: Adam with Nesterov's momentum, on a schedule of its own.
 
     The rule is `fastopt.NAdam`'s under ``convention="torch"``; arguments and state (``step``, ``mu_product``,
-    ``exp_avg``, ``exp_avg_sq``) are PyTorch's. See `fastopt.torch` for three arguments more, what is stepped, and
+    ``exp_avg``, ``exp_avg_sq``) are PyTorch's. See `fastopt.torch` for six arguments more, what is stepped, and
     what differs.
     """
 
@@ -1309,7 +1337,7 @@ class RAdam(_Compiled, torch.optim.RAdam):
     """``torch.optim.RAdam``, compiled: Adam whose step is rectified while the average of squares is young.
 
     The rule is `fastopt.RAdam`'s under ``convention="torch"``; arguments and state (``step``, ``exp_avg``,
-    ``exp_avg_sq``) are PyTorch's. See `fastopt.torch` for three arguments more, what is stepped, and what differs.
+    ``exp_avg_sq``) are PyTorch's. See `fastopt.torch` for six arguments more, what is stepped, and what differs.
     """
 
     core = fastopt.RAdam
@@ -1331,7 +1359,7 @@ class Rprop(_Compiled, torch.optim.Rprop):
     """``torch.optim.Rprop``, compiled: a step size for each element, which grows while the gradient keeps its sign.
 
     The rule is `fastopt.Rprop`'s; arguments and state (``step``, ``prev``, ``step_size``) are PyTorch's. See
-    `fastopt.torch` for three arguments more, what is stepped, and what differs.
+    `fastopt.torch` for six arguments more, what is stepped, and what differs.
     """
 
     core = fastopt.Rprop
@@ -1391,7 +1419,7 @@ class Lion(_Compiled, _Lion):
     """Lion, which ``torch.optim`` does not have: steps of lr, by the sign of an interpolated momentum.
 
     The rule is `fastopt.Lion`'s under ``convention="paper"``: lr 1e-4, betas (0.9, 0.99), weight decay 0, decoupled.
-    State: ``step``, ``exp_avg``. See `fastopt.torch` for three arguments more, what is stepped, and what differs.
+    State: ``step``, ``exp_avg``. See `fastopt.torch` for six arguments more, what is stepped, and what differs.
     """
 
     core = fastopt.Lion

@@ -154,7 +154,7 @@ def test_every_error_is_also_the_builtin_that_fits():
         "ReadOnlyError": ValueError, "OverlapError": ValueError, "GradientError": ValueError,
         "ParameterError": ValueError, "HyperparameterError": ValueError, "ConventionError": ValueError,
         "StateDictError": ValueError, "NonFiniteError": ArithmeticError, "ConcurrentStepError": RuntimeError,
-        "MissingExtraError": ImportError,
+        "MissingExtraError": ImportError, "RankError": RuntimeError,
     }  # fmt: skip
     for name, kind in kinds.items():
         assert {fastopt.FastoptError, kind} <= set(getattr(fastopt, name).__mro__)

@@ -126,10 +126,10 @@ def ddp(ranks: Ranks, name: str) -> dict[str, Any]:
 
 
 def disjoint(ranks: Ranks) -> tuple[list[Any], Any]:
-    """Parameters of this rank alone, and an optimizer that is told so; the first rank has none."""
-    params = [nn.Parameter(torch.full((3 + ranks.rank,), 1.0, dtype=torch.float64)) for _ in range(ranks.rank)]
+    """Parameters of this rank alone, one more on each, and an optimizer that is told so."""
+    params = [nn.Parameter(torch.ones(3 + ranks.rank, dtype=torch.float64)) for _ in range(ranks.rank + 1)]
     for p in params:
-        p.grad = torch.full_like(p, float(ranks.rank))
+        p.grad = torch.full_like(p, ranks.rank + 1.0)
     return params, ft.SGD([{"params": params}], lr=0.1, clip_norm=1.0, clip_group=dist.group.WORLD)
 
 

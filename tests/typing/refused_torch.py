@@ -10,6 +10,7 @@ fastopt.torch.nonsense  # error
 fastopt.torch.Adam(params, bettas=3)  # error
 fastopt.torch.AdamW(params, fallback="quiet")  # error
 fastopt.torch.SGD(params, n_threads="all")  # error
+fastopt.torch.SGD(params, clip_norm="1.0")  # error
 fastopt.torch.SGD(params, momentum="much")  # error
 fastopt.torch.Lion(params, amsgrad=True)  # error
 fastopt.torch.RMSprop()  # error
