@@ -48,7 +48,10 @@ ENGINE_PARTS = [
     *pathlib.Path("fastopt/_engine").glob("*.pxi"),
     pathlib.Path("fastopt/kernels/table.pxd"),
 ]
-KERNEL_PARTS = [f"fastopt/kernels/{name}" for name in ("rules.pxi", "stages.pxi", "sums.pxi", "table.pxd")]
+KERNEL_PARTS = [
+    "src_c/fastopt_lanes.h",
+    *(f"fastopt/kernels/{name}" for name in ("rules.pxi", "stages.pxi", "sums.pxi", "table.pxd")),
+]
 
 X86_64_PROGRAM = """
 #if !(defined(__x86_64__) || defined(_M_X64)) || defined(_M_ARM64EC)
@@ -213,6 +216,7 @@ setup(
             Extension(
                 f"fastopt.kernels.{level}",
                 [f"fastopt/kernels/{level}.pyx"],
+                include_dirs=["src_c"],
                 depends=KERNEL_PARTS,
             )
             for level in LEVELS

@@ -26,7 +26,12 @@ SOURCES = [Path(__file__).parents[1] / "fastopt" / "kernels" / name for name in 
 MODULES = sorted(module.name for module in pkgutil.iter_modules(kernels.__path__))
 DTYPES = ("float32", "float64")  # in the order of the fused type
 SUMS = {(name, dtype) for name in engine.sums() for dtype in DTYPES} | {("values", "float64")}
-NOT_IN_VECTORS = {("generic", "maximum", "float64")}  # SSE2 cannot compare whole numbers of 64 bits
+NOT_IN_VECTORS = {
+    ("generic", "maximum", "float64"),  # SSE2 cannot compare whole numbers of 64 bits
+    ("generic", "squares", "float32"), ("x86_64_v2", "squares", "float32"),  # two elements are half a vector
+    ("x86_64_v4_narrow", "squares", "float32"), ("x86_64_v4_narrow", "squares", "float64"),  # wide ones are used
+    ("x86_64_v4_narrow", "values", "float64"),
+}  # fmt: skip
 OBJDUMP = shutil.which("objdump")
 
 # The bytes of a vector, for each kernel module.

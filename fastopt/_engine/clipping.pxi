@@ -24,7 +24,7 @@ cdef class GradientClipper(TensorPlan):
                 return None
             ask_for_sum(&job, sum_for(ord), &self.scratch)
             launch(&self.team, &job)
-            norm = job.sum.norm(join_sums(&job))
+            norm = job.sum.norm(join_arrays(&job))
             factor = limit / (norm + 1e-6)
             if isfinite(norm) or not only_finite:
                 self.apply(&job, RESCALE, 1 if factor > 1 else factor, 0, grads)

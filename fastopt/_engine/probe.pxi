@@ -101,5 +101,6 @@ def sum_in_pieces(str name, list arrays, list pieces):
         if not 0 <= begin <= end <= summands.job.blocks:
             raise ValueError(f"({begin}, {end}) is no piece of {summands.job.blocks} blocks")
         sum_blocks(&summands.job, begin, end)
-    total = join_sums(&summands.job)
+    join_tiles(&summands.job)
+    total = join_arrays(&summands.job)
     return total, [summands.job.sums[i] for i in range(summands.job.n_work)]

@@ -147,8 +147,10 @@ cdef void run_tiles(const Program *program, const StepScalars *scalars, double f
     cdef real *operands[MAX_OPERANDS]
     cdef const real *seen
     cdef const Stage *stage
-    cdef Py_ssize_t size, tile = STAGE_TILE if n > ONE_TILE else ONE_TILE
     cdef int n_stages = program.n_before + program.n_after + (program.n_fading if scalars.flush else 0)
+    # Clipping by norm reads nothing that the rule reads, too.
+    cdef bint clips_alone = n_stages == 1 and program.clip == 0 and program.mean < 0
+    cdef Py_ssize_t size, tile = ONE_TILE if n <= ONE_TILE or clips_alone else STAGE_TILE
     cdef int k, n_operands = STATE + program.rule.n_states
     cdef real by = <real>factor
     operands[PARAM] = p + first

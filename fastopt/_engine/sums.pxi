@@ -66,14 +66,6 @@ cdef void sum_blocks(Job *job, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
         i += 1
 
 
-cdef void sum_all(Job *job) noexcept nogil:
-    """Sum all tiles, array by array."""
-    cdef Py_ssize_t i
-    for i in range(job.n_work):
-        prefetch_gradient(job, i)
-        sum_tiles(job, i, 0, tiles_of(job.work[i].q.n))
-
-
 cdef double join(const Sum *sum, double *to, double *x, Py_ssize_t n) noexcept nogil:
     """The sum of n numbers by the tree; what lies between is written to `to`, which may be x."""
     while n > 1:
@@ -83,8 +75,27 @@ cdef double join(const Sum *sum, double *to, double *x, Py_ssize_t n) noexcept n
     return x[0] if n else 0.0
 
 
-cdef void join_tiles(const Job *job) noexcept nogil:
-    """Once all tiles are summed: have job.sums[i] be the sum over array i."""
+cdef void sum_all(Job *job) noexcept nogil:
+    """Sum all arrays, one after the other: job.sums[i] is then the sum of array i.
+
+    The tiles of array i lie from there on: those of the arrays before it are joined by then.
+    """
+    cdef const Work *w
+    cdef double *sums
+    cdef Py_ssize_t i
+    for i in range(job.n_work):
+        prefetch_gradient(job, i)
+        w, sums = &job.work[i], job.sums + i
+        if w.q.type == cnp.NPY_DOUBLE:
+            job.sum.f64(sums, <const double *>w.g, w.q.n)
+        else:
+            job.sum.f32(sums, <const float *>w.g, w.q.n)
+        if w.q.n > SUM_TILE or w.q.n == 0:        # of one tile, the sum is that of the array
+            sums[0] = join(job.sum, sums, sums, tiles_of(w.q.n))
+
+
+cdef void join_tiles(Job *job) noexcept nogil:
+    """Once a team has summed all tiles: job.sums[i] is then the sum of array i."""
     cdef double *sums
     cdef Py_ssize_t i
     for i in range(job.n_work):
@@ -92,9 +103,8 @@ cdef void join_tiles(const Job *job) noexcept nogil:
         job.sums[i] = join(job.sum, sums, sums, tiles_of(job.work[i].q.n))
 
 
-cdef double join_sums(const Job *job) noexcept nogil:
-    """The sum over all arrays, once all tiles are summed; job.sums[i] is then that of array i."""
-    join_tiles(job)
+cdef double join_arrays(const Job *job) noexcept nogil:
+    """The sum over all arrays, each of which is summed."""
     return join(job.sum, job.sums + job.n_work, job.sums, job.n_work)
 
 
@@ -128,9 +138,9 @@ cdef double clip_factor(int form, double norm, double limit) noexcept nogil:
 
 
 cdef void settle_clip(Job *job) noexcept nogil:
-    """Once all tiles are summed: the norm, and the factors that come from it; or that it is not finite."""
+    """Once all arrays are summed: the norm, and the factors that come from it; or that it is not finite."""
     cdef Clip *clip = job.clip
-    clip.norm = job.sum.norm(join_sums(job)) / clip.grad_scale
+    clip.norm = job.sum.norm(join_arrays(job)) / clip.grad_scale
     if job.scan_nonfinite and not isfinite(clip.norm) and any_nonfinite(job.work, job.n_work, 0, job.blocks):
         job.found = 1         # of finite float64 numbers, too, the sum of squares may be infinite
         return
@@ -229,7 +239,7 @@ cdef class Summands:
         cdef double found
         try:
             launch(team, &self.job)
-            found = join_sums(&self.job)
+            found = join_arrays(&self.job)
             return found if only_total else self.job.sum.norm(found)
         finally:
             fo_fenv_leave(caller)

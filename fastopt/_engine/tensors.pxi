@@ -779,13 +779,12 @@ cdef class TensorPlan(Plan):
         self.write_back(job)
 
     cdef list part_totals(self, const Job *job):
-        """The sum of each part, by the same tree as of all, once all tiles are summed."""
+        """The sum of each part, by the same tree as of all, once all arrays are summed."""
         cdef double *sums
         cdef Py_ssize_t i, n
         cdef int k
         if self.parts is None:
-            return [join_sums(job)] + (self.n_parts - 1) * [0.0]
-        join_tiles(job)
+            return [join_arrays(job)] + (self.n_parts - 1) * [0.0]
         sums = <double *>renewed(NULL, (job.n_work + 1) * <Py_ssize_t>sizeof(double))
         try:
             totals = []

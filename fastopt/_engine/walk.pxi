@@ -192,7 +192,8 @@ cdef void walk_all(Job *job) noexcept nogil:
     """Step all arrays, one after the other."""
     cdef Py_ssize_t i
     for i in range(job.n_work):
-        prefetch_gradient(job, i)
+        if job.sum == NULL:       # else they were just read
+            prefetch_gradient(job, i)
         walk_array(job, i, 0, job.work[i].q.n)
 
 
@@ -244,6 +245,7 @@ cdef void run_member(Job *job, int k, int n) noexcept nogil:
         if job.clip != NULL:
             fo_barrier()
             if k == 0:
+                join_tiles(job)
                 settle_clip(job)
                 share_out(job, job.n_shares)
             fo_barrier()
@@ -294,6 +296,8 @@ cdef bint run_team(Job *job, int n_threads) noexcept nogil:
     share_out(job, n_threads)
     with parallel(num_threads=n_threads):
         run_member(job, fo_omp_thread_num(), fo_omp_num_threads())
+    if job.sum != NULL and job.clip == NULL:
+        join_tiles(job)
     if job.own_blocks == 0:           # the others did it all, beside a caller who was kept from going on
         return True
     return (fo_omp_time() - start) * job.own_blocks > job.own_seconds * job.blocks * (1 if job.clip == NULL else 2)

@@ -13,9 +13,39 @@ ctypedef fused bits:
     int64_t
 
 
-cdef inline double joined(double *lanes) noexcept nogil:
+cdef extern from "fastopt_lanes.h" nogil:
+    enum:
+        FO_WIDE           # lanes in a vector,
+        WIDES "(16 / FO_WIDE)"      # and vectors of SUM_LANES
+    ctypedef double fo_wide         # a vector of lanes: added and multiplied lane by lane
+    fo_wide fo_wide_none()
+    fo_wide fo_wide_f32(const float *x)
+    fo_wide fo_wide_f64(const double *x)
+    fo_wide fo_part_f32(const float *x, Py_ssize_t n)
+    fo_wide fo_part_f64(const double *x, Py_ssize_t n)
+
+
+cdef inline fo_wide wide(const real *x) noexcept nogil:
+    # As many elements as a vector has lanes.
+    if real is float:
+        return fo_wide_f32(x)
+    else:
+        return fo_wide_f64(x)
+
+
+cdef inline fo_wide part(const real *x, Py_ssize_t n) noexcept nogil:
+    # n elements, and zeros: these leave a lane as it is, since none is ever -0.
+    if real is float:
+        return fo_part_f32(x, n)
+    else:
+        return fo_part_f64(x, n)
+
+
+cdef inline double joined(fo_wide *vectors) noexcept nogil:
     # The sum of the lanes. No loop over halves: gcc 12 would keep the lanes in memory.
+    cdef double lanes[SUM_LANES]
     cdef Py_ssize_t j
+    memcpy(lanes, vectors, sizeof(lanes))
     for j in range(8):
         lanes[j] = lanes[j] + lanes[j + 8]
     for j in range(4):
@@ -27,41 +57,43 @@ cdef inline double joined(double *lanes) noexcept nogil:
 
 cdef void squares(double *sums, const real *x, Py_ssize_t n) noexcept nogil:
     # The squares of the elements; that of a float32 is exact in double.
-    cdef double lanes[SUM_LANES]
-    cdef double a
+    cdef fo_wide lanes[WIDES]
+    cdef fo_wide a
     cdef Py_ssize_t i, j, k, size
     for k in range((n + SUM_TILE - 1) // SUM_TILE):
         size = min(n - SUM_TILE * k, SUM_TILE)
-        for j in range(SUM_LANES):
-            lanes[j] = 0
+        for j in range(WIDES):
+            lanes[j] = fo_wide_none()
         for i in range(size // SUM_LANES):
-            for j in range(SUM_LANES):
-                a = x[j]
+            for j in range(WIDES):
+                a = wide(x + FO_WIDE * j)
                 lanes[j] = lanes[j] + a * a
             x += SUM_LANES
         size = size % SUM_LANES
-        for j in range(size):
-            a = x[j]
-            lanes[j] = lanes[j] + a * a
+        for j in range(WIDES):
+            if FO_WIDE * j < size:
+                a = part(x + FO_WIDE * j, min(size - FO_WIDE * j, FO_WIDE))
+                lanes[j] = lanes[j] + a * a
         x += size
         sums[k] = joined(lanes)
 
 
 cdef void values(double *sums, const double *x, Py_ssize_t n) noexcept nogil:
     # The elements themselves: what adds the sums of tiles, and of arrays.
-    cdef double lanes[SUM_LANES]
+    cdef fo_wide lanes[WIDES]
     cdef Py_ssize_t i, j, k, size
     for k in range((n + SUM_TILE - 1) // SUM_TILE):
         size = min(n - SUM_TILE * k, SUM_TILE)
-        for j in range(SUM_LANES):
-            lanes[j] = 0
+        for j in range(WIDES):
+            lanes[j] = fo_wide_none()
         for i in range(size // SUM_LANES):
-            for j in range(SUM_LANES):
-                lanes[j] = lanes[j] + x[j]
+            for j in range(WIDES):
+                lanes[j] = lanes[j] + wide(x + FO_WIDE * j)
             x += SUM_LANES
         size = size % SUM_LANES
-        for j in range(size):
-            lanes[j] = lanes[j] + x[j]
+        for j in range(WIDES):
+            if FO_WIDE * j < size:
+                lanes[j] = lanes[j] + part(x + FO_WIDE * j, min(size - FO_WIDE * j, FO_WIDE))
         x += size
         sums[k] = joined(lanes)
 

@@ -29,7 +29,7 @@ def bits(of: str) -> str:
 
 RULES = "fastopt/kernels/rules.pxi"
 STAGES = "fastopt/kernels/stages.pxi"
-SUM_KERNELS = "fastopt/kernels/sums.pxi"
+SUM_KERNELS, LANES = "fastopt/kernels/sums.pxi", "src_c/fastopt_lanes.h"
 PROGRAM = "fastopt/_engine/program.pxi"
 SCALARS = "fastopt/_engine/scalars.pxi"
 ENGINE = "fastopt/engine.pyx"
@@ -716,53 +716,54 @@ MUTANTS = [
         "lanes[j] = lanes[j] + lanes[j + 2]", "lanes[j] = lanes[j] + lanes[3 - j]", TREE,
     ),
     Mutant(
-        "squares of float32 in float32", SUM_KERNELS,
-        """                a = x[j]
-                lanes[j] = lanes[j] + a * a
-""",
-        """                a = x[j] * x[j]
-                lanes[j] = lanes[j] + a
-""", TREE,
+        "the elements of a vector the other way round", LANES, "a[j] = x[j];", "a[j] = x[FO_WIDE - 1 - j];", TREE,
     ),
     Mutant(
         "lanes that go on in the next tile", SUM_KERNELS,
-        """    cdef double a
+        """    cdef fo_wide a
     cdef Py_ssize_t i, j, k, size
     for k in range((n + SUM_TILE - 1) // SUM_TILE):
         size = min(n - SUM_TILE * k, SUM_TILE)
-        for j in range(SUM_LANES):
-            lanes[j] = 0
+        for j in range(WIDES):
+            lanes[j] = fo_wide_none()
 """,
-        """    cdef double a
+        """    cdef fo_wide a
     cdef Py_ssize_t i, j, k, size
-    for j in range(SUM_LANES):
-        lanes[j] = 0
+    for j in range(WIDES):
+        lanes[j] = fo_wide_none()
     for k in range((n + SUM_TILE - 1) // SUM_TILE):
         size = min(n - SUM_TILE * k, SUM_TILE)
 """, TREE,
     ),
     Mutant(
         "the elements that fill no lanes are left out", SUM_KERNELS,
-        "        for j in range(size):\n            a = x[j]\n",
-        "        for j in range(0):\n            a = x[j]\n", TREE,
+        "            if FO_WIDE * j < size:\n                a = part",
+        "            if False:\n                a = part", TREE,
     ),
     Mutant(
         "tiles of one element less", SUM_KERNELS,
-        "        size = min(n - SUM_TILE * k, SUM_TILE)\n        for j in range(SUM_LANES):\n            lanes[j] = 0\n"
-        "        for i in range(size // SUM_LANES):\n            for j in range(SUM_LANES):\n                a = x[j]",
-        "        size = min(n - SUM_TILE * k, SUM_TILE - 1)\n        for j in range(SUM_LANES):\n"
-        "            lanes[j] = 0\n        for i in range(size // SUM_LANES):\n            for j in range(SUM_LANES):\n"
-        "                a = x[j]", TREE,
+        """        size = min(n - SUM_TILE * k, SUM_TILE)
+        for j in range(WIDES):
+            lanes[j] = fo_wide_none()
+        for i in range(size // SUM_LANES):
+            for j in range(WIDES):
+                a = wide""",
+        """        size = min(n - SUM_TILE * k, SUM_TILE - 1)
+        for j in range(WIDES):
+            lanes[j] = fo_wide_none()
+        for i in range(size // SUM_LANES):
+            for j in range(WIDES):
+                a = wide""", TREE,
     ),
     Mutant(
         "sums of tiles are squared again", SUM_KERNELS,
-        "                lanes[j] = lanes[j] + x[j]\n", "                lanes[j] = lanes[j] + x[j] * x[j]\n",
-        LEVELS_OF_TREE,
+        "lanes[j] = lanes[j] + wide(x + FO_WIDE * j)\n",
+        "lanes[j] = lanes[j] + wide(x + FO_WIDE * j) * wide(x + FO_WIDE * j)\n", LEVELS_OF_TREE,
     ),
     Mutant(
         "the rest of the sums of tiles is left out", SUM_KERNELS,
-        "        for j in range(size):\n            lanes[j] = lanes[j] + x[j]\n",
-        "        for j in range(0):\n            lanes[j] = lanes[j] + x[j]\n", TREE,
+        "            if FO_WIDE * j < size:\n                lanes[j] = lanes[j] + part",
+        "            if False:\n                lanes[j] = lanes[j] + part", TREE,
     ),
     Mutant(
         "the largest with its sign", SUM_KERNELS,
@@ -802,6 +803,17 @@ MUTANTS = [
         "sums of arrays in the room of all", SUMS,
         "return join(job.sum, job.sums + job.n_work, job.sums, job.n_work)",
         "return join(job.sum, job.sums, job.sums, job.n_work)", PIECES,
+    ),
+    Mutant(
+        "on one thread the first tile alone", SUMS, "if w.q.n > SUM_TILE or w.q.n == 0:", "if w.q.n == 0:",
+        LEVELS_OF_TREE,
+    ),
+    Mutant(
+        "the sum of no elements is what lay there", SUMS, "if w.q.n > SUM_TILE or w.q.n == 0:", "if w.q.n > SUM_TILE:",
+        "test_norms.py test_clipping.py",
+    ),
+    Mutant(
+        "a team clips by sums of tiles", WALK, "                join_tiles(job)\n", "", "test_clipping.py",
     ),
     Mutant(
         "one level of the tree alone", SUMS,
@@ -869,7 +881,7 @@ MUTANTS = [
     ),
     Mutant(
         "the norm of scaled gradients", SUMS,
-        "job.sum.norm(join_sums(job)) / clip.grad_scale", "job.sum.norm(join_sums(job))",
+        "job.sum.norm(join_arrays(job)) / clip.grad_scale", "job.sum.norm(join_arrays(job))",
         "test_clipping.py -k of_unscaled",
     ),
     Mutant(
@@ -1015,8 +1027,8 @@ MUTANTS = [
     ),
     Mutant(
         "a factor before all is summed", WALK,
-        "            fo_barrier()\n            if k == 0:\n                settle_clip(job)\n",
-        "            if k == 0:\n                settle_clip(job)\n", "test_clipping.py -k 'late or levels'",
+        "            fo_barrier()\n            if k == 0:\n                join_tiles(job)\n",
+        "            if k == 0:\n                join_tiles(job)\n", "test_clipping.py -k 'late or levels'",
     ),
     Mutant(
         "nothing left to step once all is summed", WALK,
