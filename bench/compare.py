@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-OURS = ("fastopt", "fastopt.torch", "fastopt, one thread", "NumPy reference")
+OURS = ("fastopt", "fastopt.torch", "fastopt, one thread", "fastopt, loose", "fastopt, plain", "NumPy reference")
 ROOFLINES = ("roofline", "roofline, one thread")
 LEAST = 0.03  # a smaller change is not reported, however quiet the machine was
 DOUBT = 0.1  # where the other lines disagree by more about the drift, it is not known

@@ -266,16 +266,20 @@ ONE_THREAD = {
 }
 
 
+def room():
+    """Bytes that the libraries of a case may take together."""
+    return 0.6 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def steppers(case, names=tuple(LIBRARIES)):
     """Name -> stepper of every library that is installed and has this case."""
     grads = case.arrays(1)
     makers = {name: LIBRARIES[name][1] for name in names if importlib.util.find_spec(LIBRARIES[name][0])}
     if case.threads > 1:
         makers |= ONE_THREAD
-    room = 0.6 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     found = {}
     for name, make in makers.items():
-        if (len(found) + 1) * case.held > room:
+        if (len(found) + 1) * case.held > room():
             continue
         made = make(case, grads)
         if made is not None:

@@ -29,7 +29,8 @@ NOT_MEASURED = "Not measured."
 WIDE = 9  # columns of a table that can still be read
 GRADIENTS = ("cold", "same", "fresh")
 WORDS = {"same": "same gradients", "fresh": "fresh gradients", "cold": "same gradients, cold caches"}
-DROP_IN = "fastopt.torch"
+DROP_IN, PLAIN, LOOSE = "fastopt.torch", "fastopt, plain", "fastopt, loose"
+SUITES = {"step": "", "whole": "whole step", "clip": "clipping"}
 
 
 class PageError(Exception):
@@ -93,7 +94,13 @@ def drop_in(case: Case) -> float | None:
 
 
 def torch_way(case: Case) -> str | None:
-    return next((name for name in ("torch fused", "torch foreach") if name in case.seconds), None)
+    names = ("torch fused", "torch foreach", "torch foreach + fused")
+    return next((name for name in names if name in case.seconds), None)
+
+
+def over_plain(case: Case, name: str = "fastopt") -> float | None:
+    """How many times as long a step that clips takes as one that does not."""
+    return case.ratio(name, PLAIN) if PLAIN in case.seconds else None
 
 
 def speed_up(case: Case, name: str = "fastopt") -> float | None:
@@ -120,6 +127,7 @@ MEASURES: dict[str, Callable[[Case], float | None]] = {
     "× torch foreach": partial(over, "torch foreach"),
     "of the roofline": partial(over, "roofline"),
     "× torch, through its interface": drop_in,
+    "× a step that does not clip": over_plain,
     "× one thread": speed_up,
     "× one thread, upper quartile over lower": speed_up_at_best,
     "of the roofline's speed-up": speed_up_over_roofline,
@@ -137,12 +145,13 @@ class Aim(NamedTuple):
     dtype: str | None = "float32"
     threads: str = "1"
     gradients: str | None = None
+    suite: str = "step"
 
     def cases(self, results: Results) -> list[Case]:
         named = itertools.product(self.optimizers or (None,), self.shapes or (None,))
         return [
             case for optimizer, shape in named for case in results.select(
-                suite="step", optimizer=optimizer, shape=shape, dtype=self.dtype, threads=self.threads,
+                suite=self.suite, optimizer=optimizer, shape=shape, dtype=self.dtype, threads=self.threads,
                 gradients=self.gradients)
         ]  # fmt: skip
 
@@ -157,7 +166,7 @@ class Aim(NamedTuple):
 
     @property
     def where(self) -> str:
-        parts = (", ".join(self.optimizers) or "every optimizer", self.dtype or "both dtypes",
+        parts = (SUITES[self.suite], ", ".join(self.optimizers) or "every optimizer", self.dtype or "both dtypes",
                  "one thread" if self.threads == "1" else "all threads", "; ".join(self.shapes) or "every shape",
                  WORDS[self.gradients] if self.gradients else "")  # fmt: skip
         return ", ".join(filter(None, parts))
@@ -198,6 +207,16 @@ AIMS = (
     Aim(("1,000×10,000",), "× torch, through its interface", least=1.6),
     Aim(("1×50,000,000",), "× torch, through its interface", least=1),
     Aim(("1,000×10,000",), "× torch, through its interface", least=4, optimizers=("RMSprop", "Adadelta", "NAdam")),
+    Aim(("1×30,000",), "× best peer", least=7, suite="whole"),
+    Aim(("1,000×100",), "× best peer", least=60, suite="whole"),
+    Aim(("1,000×100",), "× torch, through its interface", least=20, suite="whole"),
+    Aim(("1×1,000,000",), "× best peer", least=1.9, suite="whole"),
+    Aim(("1,000×10,000",), "× best peer", least=2.5, suite="whole"),
+    Aim(("ResNet-50",), "× best peer", least=1.8, suite="whole"),
+    Aim(("GPT-2-small", "1×50,000,000"), "× best peer", least=1.55, suite="whole"),
+    Aim((BETWEEN[1], "ResNet-50", "GPT-2-small", "1×50,000,000"), "of the roofline", least=0.9, suite="whole"),
+    Aim(("1×30,000", "1,000×100"), "× a step that does not clip", most=1.4, suite="clip"),
+    Aim(BETWEEN, "× a step that does not clip", most=1.25, suite="clip"),
     Aim((), "× one thread, upper quartile over lower", least=1, optimizers=(), dtype=None, threads="all"),
     Aim(("1×1,000,000",), "× one thread", least=1.7, threads="all"),
     Aim(("1×50,000,000", "GPT-2-small"), "of the roofline's speed-up", least=0.95, threads="all"),
@@ -299,6 +318,33 @@ def drop_in_block(results: Results) -> str:
     return table(header, rows) if rows else NOT_MEASURED
 
 
+def whole_block(results: Results) -> str:
+    """The whole step beside PyTorch's calls, and the roofline of the same bytes; then what clipping alone adds."""
+    parts = []
+    for threads in ("1", "all"):
+        if cases := results.select(suite="whole", threads=threads):
+            parts += [f"Clip, {words(cases)}, average and zero:", whole_table(cases)]
+        if cases := results.select(suite="clip", threads=threads):
+            parts += [f"Clipping alone, {count(cases[0].threads, 'thread')}:", clip_table(cases)]
+    return "\n\n".join(parts) or NOT_MEASURED
+
+
+def whole_table(cases: list[Case]) -> str:
+    rows = [
+        [case.shape, microseconds(case), times(case, torch_way(case)),
+         *([microseconds(case, DROP_IN), f"{three_figures(drop_in(case))}×"] if drop_in(case) else ["–", "–"]),
+         percent(case.ratio("roofline")) if "roofline" in case.seconds else "–"]
+        for case in cases
+    ]  # fmt: skip
+    return table(["shape", "fastopt µs", "torch", "fastopt.torch µs", "torch over it", "of the roofline"], rows)
+
+
+def clip_table(cases: list[Case]) -> str:
+    rows = [[case.shape, case.dtype, microseconds(case, PLAIN), f"{three_figures(over_plain(case, LOOSE))}×",
+             f"{three_figures(over_plain(case))}×"] for case in cases]  # fmt: skip
+    return table(["shape", "dtype", "no limit µs", "a limit that does not bind", "one that binds"], rows)
+
+
 def times(case: Case, name: str | None) -> str:
     return f"{three_figures(case.ratio(name))}× ({name})" if name else "–"
 
@@ -330,6 +376,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
        for dtype in ("float32", "float64") for threads in ("1", "all")},
     "optimizers": optimizers_block,
     "drop-in": drop_in_block,
+    "whole": whole_block,
     "threads": threads_block,
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ import numpy as np
 from cython.parallel cimport parallel
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
+from libc.string cimport memset
 
 cdef extern from "omp.h" nogil:
     int omp_get_thread_num()
@@ -55,6 +56,16 @@ cdef void move3(real *p, const real *g, real *a, real *b, real *c, Py_ssize_t n)
         p[i] = p[i] + g[i]
 
 
+cdef void move_and_zero(real *p, real *g, real *a, real *b, real *c, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        a[i] = a[i] + g[i]
+        b[i] = b[i] + g[i]
+        c[i] = c[i] + g[i]
+        p[i] = p[i] + g[i]
+        g[i] = 0
+
+
 cdef void move(real **x, int n_states, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
     cdef Py_ssize_t n = last - first
     if n_states == 0:
@@ -65,6 +76,30 @@ cdef void move(real **x, int n_states, Py_ssize_t first, Py_ssize_t last) noexce
         move2(x[0] + first, x[1] + first, x[2] + first, x[3] + first, n)
     else:
         move3(x[0] + first, x[1] + first, x[2] + first, x[3] + first, x[4] + first, n)
+
+
+cdef uint64_t read(const uint64_t *x, Py_ssize_t n) noexcept nogil:
+    cdef uint64_t found = 0
+    cdef Py_ssize_t i
+    for i in range(n):
+        found = found ^ x[i]
+    return found
+
+
+cdef enum Piece:              # what is done to a piece of an array
+    MOVE
+    READ                      # the gradient; whole words of it
+    MOVE_AND_ZERO
+
+
+cdef inline uint64_t run(Piece piece, real **x, int n_states, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    if piece == READ:
+        return read(<const uint64_t *>(x[1] + first), (last - first) * <Py_ssize_t>sizeof(real) // 8)
+    if piece == MOVE:
+        move(x, n_states, first, last)
+    else:
+        move_and_zero(x[0] + first, x[1] + first, x[2] + first, x[3] + first, x[4] + first, last - first)
+    return 0
 
 
 cdef class Roofline:
@@ -106,32 +141,46 @@ cdef class Roofline:
         for i, g in enumerate(grads):
             self.x[MOST * i + 1] = <char *><Py_ssize_t>g.ctypes.data
 
-    cdef void share(self, int k, int n) noexcept nogil:
+    cdef uint64_t share(self, int k, int n, Piece piece) noexcept nogil:
         cdef Py_ssize_t begin = self.total * k // n, end = self.total * (k + 1) // n, at = 0, i, first, last
+        cdef uint64_t found = 0
         for i in range(self.n_arrays):
             first, last = max(0, begin - at), min(self.size[i], end - at)
             at += self.size[i]
             if first < last and self.double:
-                move(<double **>&self.x[MOST * i], self.n_states, first, last)
+                found = found ^ run[double](piece, <double **>&self.x[MOST * i], self.n_states, first, last)
             elif first < last:
-                move(<float **>&self.x[MOST * i], self.n_states, first, last)
+                found = found ^ run[float](piece, <float **>&self.x[MOST * i], self.n_states, first, last)
+        return found
+
+    cdef uint64_t shares(self, int n_threads, Piece piece) noexcept nogil:
+        """All shares of one pass."""
+        cdef uint64_t found[256]
+        cdef uint64_t both = 0
+        cdef int k, n = min(n_threads, 256)
+        if n == 1:
+            return self.share(0, 1, piece)
+        memset(found, 0, sizeof(found))
+        with parallel(num_threads=n):
+            found[omp_get_thread_num()] = self.share(omp_get_thread_num(), omp_get_num_threads(), piece)
+        for k in range(n):
+            both = both ^ found[k]
+        return both
 
     def step(self, int n_threads):
         """Move once."""
-        if n_threads == 1:
-            with nogil:
-                self.share(0, 1)
-            return
-        with nogil, parallel(num_threads=n_threads):
-            self.share(omp_get_thread_num(), omp_get_num_threads())
+        with nogil:
+            self.shares(n_threads, MOVE)
 
-
-cdef uint64_t read(const uint64_t *x, Py_ssize_t n) noexcept nogil:
-    cdef uint64_t found = 0
-    cdef Py_ssize_t i
-    for i in range(n):
-        found = found ^ x[i]
-    return found
+    def whole_step(self, int n_threads):
+        """Read the gradients; then move, with three states, and zero the gradients. Returns what depends on all."""
+        cdef uint64_t found
+        if self.n_states != 3:
+            raise ValueError("two averages and the average of the weights are three states")
+        with nogil:
+            found = self.shares(n_threads, READ)
+            self.shares(n_threads, MOVE_AND_ZERO)
+        return found
 
 
 cdef class Reading:

@@ -169,6 +169,20 @@ def test_optimizers_and_threads():
     assert "| 1×1,000,000 | float32 | 560 | 280 | 2.00 | 1.50 | 1.33 |" in report.threads_block(found)
 
 
+def test_the_whole_step_and_clipping():
+    taken = {"fastopt": 20, "roofline": 18, "fastopt.torch": 25, "torch foreach + fused": 300}
+    clipped = {"fastopt": 13, "fastopt, loose": 12, "fastopt, plain": 10}
+    found = results(case(suite="whole", seconds=taken), case(suite="clip", seconds=clipped))
+    block = report.whole_block(found)
+    assert "Clip, AdamW, float32, one thread, average and zero:" in block
+    assert "| 1×1,000 | 20.0 | 15.0× (torch foreach + fused) | 25.0 | 12.0× | 90 % |" in block
+    assert "| 1×1,000 | float32 | 10.0 | 1.20× | 1.30× |" in block
+    assert report.Aim(("1×1,000",), "× best peer", least=7, suite="whole").row(found)[0].startswith("whole step, AdamW")
+    assert report.Aim(("1×1,000",), "× a step that does not clip", most=1.4, suite="clip").row(found)[-1] == "yes"
+    assert report.Aim(("1×1,000",), "× best peer", least=1).row(found)[-1] == "not measured"
+    assert report.best_peer(found.select(suite="clip")[0]) is None
+
+
 def test_filling_keeps_what_stands_outside():
     page = "before\n<!-- begin a -->\nold\n<!-- end a -->\nbetween <!-- begin b -->\n<!-- end b -->\nafter\n"
     filled = report.fill(page, {"a": r"new \1", "b": "more"})
