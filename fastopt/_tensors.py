@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from torch.optim.optimizer import _get_scalar_dtype
 
 from fastopt.declare import Slot
-from fastopt.engine import LAST_FLOAT_COUNT, SHIM, shape_like
+from fastopt.engine import LAST_FLOAT_COUNT, SHIM, Arena, shape_like
 from fastopt.errors import (
     FastoptError,
     GradientError,
@@ -27,7 +26,6 @@ from fastopt.errors import (
     TensorStateError,
 )
 
-PAGE = 4096
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
@@ -75,7 +73,7 @@ class Host:
         self.copies: dict[torch.Tensor, torch.Tensor] = {}
         """Parameters with gaps between their elements -> the dense copies that are stepped in their place."""
         self.has_inference = False
-        self.arena = Arena()
+        self.arena = Arena(self.exchange)
 
     def local(self, tensor: Any, like: Any) -> torch.Tensor | None:
         """What is stepped in the place of a parameter, or, given that, the gradient's part that belongs to it.
@@ -237,66 +235,6 @@ def lies_as(state: torch.Tensor, own: torch.Tensor, slot: Slot) -> bool:
     return state.stride() == own.stride() and is_dense(state)
 
 
-class Arena:
-    """Memory for the state of one plan's parameters: tensors side by side, each with a storage of its own.
-
-    One by one PyTorch's allocator scatters them, and after other work a step waits for each: for its line, and for the
-    entry of its page. Slots lie a quarter page apart, those of large tensors from the parameter, too: a load waits for
-    any store whose address ends in the same twelve bits.
-    """
-
-    MOST = 2**26  # bytes of a piece for several tensors
-
-    def __init__(self) -> None:
-        self.pieces: dict[int, tuple[weakref.ref[np.ndarray], int, int]] = {}
-        """Per slot: memory that is 0, its address, and how much of it is taken. Tensors keep it alive, the plan not."""
-
-    @staticmethod
-    def takes(own: torch.Tensor) -> bool:
-        """Whether state like this tensor can come from here.
-
-        NumPy before 2 has at most 32 dimensions. What is empty would lie where its neighbour does, and `torch.save`
-        refuses two tensors of different types at one address.
-        """
-        return type(own) in PLAIN and own.numel() > 0 and own.dim() <= 32
-
-    def zeros(self, own: torch.Tensor, place: int) -> torch.Tensor:
-        """A tensor of zeros like a dense one, for its slot at this place."""
-        size, start = own.element_size(), own.data_ptr()
-        large = own.nbytes >= PAGE
-        piece, at = self.take(place, own.nbytes, start // 64 * 64 + (place + 1) * (PAGE // 4) if large else -1)
-        strides = tuple(size * stride for stride in own.stride())
-        return torch.from_numpy(np.ndarray(tuple(own.shape), WIDTHS[size], piece, at, strides))
-
-    def zero(self) -> torch.Tensor:
-        """A number, which is 0, of the type in which PyTorch counts."""
-        dtype = np.dtype(np.float64 if _get_scalar_dtype() == torch.float64 else np.float32)
-        return torch.from_numpy(np.ndarray((), dtype, *self.take(-1, dtype.itemsize, -1, dtype.itemsize)))
-
-    def take(self, place: int, size: int, like: int, grain: int = 64) -> tuple[np.ndarray, int]:
-        """A piece with room for so many bytes, and where: a multiple of `grain`, in its page as `like` (or -1)."""
-        known, base, taken = self.pieces.get(place, (None, 0, 0))
-        piece = known() if known else None
-        room = piece.nbytes if piece is not None else 0
-        while True:
-            at = taken + -(base + taken) % grain
-            if like >= 0:
-                at += (like - base - at) % PAGE
-            if piece is not None and at + size <= room:
-                break
-            lone = known is None and like < 0  # and may stay so: many an optimizer has one small parameter
-            room = size + grain if lone else max(min(2 * room, self.MOST), size + 2 * PAGE)
-            piece = np.zeros(room, np.uint8)
-            base = piece.ctypes.data
-            taken = 0 if lone else ((place + 1) * (PAGE // 4) - base) % PAGE
-        if room <= self.MOST:  # in a larger one is nothing left
-            self.pieces[place] = weakref.ref(piece), base, at + size
-        return piece, at
-
-
-WIDTHS: dict[int, Any] = {4: np.float32, 8: np.float64}
-
-
 def new_state(arena: Arena, param: torch.Tensor, own: torch.Tensor, place: int, slot: Slot) -> torch.Tensor:
     """A state tensor with its first values."""
     value = 0.0 if isinstance(slot.first, str) else slot.first
@@ -304,12 +242,17 @@ def new_state(arena: Arena, param: torch.Tensor, own: torch.Tensor, place: int, 
         return torch.full(shape_like(slot.like, own.shape), value, dtype=state_dtype(slot, own), device="cpu")
     if slot.first == "copy":
         return new_state(arena, param, own, place, slot._replace(first=0.0)).copy_(param.detach())
-    if param is own and arena.takes(own):
-        made = arena.zeros(own, place)
+    if param is own and type(own) in PLAIN and (made := arena.zeros(own, place)) is not None:
         return made.fill_(value) if value else made
     if value == 0:
         return torch.zeros_like(param)
     return torch.full_like(param, value, memory_format=torch.preserve_format, requires_grad=False)
+
+
+def first_count(arena: Arena) -> torch.Tensor:
+    """A step count of 0, of the type in which PyTorch counts."""
+    made = arena.zero(_get_scalar_dtype() == torch.float64)
+    return count_tensor(0) if made is None else made
 
 
 def count_tensor(steps: int | float) -> torch.Tensor:

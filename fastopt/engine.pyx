@@ -20,6 +20,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from itertools import islice
+from weakref import ref as weak_reference
 
 import numpy as np
 
@@ -904,5 +905,6 @@ cdef class Averaged:
 
 include "_engine/borrow.pxi"
 include "_engine/tensors.pxi"
+include "_engine/arena.pxi"
 include "_engine/clipping.pxi"
 include "_engine/probe.pxi"

@@ -106,6 +106,7 @@ from fastopt._tensors import (
     check_disjoint,
     check_inference,
     count_tensor,
+    first_count,
     is_dense,
     lies_as,
     local_of,
@@ -773,7 +774,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             return param, inner, arrays, own, slots, None, (), int(begun and bool(slots))
         given = inner.get("step")
         begins = "step" not in inner
-        count: Any = host.arena.zero() if begins else number_tensor(given, f"state 'step' of {label}")
+        count: Any = first_count(host.arena) if begins else number_tensor(given, f"state 'step' of {label}")
         is_other = count is not given
         if begins:
             entries["step"] = count
@@ -801,7 +802,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
                 return None
         if not counts_in_state(self.core):
             return param, inner, slots, param, slots, None, (), 0
-        scalars = {"step": host.arena.zero()}
+        scalars = {"step": first_count(host.arena)}
         for name, first in zip(self._number_names(), spec.numbers, strict=False) if spec.numbers else ():
             scalars[name] = number_tensor(first, name)
         count, *numbers = scalars.values()

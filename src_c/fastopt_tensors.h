@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "fastopt_arrays.h"
 
@@ -31,21 +32,104 @@ typedef struct {
 /* Describe a tensor; 0, or -1 with a Python error. What it points to lives as long as the tensor stays as it is. */
 typedef int (*fo_look_t)(void *object, fo_tensor_t *out);
 
+/* A tensor that is handed over, with what lets go of it. */
+typedef struct fo_managed {
+    struct {
+        uint32_t major, minor;
+    } version;
+    void *keeper;
+    void (*let_go)(struct fo_managed *self);
+    uint64_t flags;
+    fo_tensor_t tensor;
+} fo_managed_t;
+
+/* A new object over the memory of a tensor, which it takes over; 0, or -1 with a Python error. */
+typedef int (*fo_import_t)(fo_managed_t *tensor, void **out);
+
 typedef struct fo_exchange {
     uint32_t major;
     uint32_t minor;
     struct fo_exchange *older;
-    void *others[3]; /* allocate, export, import */
+    void *others[2]; /* allocate, export */
+    fo_import_t import;
     fo_look_t look;
 } fo_exchange_t;
 
-/* The function that a library's `__dlpack_c_exchange_api__` offers for looking at tensors, or NULL. */
-static inline fo_look_t fo_exchange_look(PyObject *capsule)
+/* The functions that a library's `__dlpack_c_exchange_api__` offers, of the version that is known here, or NULL. */
+static inline const fo_exchange_t *fo_exchange_of(PyObject *capsule)
 {
-    fo_exchange_t *api = (fo_exchange_t *)PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
+    const fo_exchange_t *api = (const fo_exchange_t *)PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
     while (api != NULL && api->major > 1)
         api = api->older;
-    return api != NULL && api->major == 1 ? api->look : NULL;
+    return api != NULL && api->major == 1 ? api : NULL;
+}
+
+/* The one for looking at tensors, or NULL. */
+static inline fo_look_t fo_exchange_look(PyObject *capsule)
+{
+    const fo_exchange_t *api = fo_exchange_of(capsule);
+    return api != NULL ? api->look : NULL;
+}
+
+/* The one that makes a tensor of memory, or NULL. */
+static inline fo_import_t fo_exchange_import(PyObject *capsule)
+{
+    const fo_exchange_t *api = fo_exchange_of(capsule);
+    return api != NULL ? api->import : NULL;
+}
+
+/* What a tensor over memory of a Python object's is made by, with room for its sizes and strides. */
+typedef struct {
+    fo_managed_t managed;
+    int *gone; /* set when it is let go of, as long as that is asked */
+    int64_t form[];
+} fo_kept_t;
+
+/* Any thread may let go of a tensor, with the GIL or without. When Python has ended, all goes with the process. */
+static void fo_let_go(fo_managed_t *self)
+{
+    fo_kept_t *kept = (fo_kept_t *)self;
+    if (kept->gone != NULL)
+        *kept->gone = 1;
+    if (Py_IsInitialized()) {
+        PyGILState_STATE state = PyGILState_Ensure();
+        Py_DECREF((PyObject *)self->keeper);
+        PyMem_Free(kept);
+        PyGILState_Release(state);
+    }
+}
+
+/* A new tensor as `t` says, over memory that `keeper` has and that the tensor keeps alive; NULL with a Python error. */
+static inline PyObject *fo_tensor_over(fo_import_t import, PyObject *keeper, const fo_tensor_t *t)
+{
+    /* Of Python's memory: among PyTorch's own records of its tensors it would spread them. */
+    fo_kept_t *kept = (fo_kept_t *)PyMem_Malloc(sizeof(fo_kept_t) + 2 * (size_t)t->ndim * sizeof(int64_t));
+    void *made = NULL;
+    int gone = 0, i;
+    if (kept == NULL)
+        return PyErr_NoMemory();
+    memset(kept, 0, sizeof(fo_kept_t));
+    kept->managed.version.major = 1;
+    kept->managed.keeper = keeper;
+    kept->managed.let_go = fo_let_go;
+    kept->managed.tensor = *t;
+    kept->managed.tensor.shape = kept->form;
+    kept->managed.tensor.strides = kept->form + t->ndim;
+    for (i = 0; i < t->ndim; i++) {
+        kept->form[i] = t->shape[i];
+        kept->form[t->ndim + i] = t->strides[i];
+    }
+    kept->gone = &gone;
+    Py_INCREF(keeper);
+    if (import(&kept->managed, &made) == 0 && made != NULL) {
+        kept->gone = NULL;
+        return (PyObject *)made;
+    }
+    if (!gone) /* it may have been taken over before what failed */
+        fo_let_go(&kept->managed);
+    if (!PyErr_Occurred())
+        PyErr_NoMemory();
+    return NULL;
 }
 
 enum { FO_UNFIT = -1, FO_FLOAT = 11, FO_DOUBLE = 12 };
@@ -56,6 +140,16 @@ static inline int fo_tensor_type(const fo_tensor_t *t)
     if ((t->device_type != 1 && t->device_type != 3) || t->code != 2 || t->lanes != 1 || t->byte_offset != 0)
         return FO_UNFIT;
     return t->bits == 32 ? FO_FLOAT : t->bits == 64 ? FO_DOUBLE : FO_UNFIT;
+}
+
+/* Describe a number of a type that a rule can walk, in memory that is not known yet. */
+static inline void fo_describe_number(fo_tensor_t *t, int type)
+{
+    memset(t, 0, sizeof(*t));
+    t->device_type = 1;
+    t->code = 2;
+    t->bits = type == FO_DOUBLE ? 64 : 32;
+    t->lanes = 1;
 }
 
 /* 1 if these are the sizes and strides of `form`: sizes first, then strides. */

@@ -37,9 +37,9 @@ CLIPPING = "fastopt/_engine/clipping.pxi"
 ARRAYS, FOREIGN, GRADIENTS, GROUP, LEVELS, MEMORY = (
     f"fastopt/_engine/{part}.pxi" for part in ("arrays", "foreign", "gradients", "group", "levels", "memory")
 )
-BANK, BORROW, OPERANDS, SUMS, TEAM, TENSORS, THREADS, WALK = (
+ARENA, BANK, BORROW, OPERANDS, SUMS, TEAM, TENSORS, THREADS, WALK = (
     f"fastopt/_engine/{part}.pxi"
-    for part in ("bank", "borrow", "operands", "sums", "team", "tensors", "threads", "walk")
+    for part in ("arena", "bank", "borrow", "operands", "sums", "team", "tensors", "threads", "walk")
 )
 TENSORS_PY, TENSORS_H = "fastopt/_tensors.py", "src_c/fastopt_tensors.h"
 OPTIMIZER, STATE, FUNCTIONAL = "fastopt/optimizer.py", "fastopt/state.py", "fastopt/functional.py"
@@ -1496,27 +1496,35 @@ MUTANTS = [
         "pytorch/test_tensors.py -k usual_way_too",
     ),
     Mutant(
-        "slots of large tensors that lie as the parameter does", TENSORS_PY,
-        "start // 64 * 64 + (place + 1) * (PAGE // 4) if large", "start // 64 * 64 if large",
+        "slots of large tensors that lie as the parameter does", ARENA,
+        "like = (<Py_ssize_t>t.data & ~(BLOCK - 1)) + (place + 1) * (PAGE // 4)",
+        "like = <Py_ssize_t>t.data & ~(BLOCK - 1)",
         "pytorch/test_tensors.py -k side_by_side",
     ),
     Mutant(
-        "state of empty tensors at the address of a neighbour", TENSORS_PY,
-        "type(own) in PLAIN and own.numel() > 0 and", "type(own) in PLAIN and",
+        "state of empty tensors at the address of a neighbour", ARENA,
+        "        if size == 0:", "        if False:",
         "pytorch/test_tensors.py -k empty_tensors",
     ),
     Mutant(
-        "a piece of pages for one small tensor", TENSORS_PY,
+        "a piece of pages for one small tensor", ARENA,
         "lone = known is None and like < 0", "lone = False", "pytorch/test_tensors.py -k takes_no_more",
     ),
     Mutant(
-        "a large tensor displaces the piece that others share", TENSORS_PY,
-        "        if room <= self.MOST:", "        if True:", "pytorch/test_tensors.py -k displaces",
+        "a large tensor displaces the piece that others share", ARENA,
+        "        if at.size <= self.most:", "        if True:", "pytorch/test_tensors.py -k displaces",
     ),
     Mutant(
-        "state that the plan keeps alive", TENSORS_PY,
-        "self.pieces[place] = weakref.ref(piece), base, at + size",
-        "self.pieces[place] = (lambda: piece), base, at + size", "pytorch/test_tensors.py -k given_back",
+        "state that the plan keeps alive", ARENA,
+        "weak_reference(piece)", "piece.__array__", "pytorch/test_tensors.py -k given_back",
+    ),
+    Mutant(
+        "memory let go of twice where PyTorch makes no tensor of it", TENSORS_H,
+        "    if (!gone) /* it", "    if (1) /* it", "pytorch/test_tensors.py -k is_not_made",
+    ),
+    Mutant(
+        "memory kept for ever where PyTorch makes no tensor of it", TENSORS_H,
+        "    if (!gone) /* it", "    if (0) /* it", "pytorch/test_tensors.py -k is_not_made",
     ),
     Mutant(
         "the compiler looks into what a kept plan asks for", "fastopt/torch.py",

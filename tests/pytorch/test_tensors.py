@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import gc
 import math
 import subprocess
@@ -11,6 +12,7 @@ import threading
 import tracemalloc
 import weakref
 from collections import OrderedDict, UserDict
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ torch = pytest.importorskip("torch")
 import fastopt  # noqa: E402
 import fastopt.torch as ft  # noqa: E402
 from fastopt import FastoptError, engine, errors  # noqa: E402
-from fastopt._tensors import Arena, Host  # noqa: E402
+from fastopt._tensors import Host  # noqa: E402
 
 CLASSES = [getattr(ft, name) for name in ft.__all__]
 STATED = [cls for cls in CLASSES if cls is not ft.SGD]
@@ -876,15 +878,14 @@ def test_state_of_empty_tensors_of_two_types_is_saved(tmp_path):
 
 def test_the_state_of_one_small_parameter_takes_no_more_than_it_needs():
     """As with an optimizer for each parameter, or a group that is added after each step."""
-    arena = Arena()
+    arena = engine.Arena(Host.exchange)
     for own in (torch.ones(3), torch.ones(5, dtype=torch.float64), torch.ones(1024)):
-        assert arena.takes(own)
-        lone = Arena()
-        made = [(lone.zeros(own, place), lone.zero()) for place in range(2)]
-        sizes = [known().nbytes for known, _, _ in lone.pieces.values()]
+        lone = engine.Arena(Host.exchange)
+        made = [(lone.zeros(own, place), lone.zero(False)) for place in range(2)]
+        sizes = [piece.nbytes for piece in lone.pieces.values()]
         assert sum(sizes) <= (1 if own.nbytes < 4096 else 3) * (2 * own.nbytes + 8192 + 256) and made
     many = [arena.zeros(torch.ones(64), 0) for _ in range(1000)]
-    assert arena.pieces[0][0]().nbytes <= 2 * sum(x.nbytes for x in many)
+    assert arena.pieces[0].nbytes <= 2 * sum(x.nbytes for x in many)
 
 
 def test_memory_of_state_that_was_exchanged_is_given_back():
@@ -908,14 +909,61 @@ def test_memory_of_state_that_was_exchanged_is_given_back():
     assert opt._plan is plan and [opt.state[x]["step"] for x in (p, q)] == [3, 1]
 
 
-def test_a_tensor_too_large_for_others_beside_it_displaces_no_piece(monkeypatch):
-    monkeypatch.setattr(Arena, "MOST", 2**15)
-    arena = Arena()
+def test_a_tensor_too_large_for_others_beside_it_displaces_no_piece():
+    arena = engine.Arena(Host.exchange)
+    arena.most = 2**15
     made = [arena.zeros(torch.ones(16), 0) for _ in range(3)]  # the first piece may have room for two
-    piece = arena.pieces[0][0]()
+    piece = arena.pieces[0]
     made.append(arena.zeros(torch.ones(2**14), 0))
     made.append(arena.zeros(torch.ones(16), 0))
-    assert arena.pieces[0][0]() is piece and made[4].data_ptr() - made[2].data_ptr() == 64
+    assert arena.pieces[0] is piece and made[4].data_ptr() - made[2].data_ptr() == 64
+
+
+class Exchange(ctypes.Structure):
+    """What DLPack's capsule points to."""
+
+    _fields_ = (
+        ("version", ctypes.c_uint32 * 2), ("older", ctypes.c_void_p), ("others", ctypes.c_void_p * 2),
+        ("make", ctypes.c_void_p), ("rest", ctypes.c_void_p * 2),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["at once", "after it was taken over"])
+def test_memory_of_a_tensor_that_is_not_made_is_given_back_once(taken):
+    pointer, capsule = ctypes.pythonapi.PyCapsule_GetPointer, ctypes.pythonapi.PyCapsule_New
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    capsule.restype, capsule.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+    name, n_keepers = b"dlpack_exchange_api", []
+
+    @ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+    def make(managed, out):
+        keeper, let_go = (ctypes.c_void_p * 2).from_address(managed + 8)
+        piece = ctypes.cast(keeper, ctypes.py_object).value
+        before = sys.getrefcount(piece)
+        if taken:
+            ctypes.CFUNCTYPE(None, ctypes.c_void_p)(let_go)(managed)
+        n_keepers.append((weakref.ref(piece), before - sys.getrefcount(piece)))
+        return -1
+
+    api = Exchange.from_buffer_copy(Exchange.from_address(pointer(Host.exchange, name)))
+    api.make = ctypes.cast(make, ctypes.c_void_p).value
+    arena = engine.Arena(capsule(ctypes.addressof(api), name, None))
+    for make_one in (lambda: arena.zeros(torch.ones(3), 0), lambda: arena.zero(False)):
+        with pytest.raises(MemoryError):
+            make_one()
+    assert [(piece(), given_back) for piece, given_back in n_keepers] == 2 * [(None, int(taken))] and not arena.pieces
+
+
+def test_threads_that_let_go_of_state_leave_the_rest_as_it_is():
+    arena = engine.Arena(Host.exchange)
+    made = [arena.zeros(torch.ones(16), 0).fill_(i) for i in range(4000)]
+    kept, parts = made[::100], [made[i::4] for i in range(4)]
+    del made
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(list.clear, parts))
+    assert [x.unique().item() for x in kept] == list(range(0, 4000, 100))
+    del kept
+    assert not arena.pieces
 
 
 def test_state_of_more_dimensions_than_an_array_has():
