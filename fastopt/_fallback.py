@@ -13,6 +13,7 @@ import torch
 
 from fastopt._tensors import (
     Host,
+    count_tensor,
     extent,
     has_dispatch,
     has_storage,
@@ -24,8 +25,16 @@ from fastopt._tensors import (
     reach_of,
     steppable,
 )
-from fastopt.engine import total
-from fastopt.errors import FastoptError, GradientError, HyperparameterError, StateDictError, warn_caller
+from fastopt.declare import AVERAGE
+from fastopt.engine import clip_of_total, total
+from fastopt.errors import (
+    FastoptError,
+    GradientError,
+    HyperparameterError,
+    StateDictError,
+    TensorDTypeError,
+    warn_caller,
+)
 
 CHOICES = ("warn", "silent", "error")
 PYTORCH = os.path.join(os.path.dirname(str(torch.__file__)), "")
@@ -298,13 +307,83 @@ def gradient_total(one: Left, order: float, n_threads: int | None) -> float | No
     return total(array, order, n_threads)
 
 
+class Around:
+    """What is done around PyTorch's step of the parameters that are left to it; all is checked when this is made."""
+
+    def __init__(
+        self, state: Mapping[Any, Any], groups: list[dict[str, Any]], what: Mixed, settings: Mapping[str, Any],
+        scale: Any, factor: float | None,
+    ) -> None:  # fmt: skip
+        self.state = state
+        self.limits: dict[int, tuple[float | None, float]] = {}
+        """By the identity of a parameter: its factor of clipping, and what no element of its gradient is to exceed."""
+        self.zeroed: list[torch.Tensor] = []
+        self.averaged: list[tuple[torch.Tensor, float, float, torch.Tensor | None]] = []
+        for one in what.left:
+            group, param = groups[one.group], one.param
+            if param.grad is None:
+                continue
+            self.limits[id(param)] = own_limits(group, one, settings, scale, factor)
+            if group.get("zero_grads"):
+                Host.check_zeroing(param.grad, f"gradient of {one.label}")
+                self.zeroed.append(param.grad)
+            if group.get("ema_decay") is not None:
+                start = float(1 if group.get("ema_start") is None else group["ema_start"])
+                entry = state[param] if param in state else {}
+                first = param.detach().clone() if start == 0 and entry.get(AVERAGE.name) is None else None
+                self.averaged.append((param, float(group["ema_decay"]), start, first))
+
+    def average(self, counts: bool) -> None:
+        """What becomes of averages after the step. `counts`: whether PyTorch counts the steps of each parameter."""
+        with torch.no_grad():
+            for param, decay, start, first in self.averaged:
+                entry = self.state[param]
+                if not counts:
+                    entry["step"] = count_tensor(float(entry.get("step", 0)) + 1)
+                average = entry.get(AVERAGE.name, first)
+                if average is not None:
+                    entry[AVERAGE.name] = average.lerp_(param.detach(), 1 - decay)
+                elif float(entry["step"]) >= start:
+                    entry[AVERAGE.name] = param.detach().clone()
+
+    def zero(self) -> None:
+        """Zero gradients, after all have stepped."""
+        Host.zero(self.zeroed)
+
+
+def own_limits(
+    group: Mapping[str, Any], one: Left, settings: Mapping[str, Any], scale: Any, factor: float | None
+) -> tuple[float | None, float]:
+    """The factor of clipping by norm of one gradient, or None, and what none of its elements is to exceed."""
+    each, value = group.get("clip_norm_each"), group.get("clip_value")
+    if each is not None and float(each) < inf:
+        factor = 1.0 if factor is None else factor
+        total_of = gradient_total(one, settings["norm_type"], settings["n_threads"])
+        if total_of is not None:
+            by = 1.0 if scale is None else float(scale)
+            norm, _ = clip_of_total(total_of, settings["norm_type"], by, inf)
+            own = float(each) / (norm * factor + 1e-6)
+            factor *= 1.0 if own > 1 else own
+    if value is not None and float(value) < inf and one.param.grad is not None and one.param.grad.is_complex():
+        raise TensorDTypeError(f"clip_value={value!r}: the gradient of {one.label} is complex, and has no order")
+    return factor, inf if value is None else float(value)
+
+
+def clamped(grad: torch.Tensor, limit: float) -> torch.Tensor:
+    """A gradient with its elements between two bounds; of a sparse one, those that it has."""
+    if grad.layout != torch.sparse_coo:
+        return grad.clamp(-limit, limit)
+    grad = grad.coalesce()
+    return torch.sparse_coo_tensor(grad.indices(), grad.values().clamp(-limit, limit), grad.shape, is_coalesced=True)
+
+
 def step_by_pytorch(
     optimizer: torch.optim.Optimizer, step: Callable[..., Any], groups: list[dict[str, Any]], what: Mixed, scale: Any,
-    factor: float | None,
+    limits: Mapping[int, tuple[float | None, float]],
 ) -> None:  # fmt: skip
     """PyTorch's step of the parameters that are left to it: its own code, on the same options and state.
 
-    The gradients are divided by `scale` and multiplied by `factor`, where these are given, in copies.
+    The gradients are divided by `scale`, where that is given, and clipped by the `limits` of each, in copies.
     """
     fused = [bool(groups[g].get("fused")) and not plain for g, _, plain in what.parts]
     every = [
@@ -313,7 +392,7 @@ def step_by_pytorch(
     ]  # fmt: skip
     if scale is not None and any(grad.dtype == torch.float16 and not by_kernel for _, grad, by_kernel in every):
         raise ValueError("Attempting to unscale FP16 gradients.")  # as PyTorch says it
-    taken = changed(every, scale, factor)
+    taken = changed(every, scale, limits)
     names: tuple[str, ...] = ("grad_scale", "found_inf")
     own = {name: optimizer.__dict__.pop(name) for name in names if name in optimizer.__dict__}
     whole = optimizer.param_groups
@@ -336,9 +415,9 @@ def step_by_pytorch(
 
 
 def changed(
-    every: list[tuple[torch.Tensor, torch.Tensor, bool]], scale: Any, factor: float | None
+    every: list[tuple[torch.Tensor, torch.Tensor, bool]], scale: Any, limits: Mapping[int, tuple[float | None, float]]
 ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Parameters whose gradient is another for the step: with that, and a copy divided by `scale`, times `factor`.
+    """Parameters whose gradient is another for the step: with that, and a copy divided by `scale`, and clipped.
 
     They come with whether a fused kernel steps them, which takes a scaler's factor out by itself, of the gradient, too.
     """
@@ -346,12 +425,15 @@ def changed(
     inverse = None if scale is None else torch.as_tensor(scale).double().reciprocal().float()
     with torch.no_grad():
         for param, grad, by_kernel in every:
+            factor, limit = limits[id(param)]
             copy = grad
             if inverse is not None and not by_kernel:
                 copy = grad * inverse.to(grad.device)
             if factor is not None and factor != 1:
                 copy = copy * factor
-            elif factor is not None and by_kernel and inverse is not None:
+            if limit < inf:
+                copy = clamped(copy, limit * float(scale) if by_kernel and inverse is not None else limit)
+            elif factor is not None and copy is grad and by_kernel and inverse is not None:
                 copy = grad.clone()
             if copy is not grad:
                 taken.append((param, grad, copy))

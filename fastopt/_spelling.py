@@ -31,11 +31,6 @@ WHERE_TO_CLIP = {
     "function": "functions do not clip: multiply the gradients by min(1, max_norm / fastopt.norm(gradients)) first",
     "torch": "did you mean 'clip_norm'?",
 }
-# And to other words about clipping, where there are no options for it.
-OTHER_CLIPPING = {
-    "function": "functions do not clip; clip the gradients before the call",
-    "torch": "clip the gradients before step(), as for torch.optim",
-}
 
 
 def meant(name: str, known: Iterable[str], near: float = 0.85) -> str | None:
@@ -55,4 +50,6 @@ def about_clipping(name: str, where: str) -> str | None:
     plain = name.lower()
     if plain in BY_NORM:
         return WHERE_TO_CLIP[where]
-    return OTHER_CLIPPING.get(where) if "clip" in plain else None
+    if where == "function" and "clip" in plain:
+        return "functions do not clip; clip the gradients before the call"
+    return None

@@ -70,6 +70,7 @@ class Host:
 
     def __init__(self) -> None:
         self.grad = torch._C.TensorBase.grad  # of a class it would ask the class
+        self.requires_grad = torch._C.TensorBase.requires_grad
         self.copies: dict[torch.Tensor, torch.Tensor] = {}
         """Parameters with gaps between their elements -> the dense copies that are stepped in their place."""
         self.has_inference = False
@@ -103,6 +104,25 @@ class Host:
                     np.copyto(param.detach().numpy(), self.copies[param].numpy())
 
     @staticmethod
+    def check_zeroing(grad: torch.Tensor, label: str) -> None:
+        """Raise unless a gradient can be zeroed."""
+        if grad.is_inference() and not torch.is_inference_mode_enabled():
+            raise InferenceModeError(f"{label} is an inference tensor; zero_grads=True cannot write to it here")
+        if grad.layout == torch.strided and has_repeats(grad):
+            raise TensorLayoutError(f"{label} has elements that share memory; zero_grads=True cannot write to them")
+
+    @staticmethod
+    def zero(grads: Iterable[torch.Tensor]) -> None:
+        """Zero gradients, as ``zero_grad(set_to_none=False)`` does."""
+        with torch.no_grad():
+            for grad in grads:
+                if grad.grad_fn is not None:
+                    grad.detach_()
+                else:
+                    grad.requires_grad_(False)
+                grad.zero_()
+
+    @staticmethod
     def fit(grad: torch.Tensor, param: torch.Tensor, label: str) -> torch.Tensor:
         """A gradient that lies as its parameter does: a copy, or the error."""
         if grad.layout != torch.strided:
@@ -122,6 +142,11 @@ class Host:
         except Exception as error:  # whatever a tensor raises that is none
             raise GradientError(f"{label}, a {type(grad).__name__}, cannot be copied: {error}") from error
         return fitting
+
+
+def has_repeats(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is an expanded one, which has the same element in several places."""
+    return any(n > 1 and step == 0 for n, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def is_dtensor(tensor: Any) -> bool:

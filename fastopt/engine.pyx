@@ -769,7 +769,7 @@ cdef class Plan(Operands):
             raise AveragedError(f"{what} inside `with averaged():`, where the parameters hold their averages; leave it "
                                 "first")
 
-    cdef swap_averages(self, bint back):
+    def swap_averages(self, bint back):
         """Let parameters whose averages have begun, and those, change places, or change `back`."""
         cdef Group group
         cdef Program program
@@ -886,21 +886,54 @@ cdef class Plan(Operands):
 
 @cython.final
 cdef class Averaged:
-    """What `Optimizer.averaged` returns. In C, so that no interrupt comes between a change of places and its note."""
-    cdef Plan plan
+    """What `Optimizer.averaged` returns: `swap(back)` lets averages and parameters change places, and back.
+
+    `is_swapped()` says whether they have. In C, so that no interrupt comes before the context is entered.
+    """
+    cdef object swap
+    cdef object is_swapped
     cdef bint inside
 
-    def __cinit__(self, Plan plan):
-        self.plan = plan
+    def __cinit__(self, swap, is_swapped):
+        self.swap, self.is_swapped = swap, is_swapped
 
     def __enter__(self):
-        self.plan.swap_averages(False)
+        cdef bint before = self.is_swapped()
+        try:
+            self.swap(False)
+        except BaseException:             # an interrupt, maybe, after all was done
+            if not before and self.is_swapped():
+                self.swap(True)
+            raise
         self.inside = True
 
     def __exit__(self, *error):
         if self.inside:
             self.inside = False
-            self.plan.swap_averages(True)
+            self.swap(True)
+
+
+def swap_tensors(list pairs, clone, copy, dict noted, value):
+    """Let the contents of pairs of tensors change places, and note a value under "_averaged"; all, or an error and none.
+
+    `clone(x)` and `copy(x, y)` are C functions of their library, between which no Python code runs, nor an interrupt.
+    """
+    cdef Py_ssize_t done = 0
+    try:
+        for first, second in pairs:
+            swap_two(first, second, clone, copy)
+            done += 1
+    except BaseException:
+        for first, second in pairs[:done]:
+            swap_two(first, second, clone, copy)
+        raise
+    noted["_averaged"] = value
+
+
+cdef swap_two(first, second, clone, copy):
+    kept = clone(first)
+    copy(first, second)
+    copy(second, kept)
 
 
 include "_engine/borrow.pxi"

@@ -414,7 +414,8 @@ class Optimizer(Declaration, abstract=True):
         array([-1.])
         """
         self._require_averages()
-        return Averaged(self._plan)
+        plan = self._plan
+        return Averaged(plan.swap_averages, lambda: plan.averaged)
 
     @property
     def averages(self) -> list[np.ndarray] | dict[Any, np.ndarray]:

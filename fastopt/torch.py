@@ -19,7 +19,7 @@ What is stepped
     gradients, other devices, tensors that share memory, ``differentiable=True``. All checks of the compiled step come
     first, then PyTorch's part runs, then the compiled part. If PyTorch raises, the compiled part was not written.
 
-Six arguments more, all by name
+More arguments, all by name
     n_threads : int >= 1, optional
         See `fastopt.Optimizer`; by default as many as ``torch.set_num_threads`` and the machine allow.
     flush_subnormal : bool, default True
@@ -40,8 +40,28 @@ Six arguments more, all by name
         Says that the ranks of this group hold parameters of their own, whose sums make up the norm.
         `ZeroRedundancyOptimizer` needs it beside ``clip_norm``. Not for `DTensor`, whose placements say so.
 
-    The last three are properties, too, and can be set between steps. They are saved by `pickle`, but for the group, and
-    are neither in parameter groups nor in state dicts.
+    clip_value : float > 0, optional
+        What no element of a gradient is to exceed: each is put between -clip_value and clip_value, after clipping by
+        norm.
+    clip_norm_each : float > 0, optional
+        What the norm of each gradient by itself is not to exceed, after clipping by the norm of all. Not for sharded
+        `DTensor`.
+    ema_decay : float in [0, 1], optional
+        Keep an average of each parameter, in the state ``ema``: the parameter after its first step, from the second on
+        ``torch.lerp(ema, p, 1 - ema_decay)``, as ``AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))``
+        has it that is updated after every step. See `averaged <fastopt.torch.AdamW.averaged>` and `averages`.
+    ema_start : int >= 0, default 1
+        The step of a parameter at which its average begins; see `fastopt.Optimizer`. Classes whose state has no
+        ``step`` in PyTorch (`SGD`, `Lion`) have one while they average.
+    zero_grads : bool, default False
+        Zero the gradients after they are read, as ``zero_grad(set_to_none=False)`` does, also those of a step that a
+        scaler skips. Gradients that share memory with each other are refused.
+
+    ``clip_norm``, ``norm_type`` and ``clip_group`` are properties, too, and can be set between steps. They are saved by
+    `pickle`, but for the group, and are neither in parameter groups nor in state dicts. The last five are options of a
+    parameter group, there if they are given; a group that has None goes without. Loading a state dict without them
+    leaves them as they are. The formulas, and their order in a step, are those of `fastopt.Optimizer` under
+    ``convention="torch"``.
 
 Clipping on several ranks
     Of `DTensor`, sums are added over the dimensions of the mesh with ``Shard`` and counted once over those with
@@ -73,6 +93,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -99,7 +120,7 @@ from torch.optim import optimizer as torch_optimizer
 
 import fastopt
 from fastopt import _fallback, _torch_clip, _torch_install, _torch_ranks
-from fastopt._spelling import about_clipping
+from fastopt._spelling import about_clipping, meant
 from fastopt._tensors import (
     PLAIN,
     Host,
@@ -123,6 +144,7 @@ from fastopt._torch_install import install as install
 from fastopt._torch_install import installed as installed
 from fastopt._torch_install import uninstall as uninstall
 from fastopt.declare import (
+    AVERAGE,
     FLAGS,
     Range,
     Spec,
@@ -136,23 +158,28 @@ from fastopt.declare import (
     with_defaults,
 )
 from fastopt.engine import (
+    AROUND,
     LAST_FLOAT_COUNT,
     LIMIT,
     NO_SCHEDULES,
+    Averaged,
     BusyGuard,
     LastNorm,
     TensorPlan,
     clip_of_total,
     is_number,
     plain_key,
+    swap_tensors,
 )
 from fastopt.errors import (
+    AveragedError,
     FastoptError,
     HyperparameterError,
     ParameterError,
     StateDictError,
     TensorLayoutError,
     UnknownOptionError,
+    warn_caller,
 )
 from fastopt.state import MEANINGS, check_layout, check_origin, described, expect, merged_options, translated
 
@@ -222,7 +249,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             cls._unknown = {p.name: p.default for p in taken if p.name not in known}
             cls._known = {}
             ours = fastopt.OPTIMIZERS.get(cls.core.__name__) is cls.core  # the rule() of a user's may look at anything
-            cls._deciding = (*cls.core.group_keys(), "differentiable") if ours else None
+            cls._deciding = (*cls.core.group_keys(), *AROUND, "differentiable") if ours else None
         elif "__init__" in vars(cls):  # of a user
             cls.__signature__ = None  # type: ignore[attr-defined]
 
@@ -232,6 +259,12 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     """Where some parameters are left to PyTorch: those, and the plan for the others."""
     _guarded: TensorPlan | None = None
     """A plan over inference tensors, for steps in inference mode."""
+    _around: Mapping[str, Any] = {}
+    """During construction: the options that a group may have or not."""
+    _averaged: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+    """Parameters and the state in which their values are, while averages stand in their place,"""
+    _averaging: TensorPlan | None = None
+    """and the plan of before."""
     _in_zero: bool = False
     """Whether a ZeroRedundancyOptimizer made this optimizer, for some of its parameters."""
     _loading: dict[str, Any] | None = None
@@ -248,14 +281,18 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     def __init__(
         self, params: Any, *args: Any, n_threads: int | None = None, flush_subnormal: bool = True,
         fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None, norm_type: float = 2,
-        clip_group: Any = None, **kwargs: Any,
+        clip_group: Any = None, clip_value: float | None = None, clip_norm_each: float | None = None,
+        ema_decay: float | None = None, ema_start: int | None = None, zero_grads: bool | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         for name, default in self._unknown.items():
             if kwargs.get(name, default) != default:
                 raise UnknownOptionError(f"fastopt.torch.{type(self).__name__} does not know the option {name!r} yet")
         for name in kwargs:
-            if clipping := about_clipping(name, "torch"):
-                raise UnknownOptionError(f"fastopt.torch.{type(self).__name__} has no option {name!r}: {clipping}")
+            says = about_clipping(name, "torch")
+            if says is None and name not in signature_of(type(self)) and (close := meant(name, AROUND)):
+                says = f"did you mean {close!r}?"
+            if says is not None:
+                raise UnknownOptionError(f"fastopt.torch.{type(self).__name__} has no option {name!r}: {says}")
         _fallback.check_choice(fallback)
         self._settings: dict[str, Any] = {
             "n_threads": n_threads, "flush_subnormal": flush_subnormal, "fallback": fallback,
@@ -272,7 +309,11 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             self._in_zero = True
             _torch_ranks.check_zero(zero, clip_norm, clip_group)
             _torch_ranks.take_out(zero, params, CLIPPING)
+        around = (clip_value, clip_norm_each, ema_decay, ema_start, zero_grads)
+        self._around = {key: value for key, value in zip(AROUND, around, strict=True) if value is not None}
         super().__init__(params, *args, **kwargs)
+        self.defaults.update(self._around)
+        self._around = {}
         for group in self.param_groups:
             self._check_options(group)
 
@@ -284,6 +325,9 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
                     f"{self._owner()}: a parameter group has no option {name!r}: the norm is that of all groups, so "
                     "it is an option of the optimizer"
                 )
+        self._refuse_averaged("add_param_group()")
+        if self._around:
+            param_group = {**self._around, **param_group}
         super().add_param_group(param_group)
 
     # --- Stepping
@@ -324,23 +368,31 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     step.hooked = True  # type: ignore[attr-defined]  # PyTorch would wrap it in what _hooked_step has, at every call
 
     def _bare_step(self, closure: Callable[[], Any] | None = None) -> Any:
+        self._refuse_averaged("step()")
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         found, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if found is not None and float(found) != 0:
-            if self._settings["clip_norm"] is not None:
-                self._stepping.run(self._skip_step, scale)
+            self._stepping.run(self._skip_step, scale)
             return loss
         self._stepping.run(self._take_step, scale)
         return loss
 
     def _skip_step(self, scale: Any) -> None:
-        """Tell the other ranks, if they wait for the sums of this one, that there is nothing to step."""
+        """A step that a scaler skips: gradients are zeroed, and ranks that wait for the sums of this one are told."""
         ranks = self._ranks()
         if ranks is not None:
             self._agreed(ranks, [0.0] * len(ranks.parts), _torch_ranks.SKIPS, scale)
+        place, grads = 0, []
+        for group in self.param_groups:
+            for param, name in zip(group["params"], names_of(group, place), strict=True):
+                if group.get("zero_grads") and param.grad is not None:
+                    Host.check_zeroing(param.grad, f"gradient of parameter {name!r}")
+                    grads.append(param.grad)
+            place += len(group["params"])
+        Host.zero(grads)
 
     def _take_step(self, scale: Any) -> None:
         try:
@@ -421,7 +473,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
 
     def _take_mixed_step(self, groups: list[dict[str, Any]], mixed: _fallback.Mixed, scale: Any) -> None:
         """PyTorch's step for some parameters, then the compiled one, which was checked, for the others."""
-        if self._settings["clip_norm"] is None:
+        if not self._takes_norm():
             self._finish_step(groups, mixed, scale)
         else:
             (total,) = self._totals(mixed, [0] * len(mixed.left), 1)
@@ -433,17 +485,26 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     ) -> None:  # fmt: skip
         """Write, after all checks, the gradients times the factor of clipping, where there is one."""
         if mixed.left:
-            _fallback.step_by_pytorch(self, self._twin_step, groups, mixed, scale, factor)
+            around = _fallback.Around(self.state, groups, mixed, self._settings, scale, factor)
+            _fallback.step_by_pytorch(self, self._twin_step, groups, mixed, scale, around.limits)
+            around.average(counts_in_state(self.core))
         if not mixed.plan.step_tensors(groups, self.state, scale, factor=factor):  # PyTorch has made state
             plan, keep = self._bound(groups, mixed.left)
             if not plan.step_tensors(groups, self.state, scale, factor=factor):
                 raise ParameterError("parameters, groups or state changed while the step looked at them")
             mixed = mixed._replace(plan=plan)
+        if mixed.left:
+            around.zero()
         if factor is not None:
             self._last.note(norm)
         self._mixed = mixed if keep else None
 
     # --- Clipping by the norm of all gradients, of several plans or ranks
+
+    def _takes_norm(self) -> bool:
+        """Whether a step takes norms of gradients."""
+        each = any(group.get("clip_norm_each") is not None for group in self.param_groups)
+        return each or self._settings["clip_norm"] is not None
 
     def _ranks(self) -> _torch_ranks.Ranks | None:
         """With which ranks the norm is found, at a step that clips; None if with none."""
@@ -509,8 +570,8 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
 
     def _clip_of(self, total: float, scale: Any) -> tuple[float, float]:
         """The norm, and the factor that gradients are multiplied by."""
-        factor = 1.0 if scale is None else float(scale)
-        return clip_of_total(total, self._settings["norm_type"], factor, self._settings["clip_norm"])
+        factor, limit = 1.0 if scale is None else float(scale), self._settings["clip_norm"]
+        return clip_of_total(total, self._settings["norm_type"], factor, math.inf if limit is None else limit)
 
     def _change(self, name: str, value: Any) -> None:
         """Set one of the settings of clipping."""
@@ -587,6 +648,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         core = self.core
         convention = next(iter(core.conventions))
         options = with_defaults(core, convention, {"flush_subnormal": self._settings["flush_subnormal"]})
+        options |= {key: plain(group[key]) for key in AROUND if key in group}
         for key in core.group_keys():
             if key in group:
                 options[key] = plain(group[key])
@@ -596,8 +658,11 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
                     raise HyperparameterError(f"{key}={group[key]!r} must be a number: use torch.optim.lr_scheduler")
         if group.get("differentiable") and self._settings["fallback"] == "error":
             raise HyperparameterError("differentiable=True is not supported: the step is no operation of autograd")
-        if group.get("differentiable") and self._settings["clip_norm"] is not None:
-            raise HyperparameterError(NOT_DIFFERENTIABLE)
+        if group.get("differentiable"):
+            if self._settings["clip_norm"] is not None:
+                raise HyperparameterError(NOT_DIFFERENTIABLE)
+            if given := [key for key in AROUND if group.get(key) is not None]:
+                raise HyperparameterError(f"{given[0]}={group[given[0]]!r} does not go with differentiable=True")
         if options.get("nesterov") and is_zero(options["momentum"]):
             options["nesterov"] = False  # as PyTorch does where a momentum was edited to 0
         spec = derive(core, convention, options)
@@ -707,7 +772,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
                     label = f"parameter {name!r}"
                     if not ordinary:
                         labels[param] = label
-                    records.append(self._record(param, spec, label, host, plan if ordinary else None))
+                    records.append(self._record(param, group, spec, label, host, plan if ordinary else None))
             plan.bind(group, spec, params, records, names)
             place += len(group["params"])
         check_disjoint(host.copies, labels)
@@ -724,12 +789,13 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             or any(_fallback.may_meet(param, one.param) for one in left)
         ):  # fmt: skip
             return None
-        record = self._record(param, spec, label, host)
+        record = self._record(param, group, spec, label, host)
         return None if host.copies or host.has_inference else record
 
     def _record(
-        self, param: torch.Tensor, spec: Spec, label: str, host: Host, plan: TensorPlan | None = None
-    ) -> tuple[Any, ...]:
+        self, param: torch.Tensor, group: Mapping[str, Any], spec: Spec, label: str, host: Host,
+        plan: TensorPlan | None = None,
+    ) -> tuple[Any, ...]:  # fmt: skip
         """A record for `TensorPlan.bind`; state that the parameter lacks is made, to be put in place with the step.
 
         A plan is given for an ordinary parameter, of which nothing more has to be checked.
@@ -745,16 +811,27 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         inner = self.state.get(param, {})
         if not isinstance(inner, dict):
             raise StateDictError(f"state of {label} is a {type(inner).__name__}; a dict is needed")
-        if plan and not inner and (record := self._first_record(param, inner, spec, host, plan)) is not None:
-            return record
+        averages = AVERAGE in spec.slots
+        if plan and not inner and not averages:
+            if (record := self._first_record(param, inner, spec, host, plan)) is not None:
+                return record
         counts = counts_in_state(self.core)
         if inner and counts:
             self._check_complete(inner, label)
         entries: dict[str, Any] = {}
         arrays: dict[str, Any] = {}  # entries, too, after the others
-        slots = {}
+        slots: dict[str, Any] = {}
+        begins, average_begun = "step" not in inner, averages and inner.get(AVERAGE.name) is not None
+        count: Any = None
+        if counts or averages:  # of which some begin late
+            count = first_count(host.arena) if begins else number_tensor(inner["step"], f"state 'step' of {label}")
         for place, slot in enumerate(spec.slots):
             name, given = slot.name, inner.get(slot.name)
+            if given is None and slot is AVERAGE:
+                if float(count) + 1 < self._start_of(group):
+                    slots[name] = None
+                    continue
+                slot = slot._replace(first="copy")  # what it would be if the step ended in the middle
             if given is None:
                 arrays[name] = given = new_state(host.arena, param, own, place, slot)
             if plan and slot.like == "parameter" and plan.is_like(given, param):
@@ -769,13 +846,11 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
                 local = state_tensor(arrays[name], param, own, slot, label).copy_(local)
             check_inference(host, local, f"state {name!r} of {label}")
             slots[name] = local
-        if not counts:
-            begun = all(inner.get(name) is not None for name in slots)
-            return param, inner, arrays, own, slots, None, (), int(begun and bool(slots))
-        given = inner.get("step")
-        begins = "step" not in inner
-        count: Any = first_count(host.arena) if begins else number_tensor(given, f"state 'step' of {label}")
-        is_other = count is not given
+        kept = [inner.get(name) is not None for name in slots if name != AVERAGE.name]
+        begun = 0 if counts else int(all(kept) and bool(kept))  # which a state without a count says itself
+        if count is None:
+            return param, inner, arrays, own, slots, None, (), begun, False
+        is_other = count is not inner.get("step")
         if begins:
             entries["step"] = count
         elif is_other or (count.dtype == torch.float32 and count.item() >= LAST_FLOAT_COUNT):
@@ -789,7 +864,14 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             if numbers[-1] is not given:
                 entries[name] = numbers[-1]
             check_inference(host, numbers[-1], f"state {name!r} of {label}")
-        return param, inner, in_order({**entries, **arrays}), own, slots, count, tuple(numbers), 0
+        entries = in_order({**entries, **arrays})
+        return param, inner, entries, own, slots, count, tuple(numbers), begun, average_begun
+
+    @staticmethod
+    def _start_of(group: Mapping[str, Any]) -> float:
+        """The step at which the average of a parameter begins, the first being 1."""
+        start = group.get("ema_start")
+        return 1.0 if start is None else float(plain(start))
 
     def _first_record(
         self, param: torch.Tensor, inner: dict[str, Any], spec: Spec, host: Host, plan: TensorPlan
@@ -801,12 +883,12 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             if slot.like != "parameter" or not plan.is_like(made, param):
                 return None
         if not counts_in_state(self.core):
-            return param, inner, slots, param, slots, None, (), 0
+            return param, inner, slots, param, slots, None, (), 0, False
         scalars = {"step": first_count(host.arena)}
         for name, first in zip(self._number_names(), spec.numbers, strict=False) if spec.numbers else ():
             scalars[name] = number_tensor(first, name)
         count, *numbers = scalars.values()
-        return param, inner, in_order({**scalars, **slots}), param, slots, count, tuple(numbers), 0
+        return param, inner, in_order({**scalars, **slots}), param, slots, count, tuple(numbers), 0, False
 
     # --- State
 
@@ -824,17 +906,45 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         """
 
         def translate(_: Any, given: dict[str, Any]) -> dict[str, Any]:
+            given = self._with_around(given)
             if (uncast := self._uncast(given)) is not None:
                 return uncast
             self._loading = translated = with_tensors(self._translated(given))
             return translated
 
+        self._refuse_averaged("load_state_dict()")
         hook = self.register_load_state_dict_pre_hook(translate)
         try:
             super().load_state_dict(dict(state_dict))
         finally:
             hook.remove()
             self._loading = None
+        self._tell_of_averages()
+
+    def _with_around(self, given: Any) -> Any:
+        """A state dict whose groups have what a group may have or not, and this optimizer's have, too."""
+        groups = given.get("param_groups") if isinstance(given, Mapping) else None
+        if not isinstance(groups, (list, tuple)) or len(groups) != len(self.param_groups):
+            return given  # which is refused, or needs none
+        if not all(isinstance(group, Mapping) for group in groups) or not any(
+            key in group for group in self.param_groups for key in AROUND
+        ):
+            return given
+        mine = [{key: group[key] for key in AROUND if key in group} for group in self.param_groups]
+        return {**given, "param_groups": [{**own, **saved} for own, saved in zip(mine, groups, strict=True)]}
+
+    def _tell_of_averages(self) -> None:
+        """Warn if averages are to be there, and the state has none."""
+        every = [(group, param) for group in self.param_groups for param in group["params"]]
+        for k, (group, param) in enumerate(every):
+            entry = self.state.get(param)
+            if group.get("ema_decay") is not None and isinstance(entry, Mapping) and AVERAGE.name not in entry:
+                if float(entry.get("step", 1)) >= self._start_of(group):
+                    warn_caller(
+                        f"the state dict has no average ('ema') of parameter {k}: averages begin anew with the next "
+                        "step", _fallback.PYTORCH,
+                    )  # fmt: skip
+                    return
 
     def _uncast(self, given: Any) -> dict[str, Any] | None:
         """A state dict with its state by parameter, which PyTorch takes as it is; None if some has to be converted.
@@ -911,6 +1021,153 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
                     )
         return {**given, "state": state, "param_groups": new_groups}
 
+    # --- Averages
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """A context in which every parameter holds its average, for evaluation; after it, its own value again.
+
+        As `fastopt.Optimizer.averaged`: the contents of the parameters and of ``ema`` in the state change places, and
+        back, also after an exception. Inside, `step`, `load_state_dict`, `add_param_group`, pickling and another
+        `averaged` raise `AveragedError`; `state_dict` and `averages` give what they give outside.
+        """
+        self._require_averages()
+        return Averaged(partial(self._stepping.run, self._swap_averages), lambda: self._averaged is not None)
+
+    @property
+    def averages(self) -> list[torch.Tensor] | dict[Any, torch.Tensor]:
+        """The averages of the parameters, in their order; by name, if the groups have ``param_names``.
+
+        The tensors are the live ones. Where no average has begun, the parameter itself, detached.
+
+        Raises
+        ------
+        AveragedError
+            If no group has ``ema_decay``.
+        """
+        self._require_averages()
+        params = [param for group in self.param_groups for param in group["params"]]
+        found = [self._average_of(param) for param in params]
+        if all("param_names" in group for group in self.param_groups):
+            names = [name for group in self.param_groups for name in group["param_names"]]
+            return dict(zip(names, found, strict=True))
+        return found
+
+    def averaged_state_dict(self, model: torch.nn.Module) -> dict[str, Any]:
+        """The averages as the state dict of ``torch.optim.swa_utils.AveragedModel(model)``.
+
+        Parameters
+        ----------
+        model : torch.nn.Module
+            Whose parameters this optimizer steps. Others, and buffers, are in the dict as they are in the model.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torch.optim.swa_utils import AveragedModel
+        >>> from fastopt.torch import AdamW
+        >>> model = torch.nn.Linear(2, 1)
+        >>> opt = AdamW(model.parameters(), ema_decay=0.99)
+        >>> averaged = AveragedModel(model)
+        >>> _ = averaged.load_state_dict(opt.averaged_state_dict(model))
+        """
+        self._require_averages()
+        begun = [float(self.state[param].get("step", 1)) - max(self._start_of(group), 1) + 1
+                 for group in self.param_groups for param in group["params"] if self._has_average(param)]  # fmt: skip
+        found: dict[str, Any] = {"n_averaged": torch.tensor(int(max(begun, default=0)))}
+        own = {name: param for name, param in model.named_parameters(remove_duplicate=False)}
+        for name, value in model.state_dict().items():
+            found[f"module.{name}"] = self._average_of(own[name]) if name in own else value
+        return found
+
+    def load_averaged_state_dict(self, model: torch.nn.Module, state_dict: Mapping[str, Any]) -> None:
+        """Take over averages from the state dict of an ``AveragedModel``, for the parameters of `model`.
+
+        The optimizer has to have state for them: load its own state dict first. Values are copied. With an
+        ``n_averaged`` of 0, which means that no average has begun, averages begin with the next step.
+
+        Raises
+        ------
+        StateDictError
+            If an average is missing or of another shape, or a parameter has no state; nothing has changed then.
+        AveragedError
+            If no group has ``ema_decay``, or inside `averaged`.
+        """
+        self._require_averages()
+        self._refuse_averaged("load_averaged_state_dict()")
+        stepped = {id(param): group for group in self.param_groups for param in group["params"]}
+        found = []
+        for name, param in model.named_parameters():
+            group = stepped.get(id(param))
+            if group is None or group.get("ema_decay") is None:
+                continue
+            value = state_dict.get(f"module.{name}")
+            if not isinstance(value, torch.Tensor) or value.shape != param.shape:
+                shape = tuple(value.shape) if isinstance(value, torch.Tensor) else value
+                raise StateDictError(f"the average 'module.{name}' is {shape!r:.80}; {tuple(param.shape)} is needed")
+            if not self.state.get(param):
+                raise StateDictError(f"parameter {name!r} has no state yet: load the optimizer's state dict first")
+            found.append((param, value))
+        if "n_averaged" not in state_dict:
+            raise StateDictError("the state dict has no 'n_averaged': it is none of an AveragedModel")
+        for param, value in found:
+            entry = self.state[param]
+            if int(state_dict["n_averaged"]) == 0:
+                entry.pop(AVERAGE.name, None)
+                continue
+            if not counts_in_state(self.core) and "step" not in entry:
+                entry["step"] = count_tensor(int(state_dict["n_averaged"]))
+            entry[AVERAGE.name] = torch.empty_like(param, requires_grad=False).copy_(value.detach())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, in PyTorch's layout. Inside `averaged` averages are copied, since they are in the parameters."""
+        found = super().state_dict()
+        if self._averaged is not None:
+            params = [param for group in self.param_groups for param in group["params"]]
+            keys = [key for group in found["param_groups"] for key in group["params"]]
+            state = dict(found["state"])
+            for key, param in zip(keys, params, strict=True):
+                if key in state and AVERAGE.name in state[key] and self._has_average(param):
+                    state[key] = {**state[key], AVERAGE.name: param.detach().clone()}
+            found = {**found, "state": state}
+        return found
+
+    def _has_average(self, param: torch.Tensor) -> bool:
+        entry = self.state.get(param)
+        return isinstance(entry, Mapping) and isinstance(entry.get(AVERAGE.name), torch.Tensor)
+
+    def _average_of(self, param: torch.Tensor) -> torch.Tensor:
+        """The average of a parameter: its own value where it has none, or where that stands in its place."""
+        if self._averaged is None and self._has_average(param):
+            return self.state[param][AVERAGE.name]  # type: ignore[no-any-return]
+        return param.detach()
+
+    def _require_averages(self) -> None:
+        if all(group.get("ema_decay") is None for group in self.param_groups):
+            raise AveragedError(f"{self._owner()} keeps no averages of its parameters: give ema_decay")
+
+    def _refuse_averaged(self, what: str) -> None:
+        """Raise if averages stand in the place of the parameters."""
+        if self._averaged is not None:
+            raise AveragedError(
+                f"{what} inside `with averaged():`, where the parameters hold their averages; leave it first"
+            )
+
+    def _swap_averages(self, back: bool) -> None:
+        """Let parameters and their averages change places."""
+        if back:
+            pairs = self._averaged or []
+        else:
+            self._refuse_averaged("averaged()")
+            params = [param for group in self.param_groups if group.get("ema_decay") is not None
+                      for param in group["params"] if self._has_average(param)]  # fmt: skip
+            pairs = [(param, self.state[param][AVERAGE.name]) for param in params]
+        self._averaging = self._averaging if back else self._plan
+        self._plan = None  # whose way is too short to be asked
+        with torch.no_grad():
+            swap_tensors(pairs, torch.Tensor.clone, torch.Tensor.copy_, vars(self), None if back else pairs)
+        if back:
+            self._plan, self._averaging = self._averaging, None
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         before = dict(self.__dict__)
         if "_settings" in state:
@@ -940,6 +1197,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         self._settings = {**DEFAULTS, **self._settings}
 
     def __getstate__(self) -> dict[str, Any]:
+        self._refuse_averaged("pickling or copying")
         state = {**super().__getstate__(), "_settings": _torch_ranks.savable(self._settings)}
         return {**state, "_in_zero": True} if self._in_zero else state
 
@@ -1078,6 +1336,12 @@ def name_of(group: Mapping[str, Any], k: int, place: int) -> Any:
     return names[k] if k < len(names) else place
 
 
+@remembered
+def signature_of(cls: type[torch.optim.Optimizer]) -> frozenset[str]:
+    """The names of what PyTorch's constructor of a class takes."""
+    return frozenset(inspect.signature(cls.__mro__[cls.__mro__.index(_Compiled) + 1].__init__).parameters)
+
+
 def names_of(group: Mapping[str, Any], place: int) -> list[Any]:
     """What the parameters of a group are called, the first of which has this place among all: see `name_of`."""
     n = len(group["params"])
@@ -1136,7 +1400,7 @@ class SGD(_Compiled, torch.optim.SGD):
     """``torch.optim.SGD``, compiled: momentum with the learning rate outside, dampening, Nesterov.
 
     The rule is `fastopt.SGD`'s under ``convention="torch"``; arguments and state (``momentum_buffer``) are PyTorch's.
-    See `fastopt.torch` for six arguments more, what is stepped, and what differs.
+    See `fastopt.torch` for more arguments, what is stepped, and what differs.
     """
 
     core = fastopt.SGD
@@ -1151,6 +1415,8 @@ class SGD(_Compiled, torch.optim.SGD):
             n_threads: int | None = None, flush_subnormal: bool = True,
             fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
             norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
+            clip_value: float | None = None, clip_norm_each: float | None = None, ema_decay: float | None = None,
+            ema_start: int | None = None, zero_grads: bool | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1158,7 +1424,7 @@ class ASGD(_Compiled, torch.optim.ASGD):
     """``torch.optim.ASGD``, compiled: SGD with a falling rate, and the average of its parameters beside it.
 
     The rule is `fastopt.ASGD`'s; arguments and state (``step``, ``eta``, ``mu``, ``ax``) are PyTorch's. See
-    `fastopt.torch` for six arguments more, what is stepped, and what differs.
+    `fastopt.torch` for more arguments, what is stepped, and what differs.
     """
 
     core = fastopt.ASGD
@@ -1172,6 +1438,8 @@ class ASGD(_Compiled, torch.optim.ASGD):
             n_threads: int | None = None, flush_subnormal: bool = True,
             fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
             norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
+            clip_value: float | None = None, clip_norm_each: float | None = None, ema_decay: float | None = None,
+            ema_start: int | None = None, zero_grads: bool | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1179,7 +1447,7 @@ class Adagrad(_Compiled, torch.optim.Adagrad):
     """``torch.optim.Adagrad``, compiled: steps divided by the root of the sum of all squares.
 
     The rule is `fastopt.Adagrad`'s under ``convention="torch"``; arguments and state (``step``, ``sum``) are PyTorch's.
-    See `fastopt.torch` for six arguments more, what is stepped, and what differs.
+    See `fastopt.torch` for more arguments, what is stepped, and what differs.
     """
 
     core = fastopt.Adagrad
@@ -1194,6 +1462,8 @@ class Adagrad(_Compiled, torch.optim.Adagrad):
             n_threads: int | None = None, flush_subnormal: bool = True,
             fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
             norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
+            clip_value: float | None = None, clip_norm_each: float | None = None, ema_decay: float | None = None,
+            ema_start: int | None = None, zero_grads: bool | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1201,7 +1471,7 @@ class Adadelta(_Compiled, torch.optim.Adadelta):
     """``torch.optim.Adadelta``, compiled: steps in the units of the parameter.
 
     The rule is `fastopt.Adadelta`'s under ``convention="torch"``; arguments and state (``step``, ``square_avg``,
-    ``acc_delta``) are PyTorch's. See `fastopt.torch` for six arguments more, what is stepped, and what differs.
+    ``acc_delta``) are PyTorch's. See `fastopt.torch` for more arguments, what is stepped, and what differs.
     """
 
     core = fastopt.Adadelta
@@ -1215,6 +1485,8 @@ class Adadelta(_Compiled, torch.optim.Adadelta):
             n_threads: int | None = None, flush_subnormal: bool = True,
             fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
             norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
+            clip_value: float | None = None, clip_norm_each: float | None = None, ema_decay: float | None = None,
+            ema_start: int | None = None, zero_grads: bool | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1222,7 +1494,7 @@ class RMSprop(_Compiled, torch.optim.RMSprop):
     """``torch.optim.RMSprop``, compiled: steps divided by the root of an average of squares.
 
     The rule is `fastopt.RMSprop`'s under ``convention="torch"``; arguments and state (``step``, ``square_avg``, and
-    ``momentum_buffer``, ``grad_avg`` where asked for) are PyTorch's. See `fastopt.torch` for six arguments more,
+    ``momentum_buffer``, ``grad_avg`` where asked for) are PyTorch's. See `fastopt.torch` for more arguments,
     what is stepped, and what differs.
     """
 
@@ -1238,6 +1510,8 @@ class RMSprop(_Compiled, torch.optim.RMSprop):
             n_threads: int | None = None, flush_subnormal: bool = True,
             fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
             norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
+            clip_value: float | None = None, clip_norm_each: float | None = None, ema_decay: float | None = None,
+            ema_start: int | None = None, zero_grads: bool | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1245,7 +1519,7 @@ class Adam(_Compiled, torch.optim.Adam):
     """``torch.optim.Adam``, compiled: averages of the gradient and of its square, both corrected for their start.
 
     The rule is `fastopt.Adam`'s under ``convention="torch"``; arguments and state (``step``, ``exp_avg``,
-    ``exp_avg_sq``, with amsgrad ``max_exp_avg_sq``) are PyTorch's. See `fastopt.torch` for six arguments more, what
+    ``exp_avg_sq``, with amsgrad ``max_exp_avg_sq``) are PyTorch's. See `fastopt.torch` for more arguments, what
     is stepped, and what differs.
     """
 
@@ -1262,6 +1536,8 @@ class Adam(_Compiled, torch.optim.Adam):
             n_threads: int | None = None, flush_subnormal: bool = True,
             fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
             norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
+            clip_value: float | None = None, clip_norm_each: float | None = None, ema_decay: float | None = None,
+            ema_start: int | None = None, zero_grads: bool | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1269,7 +1545,7 @@ class AdamW(_Compiled, torch.optim.AdamW):
     """``torch.optim.AdamW``, compiled: `Adam`, with weight decay that shrinks the parameter itself.
 
     The rule is `fastopt.AdamW`'s under ``convention="torch"``; arguments and state (``step``, ``exp_avg``,
-    ``exp_avg_sq``, with amsgrad ``max_exp_avg_sq``) are PyTorch's. See `fastopt.torch` for six arguments more, what
+    ``exp_avg_sq``, with amsgrad ``max_exp_avg_sq``) are PyTorch's. See `fastopt.torch` for more arguments, what
     is stepped, and what differs.
     """
 
@@ -1286,6 +1562,8 @@ class AdamW(_Compiled, torch.optim.AdamW):
             n_threads: int | None = None, flush_subnormal: bool = True,
             fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
             norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
+            clip_value: float | None = None, clip_norm_each: float | None = None, ema_decay: float | None = None,
+            ema_start: int | None = None, zero_grads: bool | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1293,7 +1571,7 @@ class Adamax(_Compiled, torch.optim.Adamax):
     """``torch.optim.Adamax``, compiled: Adam with the infinity norm.
 
     The rule is `fastopt.Adamax`'s under ``convention="torch"``; arguments and state (``step``, ``exp_avg``,
-    ``exp_inf``) are PyTorch's. See `fastopt.torch` for six arguments more, what is stepped, and what differs.
+    ``exp_inf``) are PyTorch's. See `fastopt.torch` for more arguments, what is stepped, and what differs.
     """
 
     core = fastopt.Adamax
@@ -1308,6 +1586,8 @@ class Adamax(_Compiled, torch.optim.Adamax):
             n_threads: int | None = None, flush_subnormal: bool = True,
             fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
             norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
+            clip_value: float | None = None, clip_norm_each: float | None = None, ema_decay: float | None = None,
+            ema_start: int | None = None, zero_grads: bool | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1315,7 +1595,7 @@ class NAdam(_Compiled, torch.optim.NAdam):
     """``torch.optim.NAdam``, compiled: Adam with Nesterov's momentum, on a schedule of its own.
 
     The rule is `fastopt.NAdam`'s under ``convention="torch"``; arguments and state (``step``, ``mu_product``,
-    ``exp_avg``, ``exp_avg_sq``) are PyTorch's. See `fastopt.torch` for six arguments more, what is stepped, and
+    ``exp_avg``, ``exp_avg_sq``) are PyTorch's. See `fastopt.torch` for more arguments, what is stepped, and
     what differs.
     """
 
@@ -1331,6 +1611,8 @@ class NAdam(_Compiled, torch.optim.NAdam):
             n_threads: int | None = None, flush_subnormal: bool = True,
             fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
             norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
+            clip_value: float | None = None, clip_norm_each: float | None = None, ema_decay: float | None = None,
+            ema_start: int | None = None, zero_grads: bool | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1338,7 +1620,7 @@ class RAdam(_Compiled, torch.optim.RAdam):
     """``torch.optim.RAdam``, compiled: Adam whose step is rectified while the average of squares is young.
 
     The rule is `fastopt.RAdam`'s under ``convention="torch"``; arguments and state (``step``, ``exp_avg``,
-    ``exp_avg_sq``) are PyTorch's. See `fastopt.torch` for six arguments more, what is stepped, and what differs.
+    ``exp_avg_sq``) are PyTorch's. See `fastopt.torch` for more arguments, what is stepped, and what differs.
     """
 
     core = fastopt.RAdam
@@ -1353,6 +1635,8 @@ class RAdam(_Compiled, torch.optim.RAdam):
             n_threads: int | None = None, flush_subnormal: bool = True,
             fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
             norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
+            clip_value: float | None = None, clip_norm_each: float | None = None, ema_decay: float | None = None,
+            ema_start: int | None = None, zero_grads: bool | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1360,7 +1644,7 @@ class Rprop(_Compiled, torch.optim.Rprop):
     """``torch.optim.Rprop``, compiled: a step size for each element, which grows while the gradient keeps its sign.
 
     The rule is `fastopt.Rprop`'s; arguments and state (``step``, ``prev``, ``step_size``) are PyTorch's. See
-    `fastopt.torch` for six arguments more, what is stepped, and what differs.
+    `fastopt.torch` for more arguments, what is stepped, and what differs.
     """
 
     core = fastopt.Rprop
@@ -1375,6 +1659,8 @@ class Rprop(_Compiled, torch.optim.Rprop):
             n_threads: int | None = None, flush_subnormal: bool = True,
             fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
             norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
+            clip_value: float | None = None, clip_norm_each: float | None = None, ema_decay: float | None = None,
+            ema_start: int | None = None, zero_grads: bool | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1420,7 +1706,7 @@ class Lion(_Compiled, _Lion):
     """Lion, which ``torch.optim`` does not have: steps of lr, by the sign of an interpolated momentum.
 
     The rule is `fastopt.Lion`'s under ``convention="paper"``: lr 1e-4, betas (0.9, 0.99), weight decay 0, decoupled.
-    State: ``step``, ``exp_avg``. See `fastopt.torch` for six arguments more, what is stepped, and what differs.
+    State: ``step``, ``exp_avg``. See `fastopt.torch` for more arguments, what is stepped, and what differs.
     """
 
     core = fastopt.Lion
@@ -1435,6 +1721,8 @@ class Lion(_Compiled, _Lion):
             n_threads: int | None = None, flush_subnormal: bool = True,
             fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None,
             norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
+            clip_value: float | None = None, clip_norm_each: float | None = None, ema_decay: float | None = None,
+            ema_start: int | None = None, zero_grads: bool | None = None,
         ) -> None: ...  # fmt: skip
 
 

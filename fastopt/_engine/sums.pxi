@@ -152,7 +152,8 @@ cdef void set_factors(Job *job) noexcept nogil:
     cdef const Clip *clip = job.clip
     cdef double limit
     cdef Py_ssize_t i
-    job.factor = clip_factor(clip.form, clip.norm, clip.limit)
+    if not clip.known:
+        job.factor = clip_factor(clip.form, clip.norm, clip.limit)
     for i in range(job.n_work):
         limit = job.work[i].program.own_limit
         if limit > 0:             # what is left of its norm. Keras clips one array, and all, by two formulas

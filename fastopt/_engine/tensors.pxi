@@ -141,7 +141,10 @@ cdef class TensorPlan(Plan):
     cdef bint can_follow              # whether C sees all that there is to check
     cdef object host
     cdef object grad
+    cdef object requires_grad
     cdef object bump
+    cdef list to_zero                 # gradients to zero after the step at hand, or None
+    cdef bint own_sums                # whether it clips gradients each by its norm
     cdef fo_look_t exchange           # or NULL
     cdef fo_shim_t shim               # or with place 0
     cdef Binding *bindings
@@ -182,6 +185,7 @@ cdef class TensorPlan(Plan):
         self.memory = Memory([], [], [])
         self.host, self.bump = host, host.bump
         self.grad = host.grad if isinstance(host.grad, GetSetDescriptorType) else None
+        self.requires_grad = host.requires_grad
         self.exchange = fo_exchange_look(host.exchange) if host.exchange is not None else NULL
         self.take_shim(host.shim)
         self.special = not (self.shim.place and self.shim.is_neg != NULL)
@@ -348,7 +352,7 @@ cdef class TensorPlan(Plan):
 
     cdef bint bind_one(self, Py_ssize_t i, Group group, record) except -1:
         """Bind a parameter, for the first time or anew; False if the plan does not fit it any more."""
-        owner, inner, entries, own, slots, count, numbers, steps = record
+        owner, inner, entries, own, slots, count, numbers, steps, begun = record
         cdef Binding *binding = &self.bindings[i]
         cdef Param *q = &self.params[i]
         cdef fo_tensor_t t
@@ -380,6 +384,10 @@ cdef class TensorPlan(Plan):
         self.add_move(i, -1, old, q.p, bytes_of(q))
         for k, name in enumerate(group.slots):
             self.note(&bound, slots[name])
+            if bound.tensor == NULL:      # an average that does not begin yet
+                bound.data = NULL
+                binding.other[k], q.s[k] = bound, NULL
+                continue
             if not group.alike and <uintptr_t>bound.data % (8 if bound.type == cnp.NPY_DOUBLE else 4):
                 raise TensorStateError(f"state {name!r} of {self.label(i)} is misaligned")
             self.add_move(i, k, binding.other[k].data if binding.other[k].tensor != NULL else NULL, bound.data,
@@ -390,7 +398,7 @@ cdef class TensorPlan(Plan):
         for k, number in enumerate(numbers):
             self.note(&binding.other[NUMBERS + k], number)
         binding.n_numbers = <int>len(<tuple>numbers)
-        q.t = steps
+        q.t, q.begun = steps, begun
         copy_numbers(q.numbers, group.numbers)
         if not numbers and steps:         # a state without a count says itself whether it has begun
             q.numbers[0] = 1
@@ -423,7 +431,7 @@ cdef class TensorPlan(Plan):
         fo_shim_trail(&self.shim, binding.own.tensor, &trails.at[1])
         trails.n = 2
         for k in range(MOST_BOUND):
-            if k < n_slots or (k >= COUNT and k < NUMBERS + binding.n_numbers and binding.other[k].tensor != NULL):
+            if (k < n_slots or (k >= COUNT and k < NUMBERS + binding.n_numbers)) and binding.other[k].tensor != NULL:
                 fo_shim_trail(&self.shim, binding.other[k].tensor, &trails.at[trails.n])
                 trails.n += 1
         trails.autograd = fo_shim_beside(&self.shim, &trails.at[1])
@@ -512,7 +520,10 @@ cdef class TensorPlan(Plan):
         same = same_values(binding.state, binding.values)
         memcpy(now, binding.other, sizeof(now))
         for k in range(group.n_slots):
-            if not self.find_like(&now[k], binding, same, group.slots[k], binding.ndim, binding.form, q.n):
+            if now[k].tensor == NULL:
+                if not same:              # there may be one now
+                    return False
+            elif not self.find_like(&now[k], binding, same, group.slots[k], binding.ndim, binding.form, q.n):
                 return False
         if now[COUNT].tensor != NULL and not self.find_like(&now[COUNT], binding, same, "step", 0, NULL, 1):
             return False
@@ -615,6 +626,8 @@ cdef class TensorPlan(Plan):
                 if bytes_of(&self.params[i]):
                     memory.append(binding.own.data, bytes_of(&self.params[i]), i, -1)
                 for k in range(group.n_slots):
+                    if binding.other[k].tensor == NULL:
+                        continue
                     n_bytes = (bytes_of(&self.params[i]) if group.alike
                                else self.size_of(<object>binding.other[k].tensor))
                     if n_bytes:
@@ -686,7 +699,7 @@ cdef class TensorPlan(Plan):
     cdef bint take_options(self, Py_ssize_t k, Group group) except -1:
         """Take over edited options, if the rule stays the same."""
         cdef Group fresh = self.new_group(group.options, group.hyper.has_float, no_schedules)
-        if fresh.program.rule != group.program.rule:
+        if fresh.program.rule != group.program.rule or fresh.slots != group.slots:
             return False
         fresh.first, fresh.n_params = group.first, group.n_params
         self.commit_groups([(k, fresh, [])])
@@ -695,8 +708,9 @@ cdef class TensorPlan(Plan):
     cdef bint step_bound(self) except -1:
         """One step, if all is bound still."""
         cdef Job job
-        cdef list grads
+        cdef list grads, given
         cdef int fits = -1
+        self.to_zero = None
         if not (self.special or self.fresh or self.grad is None or self.host.modes()):
             fits = self.step_lightly(&job)
         if fits == 0 or fits == 1:
@@ -707,10 +721,14 @@ cdef class TensorPlan(Plan):
             grads = [self.grad_of(owner) for owner in self.owners]
             if not (self.bind_absent(grads) and self.unwrap(grads)):
                 return False
+            given = list(grads)
             self.fit(grads)
             fits = self.gather(&job, grads)
             if fits != TO_BIND:
                 break
+        if fits == 1 and self.zeroes:
+            self.to_zero = self.zeroed_apart(given, grads)
+            fits = self.gather(&job, grads)
         if fits == 1 and self.fresh and not self.check_only:
             self.settle()             # so does this
             fits = self.gather(&job, grads)
@@ -719,7 +737,24 @@ cdef class TensorPlan(Plan):
         if fits == 1:
             self.set_up_clip(&job)
             self.run_job(&job)
+            if self.to_zero is not None and not self.check_only:
+                self.host.zero(self.to_zero)
         return fits == 1
+
+    cdef list zeroed_apart(self, list given, list grads):
+        """The gradients to zero that a step does not zero as it reads them; None if there are none."""
+        cdef Group group
+        cdef Py_ssize_t i
+        cdef list found = []
+        for group in self.groups:
+            if group.program.zeroes:
+                for i in range(group.first, group.first + group.n_params):
+                    if given[i] is not None and (given[i] is not grads[i] or self.bindings[i].wrapped
+                                                 or not self.can_zero(<PyObject *>given[i])):
+                        grad = self.grad_of(self.owners[i])
+                        self.host.check_zeroing(grad, f"gradient of {self.label(i)}")
+                        found.append(grad)
+        return found or None
 
     cdef int step_lightly(self, Job *job) except -2:
         """A step without a list of the gradients: 1; else as `gather`.
@@ -753,16 +788,18 @@ cdef class TensorPlan(Plan):
 
     cdef inline int set_up_clip(self, Job *job) except -1:
         """Have a job that clips sum the gradients first, or only that; or give it the factor that is known."""
-        if not self.clips:
-            return 0
+        if self.zeroes:
+            self.check_gradients_apart(job)
+        self.clip.known = self.has_factor
         if self.has_factor:
             job.factor = self.factor
+        if not self.sums or (self.has_factor and not self.own_sums):
             return 0
         ask_for_sum(job, self.norm_sum, &self.scratch)
         if self.check_only:
             job.moved = job.blocks
             return 0
-        self.clip.limit, self.clip.grad_scale = self.clip_norm, self.grad_scale
+        self.clip.limit, self.clip.grad_scale = self.clip_norm if self.clips else INFINITY, self.grad_scale
         job.clip = &self.clip
         job.moved += job.blocks           # gradients are read twice
         return 0
@@ -774,8 +811,8 @@ cdef class TensorPlan(Plan):
                 self.totals = self.part_totals(job)
             return
         launch(&self.team, job)
-        if self.last is not None:
-            self.last.clipped, self.last.norm = self.clips, self.clip.norm
+        if self.last is not None and not self.has_factor:
+            self.last.clipped, self.last.norm = self.sums, self.clip.norm
         self.write_back(job)
 
     cdef list part_totals(self, const Job *job):
@@ -880,8 +917,8 @@ cdef class TensorPlan(Plan):
         if not self.is_same(&binding.own, binding):
             return False
         for k in range(n_slots):
-            if not self.is_same(&binding.other[k], NULL):       # its form was compared when it was bound
-                return False
+            if binding.other[k].tensor != NULL and not self.is_same(&binding.other[k], NULL):
+                return False              # its form was compared when it was bound
         if binding.other[COUNT].tensor != NULL:
             if not (self.is_same(&binding.other[COUNT], NULL) and self.read_count(q, &binding.other[COUNT])):
                 return False
@@ -910,8 +947,14 @@ cdef class TensorPlan(Plan):
         cdef bint stale = False, apart = True
         self.begin_job(job, NULL)
         self.bank.n = 0
+        self.sums, self.own_sums, self.zeroes, self.averages_now = self.clips, False, False, False
         for group in self.groups:
             group.prepare(self.grad_scale, self.clips)
+            if group.around:
+                self.own_sums = self.own_sums or group.program.own_limit > 0
+                self.sums = self.sums or self.own_sums
+                self.zeroes = self.zeroes or group.program.zeroes
+                self.averages_now = self.averages_now or group.mean >= 0
             job.place = -1
             before = job.blocks
             for i in range(group.first, group.first + group.n_params):
@@ -937,8 +980,13 @@ cdef class TensorPlan(Plan):
                                                       or self.follow(group, i)):
                     binding.stale = stale = True
                     continue
+                if group.mean >= 0 and binding.other[group.mean].tensor == NULL and q.t + 1 >= group.hyper.ema_start:
+                    binding.stale = stale = True      # its average begins
+                    continue
                 data = self.fitting(g, binding)
                 if data == NULL and (q.n or not self.is_plain(g)):
+                    return -1
+                if group.program.zeroes and grads is None and not self.can_zero(g):
                     return -1
                 if g != <PyObject *>self.trails[i].at[0].object and self.shim.place:
                     fo_shim_trail(&self.shim, g, &self.trails[i].at[0])
@@ -952,6 +1000,11 @@ cdef class TensorPlan(Plan):
         if stale:
             return TO_BIND
         return 1 if apart else self.are_apart(job)
+
+    @cython.final
+    cdef inline bint can_zero(self, PyObject *g):
+        """Whether a gradient can be zeroed in its memory, and nothing else has to be done to it."""
+        return self.can_count(g) and fo_get(self.requires_grad, <object>g) is False
 
     cdef bint are_apart(self, const Job *job) except -1:
         """Whether no gradient meets a parameter or state, now that all of them are bound.
@@ -1008,6 +1061,10 @@ cdef class TensorPlan(Plan):
                 fo_shim_bump(&self.shim, binding.owner)
             else:
                 asks = True
+            if self.averages_now and w.program.mean >= 0 and is_averaged(&job.bank[w.place].mean):
+                w.q.begun = True
+            if self.zeroes and w.program.zeroes and self.can_count(w.grad):
+                fo_shim_bump(&self.shim, w.grad)
         if self.special or asks:          # not before: a new object may start the collector, and that Python code
             stepped = [self.owners[job.work[i].q - self.params] for i in range(job.n_work)]
             if self.special:

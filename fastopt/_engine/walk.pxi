@@ -107,7 +107,8 @@ cdef struct Share:            # blocks of the virtual range, taken in chunks; on
 cdef struct Clip:             # of a step that clips gradients by the norm of all
     double limit              # which the norm is not to exceed
     int form                  # how a factor comes from both: see clip_factor
-    double grad_scale         # what the gradients are multiplied by,
+    double grad_scale         # what the gradients are multiplied by
+    bint known                # whether the factor is that of the job already
     double norm               # found with the step: of the gradients without that factor
 
 cdef struct Job:
