@@ -110,6 +110,13 @@ def rate(text: str) -> float:
     return number
 
 
+def decay(text: str) -> float:
+    number = rate(text)
+    if number >= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not below 1")
+    return number
+
+
 def main(p: Parser, make_task, argv=None) -> int:
     """Parse, train, report; returns the exit code. `make_task(args)` makes what is to be learned."""
     args = p.parse_args(argv)
@@ -162,6 +169,9 @@ class Task:
     title: str
     network: str
     steps: int
+    max_norm: float | None = None
+    ema: float | None = None
+    whole_step = False  # whether clip, step, average and zero_grad are timed together
 
     def model(self):
         """A new model, of weights that come from torch's global random numbers."""
@@ -185,7 +195,10 @@ class Task:
         return None
 
     def clip(self, model) -> None:
-        pass
+        if self.max_norm is not None:
+            from torch.nn.utils import clip_grad_norm_
+
+            clip_grad_norm_(model.parameters(), self.max_norm)
 
     def sample(self, model) -> str:
         return ""
@@ -201,6 +214,7 @@ class Run:
         self.losses: list[float] = []
         self.seconds: list[float] = []  # of each step, all in all
         self.optimizer_seconds: list[float] = []  # of each opt.step()
+        self.around_seconds: list[float] = []  # of each clip, step, average and zero_grad together
 
         torch.manual_seed(args.seed)
         self.model = task.model().to(getattr(torch, args.dtype))
@@ -212,7 +226,12 @@ class Run:
             options["lr"] = args.lr
         if args.fused and "fused" in inspect.signature(getattr(torch.optim, cls.__name__)).parameters:
             options["fused"] = True  # fastopt accepts it, and is fused anyway
+        whole = {"clip_norm": task.max_norm, "ema_decay": task.ema, "zero_grads": True} if task.whole_step else {}
+        self.one_call = library == "fastopt" and bool(whole) and takes(cls, whole)
+        if self.one_call:
+            options |= whole
         self.opt = cls(task.groups(self.model), **options)
+        self.average = None if self.one_call or task.ema is None else averaged(self.model, task.ema)
         self.schedule = task.schedule(self.opt)
         self.called = f"{cls.__module__.rpartition('.')[0] if library == 'torch' else cls.__module__}.{cls.__name__}"
         said = {"lr": self.opt.defaults["lr"], **options}
@@ -223,17 +242,49 @@ class Run:
         start = perf_counter()
         loss = self.task.loss(self.model, next(self.batches))
         loss.backward()
-        self.task.clip(self.model)
+        around = perf_counter()
+        if not self.one_call:
+            self.task.clip(self.model)
         before = perf_counter()
         self.opt.step()
         after = perf_counter()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        if not self.one_call:
+            self.opt.zero_grad()
+        done = perf_counter()
         if self.schedule is not None:
             self.schedule.step()
-        self.opt.zero_grad()
         end = perf_counter()
         self.losses.append(loss.item())
         self.seconds.append(end - start)
         self.optimizer_seconds.append(after - before)
+        self.around_seconds.append(done - around)
+
+    def measure_average(self) -> tuple[str, str]:
+        """The task's measure of the averaged weights."""
+        if self.average is not None:
+            return self.task.measure(self.average.module)
+        with self.opt.averaged():
+            return self.task.measure(self.model)
+
+
+def takes(cls: type, options: dict) -> bool:
+    """Whether this optimizer has these options."""
+    import torch
+
+    try:
+        cls([torch.zeros(1, requires_grad=True)], **options)
+    except TypeError:
+        return False
+    return True
+
+
+def averaged(model, ema: float):
+    """The average of a model's weights, as PyTorch keeps it."""
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema))
 
 
 def train(runs: list[Run], steps: int, progress) -> None:
@@ -426,6 +477,16 @@ def table(runs: list[Run], task: Task) -> list[str]:
         ("median of a step, ms", [f"{1000 * median(run.seconds):.2f}" for run in runs]),
         ("median of opt.step(), ms", [f"{1000 * median(run.optimizer_seconds):.3f}" for run in runs]),
     ]
+    if task.whole_step:
+        parts = [run.around_seconds for run in runs]
+        rows += [
+            ("clip, step, average, zero:", ["in one" if run.one_call else "apart" for run in runs]),
+            ("  their share", [f"{sum(part) / whole:.1%}" for part, whole in zip(parts, totals, strict=True)]),
+            ("  median, ms", [f"{1000 * median(part):.3f}" for part in parts]),
+        ]
+    if task.ema is not None:
+        with torch.no_grad():
+            rows.append((f"{measures[0][0]}, averaged", [run.measure_average()[1] for run in runs]))
     return [f"{name:<26}" + "".join(f"{value:>10}" for value in values) for name, values in rows]
 
 

@@ -2,11 +2,14 @@
 
     python torch_charlm.py --out curves
     python torch_charlm.py --text notes.txt --steps 5000
+    python torch_charlm.py --clip 1.0 --ema 0.999 --fused
 
 It reads what is at hand: the Markdown files of the checkout, if this is one, the docstrings of the installed package,
 and any text files named on the command line. There are a schedule of the learning rate, clipping of the gradient's
 norm and two parameter groups, as usual. Changing ``from torch.optim import AdamW`` to ``from fastopt.torch import
-AdamW`` is the whole difference between the two runs; see `optimizer_class` in _torch_common.py.
+AdamW`` is the whole difference between the two runs; see `optimizer_class` in _torch_common.py. With ``--clip`` or
+``--ema`` fastopt also clips, averages the weights and zeroes the gradients in its step; for the other run PyTorch's own
+functions do.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from _torch_common import Task, main, parser, whole
+from _torch_common import Task, decay, main, parser, rate, whole
 
 # What is usual for a model that learns characters on a CPU.
 BLOCK, WIDTH, HEADS, LAYERS, BATCH = 64, 128, 4, 4, 12
@@ -124,7 +127,8 @@ class CharacterModel(Task):
             torch.tensor([number.get(c, 0) for c in part]) for part in ("".join(pieces), held_out)
         )
         self.seed, self.characters_in_sample = args.seed, args.sample
-        self.steps = args.steps
+        self.steps, self.max_norm, self.ema = args.steps, args.clip or MAX_NORM, args.ema
+        self.whole_step = args.clip is not None or args.ema is not None
         self.title = (
             f"{len(text):,} characters ({len(self.characters)} different ones) of text: {len(sources[0])} Markdown "
             f"files, {len(sources[1])} docstrings, {len(sources[2])} other files; a tenth is held out."
@@ -152,11 +156,6 @@ class CharacterModel(Task):
             return min(1.0, (step + 1) / warm) * (0.55 + 0.45 * math.cos(math.pi * done))
 
         return LambdaLR(opt, factor)
-
-    def clip(self, model):
-        from torch.nn.utils import clip_grad_norm_
-
-        clip_grad_norm_(model.parameters(), MAX_NORM)
 
     def batches(self, generator):
         import torch
@@ -192,6 +191,10 @@ def run(argv=None) -> int:
     p = parser("torch_charlm", __doc__.partition("\n")[0], steps=1000)
     p.add_argument("--text", type=Path, action="append", default=[], metavar="PATH",
                    help="a text file to learn as well; may be repeated")  # fmt: skip
+    p.add_argument("--clip", type=rate, metavar="X",
+                   help=f"clip gradients to this norm ({MAX_NORM}); times all that is around the step")  # fmt: skip
+    p.add_argument("--ema", type=decay, metavar="X",
+                   help="average the weights with this decay (off); times all that is around the step")  # fmt: skip
     p.add_argument("--sample", type=whole(0), default=300, metavar="N",
                    help="characters to generate at the end (%(default)s)")  # fmt: skip
     return main(p, CharacterModel, argv)

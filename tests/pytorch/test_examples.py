@@ -96,6 +96,15 @@ def test_torch_alone():
     assert "difference" not in done.stdout
 
 
+def test_the_whole_step():
+    done = start("torch_charlm", "--steps", 6, "--clip", 0.5, "--ema", 0.9, "--sample", 0)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = re.search(r"held-out loss, averaged +(\S+) +(\S+)\n", done.stdout).groups()
+    assert ours == theirs
+    assert re.search(r"clip, step, average, zero: +apart +(in one|apart)\n  their share +\d", done.stdout)
+    assert re.search(r"held-out loss +(\S+) ", done.stdout)[1] != ours
+
+
 def test_fastopt_alone_and_away_from_the_checkout(tmp_path):
     """The language model then learns the docstrings of the package, and the files that it is given."""
     for name in ("torch_charlm", "_torch_common"):
@@ -161,6 +170,8 @@ def test_a_training_that_fails_says_so(digits, capsys):
         ("torch_charlm", ["--steps", "many"], "'many' is not a whole number"),
         ("torch_charlm", ["--text", "/nowhere/notes.txt"], "/nowhere/notes.txt: No such file"),
         ("torch_charlm", ["--out", __file__], "File exists"),
+        ("torch_charlm", ["--clip", "0"], "'0' is not a number above 0"),
+        ("torch_charlm", ["--ema", "1"], "'1' is not below 1"),
     ],
 )
 def test_a_bad_argument_is_one_line(name, arguments, what):
