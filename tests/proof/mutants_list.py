@@ -42,6 +42,7 @@ ARENA, BANK, BORROW, OPERANDS, SUMS, TEAM, TENSORS, THREADS, WALK = (
     for part in ("arena", "bank", "borrow", "operands", "sums", "team", "tensors", "threads", "walk")
 )
 TENSORS_PY, TENSORS_H = "fastopt/_tensors.py", "src_c/fastopt_tensors.h"
+RANKS, FALLBACK = "fastopt/_torch_ranks.py", "fastopt/_fallback.py"
 OPTIMIZER, STATE, FUNCTIONAL = "fastopt/optimizer.py", "fastopt/state.py", "fastopt/functional.py"
 SGD, ADAM, SCHEDULES, OPENMP = "fastopt/sgd.py", "fastopt/adam.py", "fastopt/schedules.py", "fastopt/_openmp.py"
 DECLARE, CHECKPOINT = "fastopt/declare.py", "fastopt/checkpoint.py"
@@ -826,9 +827,9 @@ MUTANTS = [
     ),
     Mutant(
         "a norm in the caller's floating-point environment", SUMS,
-        "cdef fo_fenv_t caller = fo_fenv_enter()\n        try:\n            launch(team, &self.job)",
-        "cdef fo_fenv_t caller = fo_fenv_enter()\n        fo_fenv_leave(caller)\n        try:\n"
-        "            launch(team, &self.job)", "test_engine.py -k norms_do_not_depend",
+        "        cdef double found\n        try:\n            launch(team, &self.job)",
+        "        cdef double found\n        fo_fenv_leave(caller)\n        try:\n            launch(team, &self.job)",
+        "test_engine.py -k norms_do_not_depend",
     ),
     Mutant(
         "a norm leaves its floating-point environment behind", SUMS,
@@ -1035,6 +1036,46 @@ MUTANTS = [
         "nothing left to step once all is summed", WALK,
         "                share_out(job, job.n_shares)\n            fo_barrier()\n", "            fo_barrier()\n",
         "test_clipping.py -k levels",
+    ),
+    Mutant(
+        "a step of tensors without the factor that was found before", TENSORS,
+        "            put_factor(job, self.factor)\n", "            pass\n", "pytorch/test_clip_option.py -k joins",
+    ),
+    Mutant(
+        "a quick step of tensors that does not clip", TENSORS,
+        "            if fits == 1:\n                self.set_up_clip(job)\n            large", "            large",
+        "pytorch/test_clip_option.py -k has_the_bits",
+    ),
+    Mutant(
+        "one sum for all placements", TENSORS,
+        "if <int>self.parts[job.work[i].q - self.params] == k:", "if k == 0:",
+        "pytorch/test_clip_ranks.py -k placements",
+    ),
+    Mutant(
+        "replicas that are added", RANKS,
+        "adds = [pattern[dim] for pattern in patterns]", "adds = [True for pattern in patterns]",
+        "pytorch/test_clip_ranks.py -k placements",
+    ),
+    Mutant(
+        "a step in spite of a rank that failed", RANKS,
+        "if head.status > SKIPS:", "if head.status > FAILED:", "pytorch/test_clip_ranks.py -k fails_on",
+    ),
+    Mutant(
+        "a step in spite of a rank that skips", RANKS,
+        "return None if head.status == SKIPS else total", "return total", "pytorch/test_clip_ranks.py -k fails_on",
+    ),
+    Mutant(
+        "the norm of a rank's part under ZeroRedundancyOptimizer", RANKS,
+        "in_zero = in_zero or frame.f_code is zero", "pass", "pytorch/test_clip_ranks.py -k refused",
+    ),
+    Mutant(
+        "gradients that stay scaled", FALLBACK,
+        "        for param, grad, _ in taken:\n            param.grad = grad\n", "",
+        "pytorch/test_clip_option.py -k put_back",
+    ),
+    Mutant(
+        "a sparse gradient with duplicates", FALLBACK,
+        "grad = grad.coalesce().values()", "grad = grad._values()", "pytorch/test_clip_option.py -k joins",
     ),
     Mutant(
         "a norm that counts as no work", ENGINE,
