@@ -648,7 +648,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         core = self.core
         convention = next(iter(core.conventions))
         options = with_defaults(core, convention, {"flush_subnormal": self._settings["flush_subnormal"]})
-        options |= {key: plain(group[key]) for key in AROUND if key in group}
+        options |= {key: group[key] for key in AROUND if key in group}
         for key in core.group_keys():
             if key in group:
                 options[key] = plain(group[key])
@@ -992,7 +992,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         groups = expect(given["param_groups"], list, "the state dict's 'param_groups'")
         foreign = MEANINGS.keys() - {*core.slots_under(convention), *self._number_names()}
         if not own:  # and a name that is another's here may be a class's own where PyTorch's is there, too
-            wanted, held = {*core.slots_under(convention)}, [e for e in entries.values() if isinstance(e, Mapping)]
+            wanted, held = {*core.slots_under(convention)} - {AVERAGE.name}, [e for e in entries.values() if isinstance(e, Mapping)]
             if not any(foreign.intersection(entry) and not wanted <= {*entry} for entry in held):
                 return given  # PyTorch's own
         sizes = [len(expect(expect(g, Mapping, "a parameter group").get("params"), list, "'params'")) for g in groups]
@@ -1339,7 +1339,8 @@ def name_of(group: Mapping[str, Any], k: int, place: int) -> Any:
 @remembered
 def signature_of(cls: type[torch.optim.Optimizer]) -> frozenset[str]:
     """The names of what PyTorch's constructor of a class takes."""
-    return frozenset(inspect.signature(cls.__mro__[cls.__mro__.index(_Compiled) + 1].__init__).parameters)
+    twin: Any = cls.__mro__[cls.__mro__.index(_Compiled) + 1]
+    return frozenset(inspect.signature(twin.__init__).parameters)
 
 
 def names_of(group: Mapping[str, Any], place: int) -> list[Any]:

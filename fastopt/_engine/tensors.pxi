@@ -727,6 +727,7 @@ cdef class TensorPlan(Plan):
             if fits != TO_BIND:
                 break
         if fits == 1 and self.zeroes:
+            self.check_gradients_apart(&job)
             self.to_zero = self.zeroed_apart(given, grads)
             fits = self.gather(&job, grads)
         if fits == 1 and self.fresh and not self.check_only:

@@ -1039,7 +1039,7 @@ MUTANTS = [
     ),
     Mutant(
         "a step of tensors without the factor that was found before", TENSORS,
-        "            put_factor(job, self.factor)\n", "            pass\n", "pytorch/test_clip_option.py -k joins",
+        "            job.factor = self.factor\n", "            pass\n", "pytorch/test_clip_option.py -k joins",
     ),
     Mutant(
         "a quick step of tensors that does not clip", TENSORS,

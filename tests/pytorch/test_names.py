@@ -139,7 +139,10 @@ def test_pickles_name_fastopt_torch(name, protocol):
     assert pickle.loads(pickle.dumps(cls, protocol)) is cls
 
 
-OURS = ("n_threads", "flush_subnormal", "fallback", "clip_norm", "norm_type", "clip_group")
+OURS = (
+    "n_threads", "flush_subnormal", "fallback", "clip_norm", "norm_type", "clip_group", "clip_value", "clip_norm_each",
+    "ema_decay", "ema_start", "zero_grads",
+)  # fmt: skip
 """The arguments that are not PyTorch's."""
 
 

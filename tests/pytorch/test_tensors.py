@@ -1417,8 +1417,8 @@ def test_every_number_that_a_parameter_carries_has_a_tensor_of_its_own(way, monk
     second, record = torch.tensor(0.25, dtype=torch.float64), ft.NAdam._record
 
     def with_a_second(self, *args):
-        *rest, numbers, steps = record(self, *args)
-        return *rest, (*numbers, second), steps
+        *rest, numbers, steps, begun = record(self, *args)
+        return *rest, (*numbers, second), steps, begun
 
     monkeypatch.setattr(ft.NAdam, "_record", with_a_second)
     p, q = parameter(), parameter()
