@@ -385,13 +385,12 @@ def step_by_pytorch(
 
     The gradients are divided by `scale`, where that is given, and clipped by the `limits` of each, in copies.
     """
-    fused = [bool(groups[g].get("fused")) and not plain for g, _, plain in what.parts]
+    fused = by_kernels(groups, what)
     every = [
         (param, param.grad, by_kernel) for (_, params, _), by_kernel in zip(what.parts, fused, strict=True)
         for param in params if param.grad is not None
     ]  # fmt: skip
-    if scale is not None and any(grad.dtype == torch.float16 and not by_kernel for _, grad, by_kernel in every):
-        raise ValueError("Attempting to unscale FP16 gradients.")  # as PyTorch says it
+    check_scale(groups, what, scale)
     taken = changed(every, scale, limits)
     names: tuple[str, ...] = ("grad_scale", "found_inf")
     own = {name: optimizer.__dict__.pop(name) for name in names if name in optimizer.__dict__}
@@ -412,6 +411,20 @@ def step_by_pytorch(
         optimizer.__dict__.update(own)
         for param, grad, _ in taken:
             param.grad = grad
+
+
+def by_kernels(groups: list[dict[str, Any]], what: Mixed) -> list[bool]:
+    """For each part whether a fused kernel of PyTorch's steps it."""
+    return [bool(groups[g].get("fused")) and not plain for g, _, plain in what.parts]
+
+
+def check_scale(groups: list[dict[str, Any]], what: Mixed, scale: Any) -> None:
+    """Raise as PyTorch does where gradients would have to be divided that cannot be."""
+    if scale is None:
+        return
+    for (_, params, _), by_kernel in zip(what.parts, by_kernels(groups, what), strict=True):
+        if not by_kernel and any(p.grad is not None and p.grad.dtype == torch.float16 for p in params):
+            raise ValueError("Attempting to unscale FP16 gradients.")
 
 
 def changed(

@@ -68,8 +68,8 @@ Clipping on several ranks
     ``Replicate``; a ``Partial`` gradient is redistributed first. Then the ranks of `clip_group` add up theirs. The sums
     are gathered and added in the order of the ranks, so that all have the same factor. Every rank has to call `step`,
     also without gradients. If the checks of one rank fail, it raises its error, and all others `fastopt.RankError`,
-    before anything is written; if a scaler's ``found_inf`` skips the step of one, all skip it. An error in a closure or
-    hook is not told to the others.
+    before anything is written; if a scaler's ``found_inf`` skips the step of one, all skip it. Other ranks are not told
+    of an error in a closure or hook, or in PyTorch's own step.
 
     Plain tensors are taken to have the same gradients on all ranks, as with `DistributedDataParallel`, and nothing is
     exchanged for them; beside `DTensor` they are compared. Where ranks are known to hold parts of plain tensors
@@ -518,6 +518,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         try:
             groups = self._plain_groups()
             mixed, keep = self._checked(groups, scale, ranks)
+            _fallback.check_scale(groups, mixed, scale)
             of = dict(zip(map(id, ranks.params), ranks.places, strict=True))
             totals = self._totals(mixed, [of[id(one.param)] for one in mixed.left], len(ranks.parts))
         except Exception:
