@@ -993,7 +993,8 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         groups = expect(given["param_groups"], list, "the state dict's 'param_groups'")
         foreign = MEANINGS.keys() - {*core.slots_under(convention), *self._number_names()}
         if not own:  # and a name that is another's here may be a class's own where PyTorch's is there, too
-            wanted, held = {*core.slots_under(convention)} - {AVERAGE.name}, [e for e in entries.values() if isinstance(e, Mapping)]
+            wanted = {*core.slots_under(convention)} - {AVERAGE.name}
+            held = [entry for entry in entries.values() if isinstance(entry, Mapping)]
             if not any(foreign.intersection(entry) and not wanted <= {*entry} for entry in held):
                 return given  # PyTorch's own
         sizes = [len(expect(expect(g, Mapping, "a parameter group").get("params"), list, "'params'")) for g in groups]

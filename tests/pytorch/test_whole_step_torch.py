@@ -1,4 +1,4 @@
-"""fastopt.torch: clip by value and each, average and zero in the pass of a step: the bits of the optimizers for arrays."""
+"""fastopt.torch: what is done around the rule, in the same pass, has the bits of the optimizers for arrays."""
 
 from __future__ import annotations
 
@@ -252,8 +252,10 @@ def test_parameters_that_are_left_to_pytorch(kind):
 
 def test_options_of_groups_can_be_edited():
     opt, params, other, arrays = pair("AdamW", "float32", {}, {})
-    for key, value in (("clip_value", 0.1), ("ema_decay", 0.9), ("clip_norm_each", 0.5), ("clip_value", None),
-                       ("ema_decay", 0.2), ("zero_grads", True), ("ema_decay", None), ("zero_grads", False)):  # fmt: skip
+    for key, value in (
+        ("clip_value", 0.1), ("ema_decay", 0.9), ("clip_norm_each", 0.5), ("clip_value", None), ("ema_decay", 0.2),
+        ("zero_grads", True), ("ema_decay", None), ("zero_grads", False),
+    ):  # fmt: skip
         opt.param_groups[0][key] = other.param_groups[0][key] = value
         for k in range(2):
             grads = give(params, 3 * k)
