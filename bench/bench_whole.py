@@ -100,10 +100,7 @@ class Libraries:
 
 
 def one_call(cls, params, case, threads):
-    try:
-        return cls(params, n_threads=threads, clip_norm=LIMIT, ema_decay=DECAY, zero_grads=True, **case.options)
-    except (fastopt.UnknownOptionError, TypeError) as error:      # until these options are there
-        pytest.skip(f"{cls.__module__}: {error}")
+    return cls(params, n_threads=threads, clip_norm=LIMIT, ema_decay=DECAY, zero_grads=True, **case.options)
 
 
 def whole_steppers(case):

@@ -227,7 +227,7 @@ class Run:
         if args.fused and "fused" in inspect.signature(getattr(torch.optim, cls.__name__)).parameters:
             options["fused"] = True  # fastopt accepts it, and is fused anyway
         whole = {"clip_norm": task.max_norm, "ema_decay": task.ema, "zero_grads": True} if task.whole_step else {}
-        self.one_call = library == "fastopt" and bool(whole) and takes(cls, whole)
+        self.one_call = library == "fastopt" and bool(whole)
         if self.one_call:
             options |= whole
         self.opt = cls(task.groups(self.model), **options)
@@ -267,17 +267,6 @@ class Run:
             return self.task.measure(self.average.module)
         with self.opt.averaged():
             return self.task.measure(self.model)
-
-
-def takes(cls: type, options: dict) -> bool:
-    """Whether this optimizer has these options."""
-    import torch
-
-    try:
-        cls([torch.zeros(1, requires_grad=True)], **options)
-    except TypeError:
-        return False
-    return True
 
 
 def averaged(model, ema: float):
