@@ -49,7 +49,9 @@ More arguments, all by name
     ema_decay : float in [0, 1], optional
         Keep an average of each parameter, in the state ``ema``: the parameter after its first step, from the second on
         ``torch.lerp(ema, p, 1 - ema_decay)``, as ``AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))``
-        has it that is updated after every step. See `averaged <fastopt.torch.AdamW.averaged>` and `averages`.
+        has it that is updated after every step. ``opt.averages`` has them, ``with opt.averaged():`` lets them stand in for
+        the parameters: see `fastopt.Optimizer.averaged`. ``opt.averaged_state_dict(model)`` and
+        ``opt.load_averaged_state_dict(model, state_dict)`` go to and come from an ``AveragedModel``.
     ema_start : int >= 0, default 1
         The step of a parameter at which its average begins; see `fastopt.Optimizer`. Classes whose state has no
         ``step`` in PyTorch (`SGD`, `Lion`) have one while they average.
@@ -1064,13 +1066,10 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
 
         Examples
         --------
-        >>> import torch
-        >>> from torch.optim.swa_utils import AveragedModel
-        >>> from fastopt.torch import AdamW
-        >>> model = torch.nn.Linear(2, 1)
-        >>> opt = AdamW(model.parameters(), ema_decay=0.99)
-        >>> averaged = AveragedModel(model)
-        >>> _ = averaged.load_state_dict(opt.averaged_state_dict(model))
+        ::
+
+            averaged = torch.optim.swa_utils.AveragedModel(model)
+            averaged.load_state_dict(opt.averaged_state_dict(model))
         """
         self._require_averages()
         begun = [float(self.state[param].get("step", 1)) - max(self._start_of(group), 1) + 1
