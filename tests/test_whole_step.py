@@ -581,6 +581,13 @@ def test_nothing_found_is_a_step(found):
     assert opt.steps == 1 and same_bits(opt.params, plain.params)
 
 
+def test_a_number_beyond_floats_is_found_too():
+    opt = Adam(three())
+    for found in (2**1024, -(2**1024)):
+        opt.step(three(1), found_inf=found)
+    assert (opt.steps, opt.skipped_steps) == (0, 2)
+
+
 @pytest.mark.parametrize("found", ["1", [1.0], np.ones(2), 1j, {}])
 def test_what_nobody_can_have_found_is_refused(found):
     opt = Adam(three())

@@ -452,4 +452,4 @@ cdef bint is_found(value) except -1:
         return now
     if not isinstance(now, FIXED):
         raise HyperparameterError(f"found_inf={value!r} must be a number, 0 if no infinity was found; or True or False")
-    return float(now) != 0
+    return now != 0
