@@ -20,6 +20,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from itertools import islice
+from time import monotonic, sleep
 from weakref import ref as weak_reference
 
 import numpy as np
@@ -122,6 +123,9 @@ include "_engine/foreign.pxi"
 include "_engine/operands.pxi"
 include "_engine/gradients.pxi"
 include "_engine/sums.pxi"
+
+
+LONGEST_WAIT = 60.0           # seconds that leaving `averaged` waits for what another thread is in the middle of
 
 
 cdef enum:                    # so many parameters ahead `collect` asks for what it will look at:
@@ -263,6 +267,14 @@ cdef class Plan(Operands):
                                       "calls back); one at a time")
         self.busy = True
         self.caller = fo_fenv_enter()
+
+    cdef wait(self):
+        """Wait for what another thread is in the middle of, unless that takes longer than can be."""
+        cdef double until
+        if self.busy:
+            until = monotonic() + LONGEST_WAIT
+            while self.busy and monotonic() < until:
+                sleep(0.001)
 
     cdef leave(self):
         fo_fenv_leave(self.caller)
@@ -777,8 +789,12 @@ cdef class Plan(Operands):
         cdef Job job
         cdef Py_ssize_t i
         cdef object fault = None
+        if back:
+            self.wait()
         self.enter()
         try:
+            if back and not self.averaged:
+                return                    # another thread has left it meanwhile
             if not back:
                 self.refuse_averaged("averaged()")
                 self.refresh_groups()
@@ -907,10 +923,12 @@ cdef class Averaged:
             raise
         self.inside = True
 
-    def __exit__(self, *error):
+    def __exit__(self, kind, error, traceback):       # no *arguments, a tuple that memory could be lacking for
         if self.inside:
-            self.inside = False
-            self.swap(True)
+            try:
+                self.swap(True)
+            finally:                          # it can be tried again, if nothing was done
+                self.inside = self.is_swapped()
 
 
 def swap_tensors(list pairs, clone, copy, dict noted, value):

@@ -391,6 +391,7 @@ class Optimizer(Declaration, abstract=True):
         exception; nothing is copied. A parameter without an average keeps its value. What is written to a parameter
         inside goes to its average. Inside, `step`, `load_state_dict`, `load`, `add_param_group`, `rebind`, pickling and
         another `averaged` raise `AveragedError`; `state_dict`, `save` and `averages` give what they give outside.
+        Leaving waits until no other thread is in the middle of one of these.
 
         Raises
         ------

@@ -415,6 +415,47 @@ def test_another_thread_cannot_step_inside():
     assert len(errors) == 1 and opt.steps == 1
 
 
+def busy_until(opt, free):
+    """A thread in the middle of an operation on an optimizer, as of saving it, until an event."""
+    begun = threading.Event()
+    thread = threading.Thread(target=lambda: opt._plan.run(lambda: begun.set() or free.wait(60)))
+    thread.start()
+    assert begun.wait(60)
+    return thread
+
+
+def test_leaving_waits_for_another_thread():
+    opt, free = Adam(three(), ema_decay=0.5), threading.Event()
+    for k in range(2):
+        opt.step(three(k))
+    before = frozen_optimizer(opt)
+    with opt.averaged():
+        thread = busy_until(opt, free)
+        threading.Timer(0.2, free.set).start()
+    thread.join()
+    assert frozen_optimizer(opt) == before
+    opt.step(three(3))
+
+
+def test_leaving_can_be_tried_again(monkeypatch):
+    opt, free = Adam(three(), ema_decay=0.5), threading.Event()
+    for k in range(2):
+        opt.step(three(k))
+    before = frozen_optimizer(opt)
+    context = opt.averaged()
+    monkeypatch.setattr(engine, "LONGEST_WAIT", 0.01)
+    with pytest.raises(ConcurrentStepError), context:
+        thread = busy_until(opt, free)
+    free.set()
+    thread.join()
+    with pytest.raises(AveragedError):
+        opt.step(three(3))
+    context.__exit__(None, None, None)
+    assert frozen_optimizer(opt) == before
+    context.__exit__(None, None, None)
+    assert frozen_optimizer(opt) == before
+
+
 def test_a_schedule_cannot_go_in():
     opt = Adam(three(), ema_decay=0.5)
     opt.param_groups[0]["ema_decay"] = lambda step: opt.averaged().__enter__() or 0.5
