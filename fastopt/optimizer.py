@@ -24,7 +24,7 @@ from fastopt.declare import (
     with_defaults,
 )
 from fastopt.engine import AROUND, Averaged, Plan, is_array, listed
-from fastopt.errors import AveragedError, ParameterError, UnknownAttributeError, warn_caller
+from fastopt.errors import AveragedError, ParameterError, UnknownAttributeError
 from fastopt.state import live, load, snapshot
 from fastopt.typing import Array, CommonOptions, Gradients, Hyperparameter, Nonfinite, Params, StateFactory
 
@@ -471,9 +471,7 @@ class Optimizer(Declaration, abstract=True):
         HyperparameterError, ConventionError
             For hyperparameters out of range, or that the convention has not.
         """
-        lacking = self._plan.run(load, type(self), self.convention, self._plan, state_dict)
-        if lacking is not None:
-            warn_caller(f"the state dict has no average ('ema') of {lacking}: averages begin anew with the next step")
+        self._plan.run(load, type(self), self.convention, self._plan, state_dict)
 
     def save(self, path: str | bytes | PathLike[Any]) -> None:
         """Write the state, counts and parameter groups into a file: all but the parameters.
@@ -546,7 +544,7 @@ class Optimizer(Declaration, abstract=True):
             own = {key: group[key] for key in ("params", *self.group_keys())}
             own |= {key: group.get(key) for key in AROUND if key in group or key in self.defaults}
             self._add_group(own, last=k == len(saved["groups"]))
-        self._plan.run(load, type(self), self.convention, self._plan, saved["state_dict"])
+        self._plan.run(load, type(self), self.convention, self._plan, saved["state_dict"], False)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return (_blank, (type(self),), self.__getstate__())

@@ -31,7 +31,7 @@ from fastopt.declare import (
     state_from_start,
 )
 from fastopt.engine import AROUND, LAST_FLOAT_COUNT, PAIRS, Plan, as_values, is_number, shape_like, shown
-from fastopt.errors import FastoptError, ParameterError, StateDictError
+from fastopt.errors import FastoptError, ParameterError, StateDictError, warn_caller
 
 VERSION = 2
 """Of what stands under the key ``fastopt``. Version 1 had one name, momentum_buffer, for state of three meanings."""
@@ -148,8 +148,10 @@ def number_arrays(cls: type[Declaration], convention: str, numbers: Sequence[flo
     }
 
 
-def load(cls: type[Declaration], convention: str, plan: Plan, state_dict: Mapping[str, Any]) -> str | None:
-    """See `Optimizer.load_state_dict`; inside ``plan.run``. The parameter whose average is lacking, if there is one."""
+def load(
+    cls: type[Declaration], convention: str, plan: Plan, state_dict: Mapping[str, Any], warns: bool = True
+) -> None:
+    """See `Optimizer.load_state_dict`; inside ``plan.run``. `warns`: of averages that the dict does not have."""
     n = len(plan.arrays)
     own = check_layout(state_dict)
     check_origin(cls, own)
@@ -179,12 +181,14 @@ def load(cls: type[Declaration], convention: str, plan: Plan, state_dict: Mappin
                 records[i] = record_of(cls, convention, plan, i, slots, entries[i], saved.get("lr"), mine["lr"])
                 if AVERAGE.name not in slots:
                     records[i][1].pop(AVERAGE.name, None)
-                elif AVERAGE.name not in records[i][1] and counts[i] >= (merged.get("ema_start") or 1):
+            if AVERAGE.name in slots and counts[i] >= (merged.get("ema_start") or 1):
+                if records[i] is None or AVERAGE.name not in records[i][1]:
                     lacking.append(plan.label(i))
         recorded.append(sorted({name for record in records[first:last] if record is not None for name in record[1]}))
         first = last
+    if lacking and warns:  # before anything is written: a filter may make an error of it
+        warn_caller(f"the state dict has no average ('ema') of {lacking[0]}: averages begin anew with the next step")
     plan.resume(options, recorded, records, counts, steps, skipped)
-    return next(iter(lacking), None)
 
 
 def check_entries(plan: Plan, saved: Any, order: Sequence[Any]) -> dict[int, Mapping[str, Any]]:

@@ -507,6 +507,24 @@ def test_a_dict_without_averages_starts_them_anew_with_a_warning():
     assert same_bits(plain.averages[0], averaging.averages[0])
 
 
+@pytest.mark.parametrize("cls", [SGD, Adam])
+def test_a_warning_that_is_an_error_comes_before_anything_is_loaded(cls):
+    """Also where the dict has no state at all but counts, as of plain SGD."""
+    plain, averaging = build(cls, three(), "torch"), build(cls, three(), "torch", ema_decay=0.5)
+    for k in range(3):
+        plain.step(three(k))
+        averaging.step(three(k + 5))
+    before, saved = frozen_optimizer(averaging), copy.deepcopy(plain.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="no average"):
+            averaging.load_state_dict(saved)
+    assert frozen_optimizer(averaging) == before
+    with pytest.warns(UserWarning, match="no average"):
+        averaging.load_state_dict(saved)
+    assert averaging.state_dict()["fastopt"] == plain.state_dict()["fastopt"]
+
+
 def test_a_dict_that_says_none_turns_it_off():
     opt, other = Adam(three(), ema_decay=0.5), Adam(three(), ema_decay=0.9)
     opt.step(three(1))
