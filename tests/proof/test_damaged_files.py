@@ -77,9 +77,12 @@ def with_document(raw: bytes, change: Callable[[Any], Any] | str) -> bytes:
 
 
 def optimizer(seed: int) -> fastopt.Optimizer:
-    """A small optimizer, which has of everything in its file: schedules, names, groups, both types."""
+    """A small optimizer, which has of everything in its file: schedules, names, groups, both types, an average."""
     lr = schedules.Warmup(seed, schedules.Join([schedules.ReduceOnPlateau(0.1, patience=3), 0.5], [100]))
-    params = [{"params": {"w": np.zeros(3, np.float32)}, "lr": lr}, {"params": {"b": np.zeros((2, 2))}}]
+    params = [
+        {"params": {"w": np.zeros(3, np.float32)}, "lr": lr, "clip_value": schedules.Linear(1.0, 0.5, 9)},
+        {"params": {"b": np.zeros((2, 2))}, "ema_decay": 0.5, "ema_start": 2, "clip_norm_each": 2, "zero_grads": True},
+    ]
     opt = fastopt.AdamW(params, lr=0.25, betas=(0.5, schedules.Constant(0.75)))
     rng = np.random.default_rng(seed)
     for _ in range(2):

@@ -77,6 +77,16 @@ def clip_and_step(subject: tuple[Any, ...]) -> None:
     step(subject)
 
 
+def skip(subject: tuple[Any, ...]) -> None:
+    subject[0].step(subject[1], found_inf=1)
+
+
+def in_and_out(opt: Optimizer) -> list[Any]:
+    """What is seen of an optimizer while averages stand in."""
+    with opt.averaged():
+        return [[p.copy() for p in opt.params], copy.deepcopy(opt.state_dict())]
+
+
 def edited(opt: Optimizer, **options: Any) -> Optimizer:
     for group in opt.param_groups:
         group.update(options)
@@ -97,6 +107,8 @@ def calls(cls: type[Optimizer], convention: str) -> dict[str, Call]:
     def made(params: Any = None, **options: Any) -> Optimizer:
         return build(cls, three() if params is None else params, convention, **options)
 
+    whole: dict[str, Any] = {"clip_norm_each": 0.5, "ema_decay": slower, "ema_start": 2, "zero_grads": True}
+    whole |= {"clip_value": 0.3, "clip_norm": 0.5} if convention != "keras" else {}
     found = {
         "constructor": Call(three, made),
         "constructor with groups": Call(
@@ -125,6 +137,25 @@ def calls(cls: type[Optimizer], convention: str) -> dict[str, Call]:
         "step that clips on two threads": Call(
             lambda: with_gradients(made([values((200,)), values((3000,))], n_threads=2, clip_norm=0.5)), step
         ),
+        "first step with all around it": Call(lambda: with_gradients(made(**whole)), step),
+        "step with all around it": Call(lambda: with_gradients(stepped(made(**whole))), step),
+        "step with all around it on two threads": Call(
+            lambda: with_gradients(made([values((200,)), values((3000,))], n_threads=2, **whole)), step
+        ),
+        "step that averages from now on": Call(
+            lambda: with_gradients(edited(stepped(made()), ema_decay=0.5, zero_grads=True)), step
+        ),
+        "step that is skipped": Call(lambda: with_gradients(stepped(made(**whole))), skip),
+        "averaged": Call(lambda: stepped(made(**whole)), in_and_out),
+        "averages": Call(lambda: stepped(made(**whole)), lambda opt: opt.averages),
+        "load_state_dict that brings averages": Call(
+            lambda: (stepped(made(), 1), saved(made(**whole))), lambda s: s[0].load_state_dict(s[1])
+        ),
+        "load_state_dict that ends averages": Call(
+            lambda: (stepped(made(**whole)), saved(edited(made(**whole), ema_decay=None))),
+            lambda s: s[0].load_state_dict(s[1]),
+        ),
+        "deepcopy of averages": Call(lambda: stepped(made(**whole)), copy.deepcopy, NUMPY_S),
         "state_dict": Call(lambda: stepped(made()), lambda opt: opt.state_dict()),
         "load_state_dict": Call(lambda: (stepped(made(), 1), saved(made())), lambda s: s[0].load_state_dict(s[1])),
         "load_state_dict of its own": Call(lambda: stepped(made()), lambda opt: opt.load_state_dict(opt.state_dict())),
@@ -188,6 +219,7 @@ def arguments(cls: type[Optimizer], convention: str, known: bool = True) -> tupl
     return name, arrays, options
 
 
+ON_TEAMS = {"step on two threads", "step with all around it on two threads"}
 MOST_KEPT = 8
 """Plans that a function keeps."""
 FEW = [(fastopt.AdamW, "torch"), (fastopt.SGD, "torch"), (fastopt.NAG, "paper"), (fastopt.NAdam, "keras")]
@@ -353,7 +385,8 @@ def main(which: str, first: str, stride: str, cls: str, convention: str, *only: 
     if only:
         found = {name: call for name, call in {**found, "careless": Call(three, careless)}.items() if name in only}
     if which == "libc":
-        found.pop("step on two threads", None)  # OpenMP's library ends the process where it gets no memory for a team
+        # OpenMP's library ends the process where it gets no memory for a team.
+        found = {name: call for name, call in found.items() if name not in ON_TEAMS}
     for name, call in found.items():
         numbers = itertools.count(int(first), int(stride))
         n = run_out(call, WAYS[which], numbers, lambda n, name=name: os.write(1, f"{name}: allocation {n}\n".encode()))
@@ -401,7 +434,7 @@ def test_calls_without_memory_change_nothing_and_work_when_repeated(way, environ
         stood = dict(re.findall(r"^(.+): stood (\d+) failures$", done.stdout, re.MULTILINE))
         where = f"{way} {cls.__name__} {convention}, {''.join(done.stdout.splitlines()[-1:])}"
         assert done.returncode == 0, f"{where}\n{done.stderr}"
-        missing = calls(cls, convention).keys() - stood.keys() - {"step on two threads"}
+        missing = calls(cls, convention).keys() - stood.keys() - ON_TEAMS
         assert not missing and int(stood["constructor"]) >= 100 // stride, where
         tally(f"allocations of {way}'s failed, one at a time, and nothing was changed", sum(map(int, stood.values())))
 

@@ -28,7 +28,7 @@ from support import ALL, NUMBER_NAMES, build, frozen, frozen_optimizer, same_bit
 
 import fastopt
 from fastopt import engine, functional, reference, schedules
-from fastopt.errors import ConcurrentStepError
+from fastopt.errors import AveragedError, ConcurrentStepError
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="forks and timers as Linux has them")
 SEED = 20240
@@ -134,6 +134,34 @@ def edited_then_stepped(opt):
     return lambda: opt.step(gradients(opt))
 
 
+WHOLE = {
+    "clip_norm": 0.5, "clip_norm_each": 0.4, "clip_value": schedules.Linear(1.0, 0.5, 9), "ema_decay": 0.5,
+    "zero_grads": True,
+}  # fmt: skip
+
+
+def averaging(**options):
+    """An optimizer whose averages are not its parameters."""
+    opt = stepped(**{**WHOLE, **options})
+    opt.step(gradients(opt))
+    return opt
+
+
+def begins_to_average(opt):
+    opt.param_groups[0].update(ema_decay=0.5, zero_grads=True)
+    return lambda: opt.step(gradients(opt))
+
+
+def looks_at_averages(opt):
+    def act():
+        with opt.averaged():
+            inside = [p.copy() for p in opt.params]
+            opt.state_dict()
+        assert not same_bits(inside, opt.params)
+
+    return act
+
+
 def adds_a_group(opt):
     more = {"params": [np.ones(4, np.float32), np.ones(3)], "lr": 0.3}
     return lambda: opt.add_param_group(more)
@@ -179,6 +207,13 @@ OPERATIONS = {
     "a step that clips": lambda: of(
         stepped(clip_norm=schedules.Linear(1.0, 0.5, 9), nonfinite="skip"), lambda o: lambda: o.step(gradients(o))
     ),
+    "a step with all around it": lambda: of(averaging(), lambda o: lambda: o.step(gradients(o))),
+    "a step that is skipped": lambda: of(averaging(), lambda o: lambda: o.step(gradients(o), found_inf=1)),
+    "a step that begins to average": lambda: of(stepped(), begins_to_average),
+    # Without a schedule, whose calls would hide the one that lets averages in.
+    "averages in the place of parameters": lambda: of(averaging(clip_value=0.5), looks_at_averages),
+    "loading averages": lambda: of(averaging(), lambda o: with_saved(o, ema_decay=0.25)),
+    "loading into averages": lambda: of(stepped(), lambda o: with_saved(o, ema_decay=0.25, clip_value=0.5)),
     "a step with a new option": lambda: of(stepped(), edited_then_stepped),
     "lookahead": lambda: of(stepped(fastopt.NAG), lambda o: o.lookahead),
     "loading": lambda: of(stepped(), with_saved),
@@ -421,6 +456,42 @@ def interrupted_loads(how: str, seed: int, times: int):
     return {"interrupts": times}
 
 
+def interrupted_averages(how: str, seed: int, times: int):
+    """Worker: lets averages stand in until an interrupt, again and again; after it, everything is in its place."""
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    teams_at_once()
+    rng, sender = random.Random(seed), Sender(how)
+    for n_threads in (1, 2):
+        opt = fastopt.SGD([np.linspace(-1, 1, 150_001), *three()], lr=0.1, ema_decay=0.5, n_threads=n_threads)
+        for _ in range(2):
+            opt.step(gradients(opt))
+        before, averages = frozen_optimizer(opt), frozen(opt.averages)
+        start = time.perf_counter()
+        looks_at_averages(opt)()
+        long = time.perf_counter() - start
+        for i in range(times):
+            try:
+                sender.send(rng.uniform(0, 3 * long))
+                while True:
+                    with opt.averaged():
+                        inside = opt._plan.averaged
+                    assert inside
+            except KeyboardInterrupt:
+                pass
+            assert frozen_optimizer(opt) == before, f"interrupt {i}: not in its place"
+            with opt.averaged():
+                assert frozen(opt.params) == averages
+    return {"interrupts": 2 * times}
+
+
+@needs_linux
+@pytest.mark.parametrize("how", ["timer", "thread"])
+def test_averages_interrupted_at_random_moments_leave_the_parameters_in_their_place(how, amount, tally):
+    done = child("interrupted_averages", how, SEED, amount(50, 2_000), timeout=amount(300, 3_000))
+    tally("averages in the place of parameters, interrupted by a signal", done["interrupts"])
+
+
 @needs_linux
 @pytest.mark.parametrize("how", ["timer", "thread"])
 def test_steps_interrupted_at_random_moments_are_whole(how, amount, tally):
@@ -464,13 +535,14 @@ def crowd(n: int, work) -> list[BaseException]:
 
 
 def until_taken(times: int, act) -> int:
-    """Do something so many times; returns how often another thread was in the middle of something instead."""
+    """Do something so many times; returns how often another thread was in the middle of something, or looked at
+    averages, instead."""
     refused = 0
     while times:
         try:
             act()
             times -= 1
-        except ConcurrentStepError:
+        except (ConcurrentStepError, AveragedError):
             refused += 1
     return refused
 
@@ -525,6 +597,29 @@ def test_threads_that_load_and_step_one_optimizer_leave_whole_steps_after_a_whol
         alone.step(grads)
     assert frozen_optimizer(opt) == frozen_optimizer(alone)
     tally("loads beside steps of other threads", each)
+    tally("attempts beside that were refused", sum(refused))
+
+
+def test_threads_that_step_and_look_at_averages_take_turns(amount, tally):
+    opt = fastopt.Adam([np.ones(150_000, np.float32), np.ones(9)], ema_decay=0.5)
+    grads = gradients(opt)
+    opt.step(grads)
+    alone = copy.deepcopy(opt)
+    each, refused = amount(50, 1_000), [0] * 3
+
+    def look():
+        with opt.averaged():
+            opt.state_dict()
+
+    def work(k):
+        act = look if k == 0 else (lambda: opt.step(grads)) if k == 1 else opt.state_dict
+        refused[k] += until_taken(each, act)
+
+    rounds = until_they_met(lambda: crowd(3, work), refused)
+    for _ in range(each * rounds):
+        alone.step(grads)
+    assert frozen_optimizer(opt) == frozen_optimizer(alone)
+    tally("averages looked at beside steps of another thread", each * rounds)
     tally("attempts beside that were refused", sum(refused))
 
 
@@ -681,6 +776,18 @@ def test_forks_in_the_middle_of_a_step_are_told_or_whole(amount, tally):
     assert done["told"], "no fork came in the middle of a step"
     tally("forks beside a step of another thread", done["forks"])
     tally("of them in its middle, and told", done["told"])
+
+
+@needs_linux
+def test_a_fork_among_averages_leaves_them_as_its_parent_does():
+    opt = averaging()
+    before = frozen_optimizer(opt)
+    with opt.averaged():
+        pid = os.fork()
+    good = frozen_optimizer(opt) == before
+    if not pid:
+        os._exit(0 if good else 1)
+    assert good and exit_code(pid) == 0
 
 
 # --- Processes started by multiprocessing

@@ -8,6 +8,7 @@ from proof.badcalls import (  # noqa: F401  each fills KINDS
     state,
     state_dicts,
     training,
+    whole_step,
 )
 from proof.badcalls.hyperparameters import EVERY_OPTION, hyperparameter
 from proof.badcalls.world import CALLS, KINDS, Kind, bad_calls

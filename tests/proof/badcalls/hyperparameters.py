@@ -8,7 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 from proof.badcalls.parameters import columns, functional_call, group_of, saved_by
-from proof.badcalls.world import FLAGS, NO_FLAGS, NO_INTS, NO_NUMBERS, PAIRS, RANGES, UNUSUAL, Call, World, kind
+from proof.badcalls.world import (
+    AROUND,
+    FLAGS,
+    NO_FLAGS,
+    NO_INTS,
+    NO_NUMBERS,
+    PAIRS,
+    RANGES,
+    UNUSUAL,
+    Call,
+    World,
+    kind,
+)
 from support import ALL, build, needed
 
 import fastopt
@@ -33,8 +45,14 @@ def wrong_number(w: World, key: str, rounds: bool, j: int = 0) -> Any:
 
 def wrong_value(w: World, key: str, rounds: bool) -> Any:
     """What is no good value for an option."""
-    if key in FLAGS:
+    if key in FLAGS or key == "zero_grads":
         return w.pick(*NO_FLAGS)
+    if key == "ema_start":
+        return w.pick(-1, -0.5, 1.5, 2**53, 1e300, np.nan, np.inf, *NO_NUMBERS, w.some("an int below 0"), lambda k: 1)
+    if key in ("clip_value", "clip_norm_each"):
+        numbers = [x for x in NO_NUMBERS if not (isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.ndim == 0)]
+        tiny = [1e-60] * (rounds and key == "clip_value")
+        return w.pick(0, 0.0, -0.0, -1, -np.inf, np.nan, *tiny, *numbers, w.some("a number below 0"))
     if key == "eps_placement":
         return w.pick("under", "", "Outside", b"outside", 0, True, ("outside",), np.array("outside"))
     if key not in PAIRS:
@@ -63,8 +81,8 @@ EVERYWHERE: tuple[str, ...] = (
 
 
 def everywhere(key: str) -> tuple[str, ...]:
-    """The ways in of an option: functions have no first value of an accumulator."""
-    return EVERYWHERE if key != "initial_accumulator_value" else EVERYWHERE[:-1]
+    """The ways in of an option: functions have no first value of an accumulator, and do nothing around the rule."""
+    return EVERYWHERE if key not in ("initial_accumulator_value", *AROUND) else EVERYWHERE[:-1]
 
 
 def way_in(w: World, *ways: str) -> tuple[str, bool, Callable[..., Any], tuple[Any, ...], Callable[[], Any]]:
@@ -106,12 +124,16 @@ def way_in(w: World, *ways: str) -> tuple[str, bool, Callable[..., Any], tuple[A
         calls += [w.opt.lookahead] if hasattr(w.opt, "lookahead") else []
         return w.pick(*calls)
 
-    return way, w.has_float(k), edited, (), lambda: group.update(before)
+    def mend() -> None:
+        group.clear()
+        group.update(before)
+
+    return way, w.has_float(k), edited, (), mend
 
 
 EVERY_OPTION = [
     (cls, convention, key) for cls, convention in ALL
-    for key in (*cls.hyperparameters, "maximize", "decoupled_weight_decay", "flush_subnormal")
+    for key in (*cls.hyperparameters, "maximize", "decoupled_weight_decay", "flush_subnormal", *AROUND)
 ]  # fmt: skip
 """Class, convention and hyperparameter."""
 
@@ -120,9 +142,11 @@ EVERY_OPTION = [
 def hyperparameter(w: World, key: str | None = None) -> Call:
     key = key or w.pick(*(key for cls, convention, key in EVERY_OPTION if (cls, convention) == (w.cls, w.convention)))
     way, rounds, place, others, mend = way_in(w, *everywhere(key))
-    value = None if way == "edit" and w.integer(0, 19) == 0 else wrong_value(w, key, rounds)
+    lacks = way == "edit" and key not in AROUND and w.integer(0, 19) == 0
+    value = None if lacks else wrong_value(w, key, rounds)
     offered = w.cls.conventions[w.convention].defaults
-    error = HyperparameterError if key in offered or key in FLAGS[:3] else (HyperparameterError, ConventionError)
+    everywhere_known = key in offered or key in (*FLAGS[:3], *AROUND)
+    error = HyperparameterError if everywhere_known else (HyperparameterError, ConventionError)
     return Call(f"{way} with {key}={value!r}", place(**{key: value}), error, (shown(key, value), w.cls.__name__),
                 others, mend=mend)  # fmt: skip
 
@@ -211,6 +235,17 @@ def together(w: World) -> Call:
                 mend=mend)  # fmt: skip
 
 
+KERAS = [pair for pair in ALL if pair[1] == "keras"]
+
+
+@kind("clipping in two ways, where the convention has one at a time", KERAS)
+def two_ways_to_clip(w: World) -> Call:
+    way, _, place, others, mend = way_in(w, "constructor", "edit", "edit", "load")
+    options = {"clip_value": 0.5, "clip_norm_each": 0.25}
+    return Call(f"{way} with {options}", place(**options), ConventionError, ("only one of", w.cls.__name__), others,
+                mend=mend)  # fmt: skip
+
+
 @kind("options that nobody knows, and bad settings")
 def unknown_option(w: World) -> Call:
     keys = {key for cls, _ in ALL for key in cls.hyperparameters} - set(w.cls.hyperparameters)
@@ -219,7 +254,7 @@ def unknown_option(w: World) -> Call:
         if way in ("group", "add_param_group"):
             keys |= {"n_threads", "nonfinite", "copy_grads", "convention", "state_factory", "clip_norm", "norm_type"}
         if way == "functional":
-            keys |= {"clip_norm", "norm_type"}
+            keys |= {"clip_norm", "norm_type", *AROUND}
             keys -= {"initial_accumulator_value"}
         key = w.pick(*sorted(keys), "learning_rate", "beta1", "LR", "lr ", "foreach", "max_grad_norm", "clipnorm")
         return Call(f"{way} with {key}", place(**{key: 0.1}), UnknownOptionError, (repr(key), w.cls.__name__),

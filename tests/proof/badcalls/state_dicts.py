@@ -121,7 +121,7 @@ def state_dict_state(w: World) -> Call:
             entry[name] = None
         return loading(w, f"no {name}", saved, (label, repr(name)))
     if way == "product":
-        bad = w.pick("gone", np.nan, -0.5, 1.5, "x", None, [0.5], np.ones(2), np.inf, 2**1024, object(), 1j)
+        bad = w.pick("gone", np.nan, -0.5, 1.5, "x", None, [0.5, 0.5], np.ones(2), np.inf, 2**1024, object(), 1j)
         entry[product] = bad
         if isinstance(bad, str) and bad == "gone":
             del entry[product]

@@ -29,6 +29,7 @@ from support import ALL, build, frozen, needed, values
 from fastopt import schedules
 from fastopt.declare import arrays_of
 from fastopt.errors import (
+    AveragedError,
     ConcurrentStepError,
     ConventionError,
     DTypeError,
@@ -49,7 +50,7 @@ BUILTIN = {
     LayoutError: ValueError, DTypeError: TypeError, ShapeError: ValueError, ReadOnlyError: ValueError,
     OverlapError: ValueError, GradientError: ValueError, ParameterError: ValueError, HyperparameterError: ValueError,
     UnknownOptionError: TypeError, ConventionError: ValueError, StateDictError: ValueError,
-    NonFiniteError: ArithmeticError, ConcurrentStepError: RuntimeError,
+    NonFiniteError: ArithmeticError, ConcurrentStepError: RuntimeError, AveragedError: RuntimeError,
 }  # fmt: skip
 CALLS = 10
 """Bad calls in one example, after which the optimizer and its twin take a good step."""
@@ -77,7 +78,7 @@ RANGES = {
     "lr": NOT_NEGATIVE, "weight_decay": NOT_NEGATIVE, "eps": NOT_NEGATIVE, "eps_root": NOT_NEGATIVE,
     "lr_decay": NOT_NEGATIVE, "momentum_decay": NOT_NEGATIVE, "initial_accumulator_value": NOT_NEGATIVE,
     "momentum": UNIT, "alpha": UNIT, "rho": UNIT, "dampening": ANY,
-    "lambd": NOT_NEGATIVE, "t0": NOT_NEGATIVE,
+    "lambd": NOT_NEGATIVE, "t0": NOT_NEGATIVE, "ema_decay": UNIT,
 }  # fmt: skip
 # The same of pairs; what of the ends of both ranges is excluded; and a good pair.
 PAIRS: dict[str, tuple[Any, Any, tuple[float, float]]] = {
@@ -87,6 +88,10 @@ PAIRS: dict[str, tuple[Any, Any, tuple[float, float]]] = {
 }  # fmt: skip
 SCHEDULABLE = ("lr", "betas", "momentum", "weight_decay")
 FLAGS = ("maximize", "decoupled_weight_decay", "flush_subnormal", "nesterov", "centered", "amsgrad", "bias_correction")
+AROUND: dict[str, Any] = {
+    "clip_value": 0.75, "clip_norm_each": 1.5, "ema_decay": 0.875, "ema_start": 2, "zero_grads": False,
+}  # fmt: skip
+"""What every group may have or not, with a good value."""
 # A good value, for every option, that is not the neutral one.
 UNUSUAL: dict[str, Any] = {
     "weight_decay": 0.125, "momentum": 0.5, "dampening": 0.25, "nesterov": True, "centered": True, "amsgrad": True,
@@ -195,6 +200,12 @@ class World:
             self.options["lr"] = schedules.Exponential(0.25, 0.5)
         self.options.update(copy_grads=self.copy_grads, nonfinite=self.nonfinite, n_threads=self.pick(None, 1, 2))
         self.options.update(clip_norm=self.pick(None, None, 0.5))
+        limits = ("clip_value", "clip_norm_each")
+        around = [key for key in AROUND if self.pick(False, False, True)]
+        ways = (self.options["clip_norm"] is not None) + sum(key in around for key in limits)
+        if self.convention == "keras" and ways > 1:
+            around = [key for key in around if key not in limits]  # it clips in one way at a time
+        self.options.update({key: AROUND[key] for key in around})
         self.memory: list[np.ndarray] = []
         self.fault: Any = None  # what the state factory does instead
         self.params, self.grads, theirs = (self.place(forms, self.owned) for _ in range(3))
