@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from support import (
     ALL,
     ALL_IDS,
@@ -43,11 +44,14 @@ from fastopt import (
     HyperparameterError,
     LayoutError,
     NonFiniteError,
+    Optimizer,
     OverlapError,
     ReadOnlyError,
     UnknownAttributeError,
     UnknownOptionError,
     engine,
+    reference,
+    schedules,
 )
 
 AROUND: dict[str, Any] = {
@@ -759,3 +763,130 @@ def test_nothing_is_kept_alive():
     del opt, context
     gc.collect()
     assert ref() is None
+
+
+# --- All of it in any order
+
+CHOICES: dict[str, list[Any]] = {
+    "clip_value": [0.2, schedules.Linear(1.0, 0.1, 9), None], "clip_norm_each": [0.7, math.inf, None],
+    "ema_decay": [0.0, 0.3, 0.9, schedules.Linear(0.2, 0.9, 9), None], "ema_start": [0, 1, 3, None],
+    "zero_grads": [True, False, None],
+}  # fmt: skip
+CHOSEN = st.fixed_dictionaries({}, optional={key: st.sampled_from(CHOICES[key]) for key in CHOICES})
+SEEDS = st.integers(0, 2**32)
+
+
+class Life(RuleBasedStateMachine):
+    """An optimizer that lives through calls in any order, beside a twin in the reference."""
+
+    @initialize(
+        which=st.sampled_from(ALL), groups=st.lists(CHOSEN, min_size=1, max_size=3), threads=st.integers(1, 2),
+        defaults=CHOSEN,
+    )  # fmt: skip
+    def begin(self, which, groups, threads, defaults):
+        self.cls, self.convention = which
+        self.defaults = {key: value for key, value in defaults.items() if not key.startswith("clip")}
+        sizes = [[3, TILE + 1], [0, 257], [1]]
+        members = [{"params": arrays(sizes[k]), **self.allowed(options)} for k, options in enumerate(groups)]
+        self.opt: Optimizer = build(self.cls, members, self.convention, n_threads=threads, **self.defaults)
+        self.twin = reference.twin(self.opt)
+
+    def allowed(self, options):
+        """These options, without a second way to clip where the convention has one."""
+        if self.convention == "keras" and options.get("clip_value") is not None:
+            options = {**options, "clip_norm_each": None}
+        return options
+
+    def state_and_options(self):
+        options = [{key: repr(group.get(key)) for key in CHOICES} for group in self.opt.param_groups]
+        return frozen(self.opt.state_dict()["state"]), options
+
+    def gradients(self, seed, lacks=0):
+        made = zip(arrays([p.size for p in self.opt.params], seed=seed), self.opt.params, strict=True)
+        return [None if lacks >> i & 1 else g.astype(p.dtype) for i, (g, p) in enumerate(made)]
+
+    @rule(seed=SEEDS, lacks=st.integers(0, 7), scale=st.sampled_from([None, 3.7]))
+    def step(self, seed, lacks, scale):
+        g = self.gradients(seed, lacks)
+        before = copy.deepcopy(g)
+        self.opt.step(g, grad_scale=scale)
+        self.twin.step(before, grad_scale=scale)
+
+    @rule(seed=SEEDS)
+    def skip(self, seed):
+        self.opt.step(self.gradients(seed), found_inf=1)
+
+    @rule(chosen=CHOSEN, k=st.integers(0, 5), replaced=st.booleans())
+    def edit(self, chosen, k, replaced):
+        k %= len(self.opt.param_groups)
+        group = {**self.opt.param_groups[k], **chosen}
+        if replaced:
+            self.opt.param_groups[k] = self.allowed(group)
+        else:
+            self.opt.param_groups[k].update(self.allowed(group))
+        self.opt.step([None] * len(self.opt.params))  # which takes it up
+        self.twin = reference.twin(self.opt)
+
+    @rule(key=st.sampled_from([*CHOICES]), k=st.integers(0, 5))
+    def take_away(self, key, k):
+        self.opt.param_groups[k % len(self.opt.param_groups)].pop(key, None)
+        self.opt.step([None] * len(self.opt.params))
+        self.twin = reference.twin(self.opt)
+
+    @precondition(lambda self: self.opt._plan.is_averaging())
+    @rule(raises=st.booleans(), seed=SEEDS)
+    def look_at_averages(self, raises, seed):
+        before, averages, saved = frozen_optimizer(self.opt), frozen(self.opt._plan.averages()), self.opt.state_dict()
+        saved = frozen(saved)
+        try:
+            with self.opt.averaged():
+                assert frozen(self.opt.params) == averages and frozen(self.opt.state_dict()) == saved
+                with pytest.raises(AveragedError):
+                    self.opt.step(self.gradients(seed))
+                if raises:
+                    raise KeyError
+        except KeyError:
+            assert raises
+        assert frozen_optimizer(self.opt) == before
+
+    @rule(how=st.sampled_from(["deepcopy", "pickle", "state dict", "a live state dict"]))
+    def go_on_elsewhere(self, how):
+        before = self.state_and_options()
+        if how == "deepcopy":
+            self.opt = copy.deepcopy(self.opt)
+        elif how == "pickle":
+            self.opt = pickle.loads(pickle.dumps(self.opt))
+        else:
+            saved = self.opt.state_dict()
+            members = [{"params": [p.copy() for p in group["params"]]} for group in self.opt.param_groups]
+            given = {key: self.defaults[key] for key in self.defaults if all(key in g for g in self.opt.param_groups)}
+            self.opt = build(self.cls, members, self.convention, **given)
+            self.opt.load_state_dict(copy.deepcopy(saved) if how == "state dict" else saved)
+        assert self.state_and_options() == before
+        self.twin._optimizer = self.opt
+
+    @precondition(lambda self: len(self.opt.params) < 8)
+    @rule(chosen=CHOSEN)
+    def add_a_group(self, chosen):
+        self.opt.add_param_group({"params": arrays([5, 300]), **self.allowed(chosen)})
+        self.twin = reference.twin(self.opt)
+
+    @rule()
+    def refuse(self):
+        with unchanged(self.opt, fastopt.FastoptError):
+            self.opt.step([np.ones((2, 2))] * len(self.opt.params))
+
+    @invariant()
+    def is_like_the_twin(self):
+        if not hasattr(self, "opt"):
+            return
+        assert not any(conftest.differing(a, b).any() for a, b in zip(self.opt.params, self.twin.params, strict=True))
+        for i, its in enumerate(self.twin.state):
+            saved = self.opt._plan.saved_state(i)
+            assert self.twin.begun[i] == ("ema" in saved)
+            assert not any(conftest.differing(np.asarray(saved[name]), its[name]).any() for name in saved)
+
+
+@pytest.mark.filterwarnings("ignore:the state dict has no average")  # that has not begun when it is saved
+class TestLife(Life.TestCase):
+    settings = settings(deadline=None, max_examples=200, stateful_step_count=12)
