@@ -704,9 +704,7 @@ cdef class Plan(Operands):
         """
         cdef Group group
         cdef Py_ssize_t i
-        cdef list edited
-        self.refuse_averaged("load_state_dict()")
-        edited = self.resumed_groups(options, recorded, steps)
+        cdef list edited = self.resumed_groups(options, recorded, steps)
         for group in self.groups:
             self.check_params(group)
             self.check_state_of(group)

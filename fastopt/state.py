@@ -152,6 +152,7 @@ def load(
     cls: type[Declaration], convention: str, plan: Plan, state_dict: Mapping[str, Any], warns: bool = True
 ) -> None:
     """See `Optimizer.load_state_dict`; inside ``plan.run``. `warns`: of averages that the dict does not have."""
+    plan.refuse_averaged("load_state_dict()")
     n = len(plan.arrays)
     own = check_layout(state_dict)
     check_origin(cls, own)
@@ -179,8 +180,6 @@ def load(
         for i in range(first, last):
             if i in entries:
                 records[i] = record_of(cls, convention, plan, i, slots, entries[i], saved.get("lr"), mine["lr"])
-                if AVERAGE.name not in slots:
-                    records[i][1].pop(AVERAGE.name, None)
             if AVERAGE.name in slots and counts[i] >= (merged.get("ema_start") or 1):
                 if records[i] is None or AVERAGE.name not in records[i][1]:
                     lacking.append(plan.label(i))
@@ -563,6 +562,8 @@ def check_entry(
     arrays = {}
     declared = named_arrays(cls, convention)
     for name in declared:
+        if name == AVERAGE.name and name not in slots:
+            continue  # not asked for, or another's
         if entry.get(name) is None:
             if name not in slots or name == AVERAGE.name or not counts_in_state(cls):
                 continue

@@ -555,6 +555,28 @@ def test_averages_that_were_switched_off_begin_anew():
     assert not same_bits(opt.averages, opt.params)
 
 
+def test_what_others_call_ema_is_ignored_where_there_are_no_averages():
+    opt = Adam(three())
+    opt.step(three(1))
+    before = frozen_optimizer(opt)
+    for other in (1.0, "x", np.zeros(3), object()):
+        saved = copy.deepcopy(opt.state_dict())
+        saved["state"][0]["ema"] = other
+        opt.load_state_dict(saved)
+        assert frozen_optimizer(opt) == before
+
+
+def test_loading_inside_does_not_warn_before_it_is_refused():
+    opt = Adam(three(), ema_decay=0.5)
+    opt.step(three(1))
+    plain = Adam(three())
+    plain.step(three(1))
+    with warnings.catch_warnings(), opt.averaged():
+        warnings.simplefilter("error")
+        with pytest.raises(AveragedError):
+            opt.load_state_dict(plain.state_dict())
+
+
 def test_an_average_of_another_shape_is_refused():
     opt = Adam(three(), ema_decay=0.5)
     opt.step(three(1))
