@@ -269,12 +269,20 @@ cdef class Plan(Operands):
         self.caller = fo_fenv_enter()
 
     cdef wait(self):
-        """Wait for what another thread is in the middle of, unless that takes longer than can be."""
+        """Wait for what another thread is in the middle of, unless that takes longer than can be.
+
+        Returns an interrupt that came meanwhile: it is for after what was waited for.
+        """
         cdef double until
+        cdef object interrupt = None
         if self.busy:
             until = monotonic() + LONGEST_WAIT
             while self.busy and monotonic() < until:
-                sleep(0.001)
+                try:
+                    sleep(0.001)
+                except BaseException as error:
+                    interrupt = error
+        return interrupt
 
     cdef leave(self):
         fo_fenv_leave(self.caller)
@@ -787,8 +795,7 @@ cdef class Plan(Operands):
         cdef Job job
         cdef Py_ssize_t i
         cdef object fault = None
-        if back:
-            self.wait()
+        cdef object interrupt = self.wait() if back else None
         self.enter()
         try:
             if back and not self.averaged:
@@ -820,6 +827,8 @@ cdef class Plan(Operands):
             self.leave()
         if fault is not None:
             raise fault
+        if interrupt is not None:
+            raise interrupt
 
     def is_averaging(self):
         """Whether some parameter has an average, or is to have one."""

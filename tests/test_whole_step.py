@@ -6,6 +6,7 @@ import copy
 import gc
 import math
 import pickle
+import signal
 import threading
 import warnings
 from typing import Any
@@ -439,6 +440,21 @@ def test_leaving_waits_for_another_thread():
     thread.join()
     assert frozen_optimizer(opt) == before
     opt.step(three(3))
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs signals to threads")
+def test_an_interrupt_while_leaving_waits_comes_after_it():
+    opt, free = Adam(three(), ema_decay=0.5), threading.Event()
+    for k in range(2):
+        opt.step(three(k))
+    before = frozen_optimizer(opt)
+    with pytest.raises(KeyboardInterrupt), opt.averaged():
+        thread = busy_until(opt, free)
+        for seconds in (0.2, 0.25, 0.3):  # one may come between two looks, where it is not noticed
+            threading.Timer(seconds, signal.pthread_kill, (threading.get_ident(), signal.SIGINT)).start()
+        threading.Timer(0.5, free.set).start()
+    assert free.is_set() and frozen_optimizer(opt) == before
+    thread.join()
 
 
 def test_leaving_can_be_tried_again(monkeypatch):
