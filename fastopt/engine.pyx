@@ -181,6 +181,7 @@ cdef class Plan(Operands):
     cdef readonly int64_t steps
     cdef readonly int64_t skipped
     cdef readonly bint averaged       # whether averages stand in the place of parameters
+    cdef Memory gradients             # where they are that are to be zeroed
     cdef Seen *apart                  # gradients that are known to share no memory
     cdef Py_ssize_t n_apart
     cdef object derive
@@ -195,6 +196,7 @@ cdef class Plan(Operands):
 
     def __cinit__(self):
         self.options, self.untouched = [], []
+        self.gradients = Memory([], [], [])
         self.team.backoff = FEWEST_ALONE
 
     def __init__(self, derive, *, n_threads=None, nonfinite="propagate", copy_grads=False, state_factory=None,
@@ -659,7 +661,11 @@ cdef class Plan(Operands):
             self.ended = fo_omp_time()
 
     cdef check_gradients_apart(self, const Job *job):
-        """Raise if two gradients of a job share memory: zeroing one would change the other."""
+        """Raise if two gradients of a job share memory: zeroing one would change the other.
+
+        No Python code runs in here but on the way to an error, as in `collect`.
+        """
+        cdef Memory memory
         cdef Py_ssize_t i
         cdef bint same = job.n_work == self.n_apart
         cdef Interval *x
@@ -671,7 +677,8 @@ cdef class Plan(Operands):
             return
         self.n_apart = 0
         self.apart = <Seen *>renewed(self.apart, job.n_work * <Py_ssize_t>sizeof(Seen))
-        memory = Memory([], [], [])
+        memory = self.gradients           # making one could run code of the user: that of the garbage collector
+        memory.n = 0
         memory.reserve(job.n_work)
         for i in range(job.n_work):
             w = &job.work[i]

@@ -5,6 +5,7 @@ the step is whole or it did not happen. (A failure here may be a crash of the te
 """
 
 import copy
+import gc
 import pickle
 import sys
 import threading
@@ -285,3 +286,36 @@ def test_a_gradient_over_the_product_that_nadam_carries(foreign):
     assert (base == 1).all() and (p == 1).all()
     with pytest.raises(errors.OverlapError, match="mu_product of parameter 1 overlaps that of parameter 0"):
         functional.nadam_([p, p * 1], [p * 1] * 2, [m, m * 1], [v, v * 1], [base[2:3]] * 2, step=1)
+
+
+class Rubbish:
+    """What the garbage collector finds, and only it; it shrinks an array then."""
+
+    def __init__(self, array):
+        self.array, self.me = array, self
+
+    def __del__(self):
+        shrink(self.array)
+
+
+@pytest.mark.parametrize("options", [{"zero_grads": True}, {"ema_decay": 0.5}, {"clip_norm_each": 0.5}], ids=str)
+def test_rubbish_that_shrinks_a_gradient_when_it_is_collected_in_a_step(options):
+    """Python up to 3.11 collects wherever an object is made, also in compiled code."""
+    opt = fastopt.SGD(two(1_000_000), lr=0.1, **options)
+    opt.step(two(1_000_000))
+    step, grads = opt._plan.step, two(1_000_000)
+    before = gc.get_threshold()
+    gc.collect()
+    gc.disable()
+    Rubbish(grads[0])
+    gc.set_threshold(1)
+    gc.enable()
+    try:
+        step(grads)  # with no object made before it: not even by contextlib.suppress
+    except errors.FastoptError:
+        pass
+    finally:
+        gc.set_threshold(*before)
+        gc.collect()
+    assert grads[0].shape == (1,)
+    opt.step(two(1_000_000))
