@@ -442,6 +442,23 @@ def test_leaving_waits_for_another_thread():
     opt.step(three(3))
 
 
+def test_two_threads_that_leave_at_once_leave_once():
+    opt, free = Adam(three(), ema_decay=0.5), threading.Event()
+    for k in range(2):
+        opt.step(three(k))
+    before = frozen_optimizer(opt)
+    context = opt.averaged()
+    context.__enter__()
+    busy = busy_until(opt, free)
+    threads = [threading.Thread(target=context.__exit__, args=(None, None, None)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    free.set()
+    for thread in (busy, *threads):
+        thread.join()
+    assert frozen_optimizer(opt) == before
+
+
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs signals to threads")
 def test_an_interrupt_while_leaving_waits_comes_after_it():
     opt, free = Adam(three(), ema_decay=0.5), threading.Event()

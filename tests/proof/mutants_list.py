@@ -964,6 +964,47 @@ MUTANTS = [
         "test_whole_step.py -k changes",
     ),
     Mutant(
+        "leaving that does not wait", ENGINE,
+        "            interrupt = self.plan.wait()\n", "            interrupt = None\n",
+        "test_whole_step.py -k leaving_waits",
+    ),
+    Mutant(
+        "an interrupt that is lost while leaving waits", ENGINE,
+        "                raise interrupt\n", "                pass\n", "test_whole_step.py -k interrupt_while",
+    ),
+    Mutant(
+        "leaving that cannot be tried again", ENGINE,
+        "                self.inside = self.plan.averaged\n", "                self.inside = False\n",
+        "test_whole_step.py -k tried_again",
+    ),
+    Mutant(
+        "leaving twice", ENGINE,
+        "            if back and not self.averaged:\n", "            if False:\n",
+        "test_whole_step.py -k leave_at_once",
+    ),
+    Mutant(
+        "an object made between the look at gradients and the step", ENGINE,
+        "        memory = self.gradients  ", "        memory = Memory([], [], [])  ", "test_hostile.py -k rubbish",
+    ),
+    Mutant(
+        "a load among averages", STATE,
+        "    plan.refuse_averaged(\"load_state_dict()\")\n", "", "test_whole_step.py -k may_not_happen",
+    ),
+    Mutant(
+        "another's state called ema", STATE,
+        "        if name == AVERAGE.name and name not in slots:\n", "        if False:\n",
+        "test_whole_step.py -k call_ema",
+    ),
+    Mutant(
+        "averages of a dict without any state that are not missed", STATE,
+        "                if records[i] is None or AVERAGE", "                if records[i] is not None and AVERAGE",
+        "test_whole_step.py -k warning_that",
+    ),
+    Mutant(
+        "found_inf as a float", GROUP,
+        "    return now != 0\n", "    return float(now) != 0\n", "test_whole_step.py -k beyond",
+    ),
+    Mutant(
         "a step among averages", ENGINE,
         "            if self.averaged:\n                self.refuse_averaged(\"step()\")\n", "",
         "test_whole_step.py -k may_not_happen",
