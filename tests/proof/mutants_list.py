@@ -960,21 +960,21 @@ MUTANTS = [
     ),
     Mutant(
         "averages that do not change back", ENGINE,
-        "            self.inside = False\n            self.swap(True)\n", "            self.inside = False\n",
+        "                self.swap(True)\n            finally:", "                pass\n            finally:",
         "test_whole_step.py -k changes",
     ),
     Mutant(
         "leaving that does not wait", ENGINE,
-        "            interrupt = self.plan.wait()\n", "            interrupt = None\n",
+        "interrupt = self.wait() if back else None\n", "interrupt = None\n",
         "test_whole_step.py -k leaving_waits",
     ),
     Mutant(
         "an interrupt that is lost while leaving waits", ENGINE,
-        "                raise interrupt\n", "                pass\n", "test_whole_step.py -k interrupt_while",
+        "            raise interrupt\n", "            pass\n", "test_whole_step.py -k interrupt_while",
     ),
     Mutant(
         "leaving that cannot be tried again", ENGINE,
-        "                self.inside = self.plan.averaged\n", "                self.inside = False\n",
+        "                self.inside = self.is_swapped()\n", "                self.inside = False\n",
         "test_whole_step.py -k tried_again",
     ),
     Mutant(
