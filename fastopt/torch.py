@@ -583,9 +583,9 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             if any(group.get("differentiable") for group in self.param_groups):
                 raise HyperparameterError(NOT_DIFFERENTIABLE)
         numbers = name == "norm_type" or (name == "clip_norm" and value is not None and self.clip_norm is not None)
-        plans = (self._plan, self._guarded, self._mixed.plan if self._mixed is not None else None)
+        plans = (self._plan, self._averaging, self._guarded, self._mixed.plan if self._mixed is not None else None)
         if not numbers:  # who is asked for the norm may be another
-            self._plan = self._mixed = self._guarded = None
+            self._plan = self._averaging = self._mixed = self._guarded = None
         for plan in plans:
             if numbers and plan is not None:
                 plan.configure({name: value})

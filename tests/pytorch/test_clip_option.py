@@ -445,6 +445,22 @@ def test_it_can_be_set_between_steps(way):
         assert opt._plan is plan or step not in (2, 3), "another number needs no other plan"
 
 
+def test_what_is_set_while_averages_stand_in_the_place_of_parameters_holds_after_it():
+    for first, then in ((1.0, 0.5), (None, 0.5), (1.0, None)):
+        mine, plain = made(), made()
+        opt, other = ft.SGD(mine, lr=0.1, ema_decay=0.5, clip_norm=first), ft.SGD(plain, lr=0.1, clip_norm=first)
+        opt.step()
+        other.step()
+        with opt.averaged():
+            opt.clip_norm = then
+            opt.norm_type = math.inf
+        other.clip_norm, other.norm_type = then, math.inf
+        opt.step()
+        other.step()
+        assert opt.grad_norm == other.grad_norm
+        assert bits(mine) == bits(plain)
+
+
 def test_no_state_and_no_group_knows_of_it():
     opt, plain = ft.AdamW(made(), clip_norm=1.0, norm_type=math.inf), torch.optim.AdamW(made())
     for one in (opt, plain):
