@@ -1165,7 +1165,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         self._averaging = self._averaging if back else self._plan
         self._plan = None  # whose way is too short to be asked
         with torch.no_grad():
-            swap_tensors(pairs, torch.Tensor.clone, torch.Tensor.copy_, vars(self), None if back else pairs)
+            swap_tensors(pairs, torch.Tensor.clone, torch.Tensor.copy_, self.__dict__, None if back else pairs)
         if back:
             self._plan, self._averaging = self._averaging, None
 
