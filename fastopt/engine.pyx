@@ -946,7 +946,7 @@ cdef class Averaged:
 
 
 def swap_tensors(list pairs, clone, copy, dict noted, value):
-    """Let the contents of pairs of tensors change places, and note a value under "_averaged"; all, or an error and none.
+    """Let pairs of tensors exchange what they hold, and note a value under "_averaged"; all, or an error and none.
 
     `clone(x)` and `copy(x, y)` are C functions of their library, between which no Python code runs, nor an interrupt.
     """

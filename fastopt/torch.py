@@ -49,8 +49,8 @@ More arguments, all by name
     ema_decay : float in [0, 1], optional
         Keep an average of each parameter, in the state ``ema``: the parameter after its first step, from the second on
         ``torch.lerp(ema, p, 1 - ema_decay)``, as ``AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))``
-        has it that is updated after every step. ``opt.averages`` has them, ``with opt.averaged():`` lets them stand in for
-        the parameters: see `fastopt.Optimizer.averaged`. ``opt.averaged_state_dict(model)`` and
+        has it that is updated after every step. ``opt.averages`` has them, and ``with opt.averaged():`` lets them stand
+        in for the parameters: see `fastopt.Optimizer.averaged`. ``opt.averaged_state_dict(model)`` and
         ``opt.load_averaged_state_dict(model, state_dict)`` go to and come from an ``AveragedModel``.
     ema_start : int >= 0, default 1
         The step of a parameter at which its average begins; see `fastopt.Optimizer`. Classes whose state has no
