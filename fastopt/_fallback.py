@@ -357,6 +357,7 @@ def own_limits(
     """The factor of clipping by norm of one gradient, or None, and what none of its elements is to exceed."""
     each, value = group.get("clip_norm_each"), group.get("clip_value")
     if each is not None and float(each) < inf:
+        Host.check_each({**group, "params": [one.param]})
         factor = 1.0 if factor is None else factor
         total_of = gradient_total(one, settings["norm_type"], settings["n_threads"])
         if total_of is not None:

@@ -17,6 +17,7 @@ from fastopt.engine import LAST_FLOAT_COUNT, SHIM, Arena, shape_like
 from fastopt.errors import (
     FastoptError,
     GradientError,
+    HyperparameterError,
     InferenceModeError,
     OverlapError,
     TensorDTypeError,
@@ -102,6 +103,20 @@ class Host:
             for param in stepped:
                 if param in self.copies:
                     np.copyto(param.detach().numpy(), self.copies[param].numpy())
+
+    @staticmethod
+    def check_each(group: Mapping[str, Any]) -> None:
+        """Raise if each gradient of a group is to be clipped by its norm, and ranks hold parts of one."""
+        if (limit := group.get("clip_norm_each")) is None:
+            return
+        for param in filter(is_dtensor, group["params"]):
+            sizes = zip(param.placements, param.device_mesh.shape, strict=True)
+            if any(size > 1 and not placement.is_replicate() for placement, size in sizes):
+                raise HyperparameterError(
+                    f"clip_norm_each={limit!r} is not supported for a sharded DTensor, here of shape "
+                    f"{tuple(param.shape)}: several ranks hold parts of its gradient. Put that parameter into a group "
+                    "without clip_norm_each, or use clip_norm"
+                )
 
     @staticmethod
     def check_zeroing(grad: torch.Tensor, label: str) -> None:

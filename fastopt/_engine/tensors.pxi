@@ -126,6 +126,7 @@ cdef class TensorPlan(Plan):
         two there has to be);
         ``grad``, the descriptor of the attribute; ``modes()``, whether asking for it may run Python code;
         ``local(parameter, None)``, the tensor that is stepped in its place, and ``local(gradient, parameter)``;
+        ``check_each(options)``, which raises if gradients of a group cannot be clipped one by one;
         ``fit(gradient, tensor, label)``, one that fits, or the error; ``finish(parameters)``, after a step with such;
         ``bump(parameters)``, to note that they were written to.
     number_names : tuple of str
@@ -690,6 +691,8 @@ cdef class TensorPlan(Plan):
                 return False
             if group.refresh(no_schedules) and not self.take_options(k, group):
                 return False
+            if self.special and group.around:
+                self.host.check_each(group.options)
         if self.version == 0 or self.version != fo_dict_version(<PyObject *>state):
             if not same_entries(state, self.outer):
                 return False

@@ -263,6 +263,38 @@ def dtensors(ranks: Ranks) -> dict[str, Any]:
     return result
 
 
+def each(ranks: Ranks) -> dict[str, Any]:
+    """clip_norm_each of what is sharded, by whatever way it is asked for."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (ranks.world,))
+
+    def made(dtype: Any, *placements: Any) -> Any:
+        p = nn.Parameter(distribute_tensor(torch.ones(5, 3, dtype=dtype), mesh, placements))
+        p.grad = distribute_tensor(torch.ones(5, 3, dtype=dtype), mesh, placements)
+        return p
+
+    result: dict[str, Any] = {"texts": []}
+    for dtype in (torch.float32, torch.bfloat16):
+        for options in ({}, {"clip_norm": 1.0}):
+            for way in ("given", "set", "set after a step"):
+                p, q = nn.Parameter(torch.ones(2)), made(dtype, Shard(0))
+                p.grad = torch.ones(2)
+                opt = ft.SGD([{"params": [p]}, {"params": [q]}], lr=0.1, fallback="silent", **options)
+                if way == "given":
+                    opt = ft.SGD([p, q], lr=0.1, fallback="silent", clip_norm_each=1.0, **options)
+                if way == "set after a step":
+                    opt.step()
+                opt.param_groups[-1]["clip_norm_each"] = 1.0
+                before = [p.detach().clone(), q.detach().to_local().clone()]
+                result["texts"].append(told(opt.step))
+                assert torch.equal(p, before[0]) and torch.equal(q.detach().to_local(), before[1]), (dtype, way)
+    q = made(torch.float64, Replicate())
+    ft.SGD([q], lr=1.0, clip_norm_each=1.0).step()
+    return {**result, "whole": (1 - base.full(q)).norm().item()}
+
+
 def stages(ranks: Ranks) -> dict[str, Any]:
     """Shards over some ranks and other parameters on others, as with pipelines: a mesh, then `clip_group`."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -326,6 +358,7 @@ JOBS: dict[str, Any] = {
     "ddp AdamW": (ddp, {"name": "AdamW"}),
     "failing": (failing, {}),
     "dtensors": (dtensors, {}),
+    "each": (each, {}),
     "stages": (stages, {}),
     "16 bits": (alike, {}),
     "fsdp1": (fsdp1, {}),

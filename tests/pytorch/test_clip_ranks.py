@@ -22,7 +22,8 @@ if not (torch.distributed.is_available() and torch.distributed.is_gloo_available
 WORLDS = (2, 3)
 TRAINED = ("fsdp AdamW", "fsdp SGD inf", "zero AdamW", "few SGD", "ddp AdamW", "16 bits")
 JOBS = {
-    1: [*TRAINED], 2: [*TRAINED, "refused", "failing", "fsdp1", "deepspeed", "dtensors"],
+    1: [*TRAINED],
+    2: [*TRAINED, "refused", "failing", "fsdp1", "deepspeed", "dtensors", "each"],
     3: [*TRAINED, "failing", "dtensors"], 4: ["dtensors", "stages"],
 }  # fmt: skip
 worlds = pytest.mark.parametrize("world", WORLDS)
@@ -106,6 +107,14 @@ def test_placements_say_what_is_added_and_what_counts_once(runs, world):
         assert "has the placement P(sum)" in partial or "has the placement Partial(sum)" in partial
         assert "clip_group says that its ranks hold disjoint parameters" in both
         assert "are not the same on all ranks" in unlike
+
+
+def test_the_norm_of_each_gradient_is_refused_for_shards(runs):
+    for result in runs[2].of("each"):
+        assert len(result["texts"]) == 12
+        for text in result["texts"]:
+            assert text.startswith("HyperparameterError: clip_norm_each=1.0 is not supported for a sharded DTensor")
+        assert result["whole"] == pytest.approx(1.0, rel=1e-6), "replicas are whole"
 
 
 def test_a_group_of_stages_adds_what_the_meshes_have(runs):
