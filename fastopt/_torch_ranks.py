@@ -236,11 +236,13 @@ def ranks_of(groups: Any, clip_group: Any, in_zero: bool) -> Ranks | None:
         raise HyperparameterError(
             "the clip_group of this optimizer was lost when it was pickled: set opt.clip_group to a process group again"
         )
+    params = [param for group in groups if isinstance(group, Mapping) for param in listed(group.get("params"))]
     if not (dist.is_available() and dist.is_initialized()):
         if in_zero and clip_group is None:
             raise HyperparameterError(MISSING.format(why=IN_ZERO))
+        if clip_group is not None or any(map(is_shared, params)):
+            raise HyperparameterError("clip_norm needs the other ranks here, and torch.distributed is not initialized")
         return None
-    params = [param for group in groups if isinstance(group, Mapping) for param in listed(group.get("params"))]
     if dist.get_world_size() > 1 or in_zero:
         check_alone(params, clip_group, in_zero)
     ranks = Ranks(clip_group)
@@ -263,6 +265,11 @@ def is_sharded(placement: Any, label: str) -> bool:
     raise HyperparameterError(
         f"clip_norm: {label} has the placement {placement}; Shard or Replicate is needed for a norm of all gradients"
     )
+
+
+def is_shared(param: Any) -> bool:
+    """Whether a parameter is a `DTensor` of several ranks."""
+    return is_dtensor(param) and param.device_mesh.size() > 1
 
 
 def check_apart(group: Any, mesh: Any, label: str) -> None:

@@ -295,6 +295,29 @@ def each(ranks: Ranks) -> dict[str, Any]:
     return {**result, "whole": (1 - base.full(q)).norm().item()}
 
 
+def ended(ranks: Ranks) -> dict[str, Any]:
+    """After the process group is gone nobody can say what the norm of all gradients is."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (ranks.world,))
+    p = nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
+    p.grad = distribute_tensor(torch.ones(4), mesh, [Shard(0)])
+    sharded = ft.SGD([p], lr=0.1, clip_norm=1.0)
+    params, opt = disjoint(ranks)
+    for one in (sharded, opt):
+        one.step()
+    before = [x.detach().clone() for x in (*params, p.detach().to_local())]
+    dist.barrier()
+    dist.destroy_process_group()
+    texts = [told(one.step) for one in (sharded, opt)]
+    kept = all(torch.equal(x, y) for x, y in zip((*params, p.detach().to_local()), before, strict=True))
+    dist.init_process_group(
+        "gloo", init_method=f"file://{ranks.folder}/again", rank=ranks.rank, world_size=ranks.world
+    )
+    return {"texts": texts, "kept": kept}
+
+
 def stages(ranks: Ranks) -> dict[str, Any]:
     """Shards over some ranks and other parameters on others, as with pipelines: a mesh, then `clip_group`."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -359,6 +382,7 @@ JOBS: dict[str, Any] = {
     "failing": (failing, {}),
     "dtensors": (dtensors, {}),
     "each": (each, {}),
+    "ended": (ended, {}),
     "stages": (stages, {}),
     "16 bits": (alike, {}),
     "fsdp1": (fsdp1, {}),

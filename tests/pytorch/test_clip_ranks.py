@@ -23,7 +23,7 @@ WORLDS = (2, 3)
 TRAINED = ("fsdp AdamW", "fsdp SGD inf", "zero AdamW", "few SGD", "ddp AdamW", "16 bits")
 JOBS = {
     1: [*TRAINED],
-    2: [*TRAINED, "refused", "failing", "fsdp1", "deepspeed", "dtensors", "each"],
+    2: [*TRAINED, "refused", "failing", "fsdp1", "deepspeed", "dtensors", "each", "ended"],
     3: [*TRAINED, "failing", "dtensors"], 4: ["dtensors", "stages"],
 }  # fmt: skip
 worlds = pytest.mark.parametrize("world", WORLDS)
@@ -115,6 +115,12 @@ def test_the_norm_of_each_gradient_is_refused_for_shards(runs):
         for text in result["texts"]:
             assert text.startswith("HyperparameterError: clip_norm_each=1.0 is not supported for a sharded DTensor")
         assert result["whole"] == pytest.approx(1.0, rel=1e-6), "replicas are whole"
+
+
+def test_after_the_process_group_is_gone_no_step_clips_by_a_local_norm(runs):
+    for result in runs[2].of("ended"):
+        assert result["kept"] and len(result["texts"]) == 2
+        assert all("torch.distributed is not initialized" in text for text in result["texts"])
 
 
 def test_a_group_of_stages_adds_what_the_meshes_have(runs):
