@@ -320,7 +320,9 @@ def gathered(row: list[float], group: Any) -> list[list[float]]:
 
 
 def is_near(a: float, b: float, whole: float) -> bool:
-    return a == b or (math.isnan(a) and math.isnan(b)) or abs(a - b) <= NEAR * whole
+    if not math.isfinite(a) or not math.isfinite(b):
+        return a == b or (math.isnan(a) and math.isnan(b))
+    return not abs(a - b) > NEAR * whole  # which is NaN where another part is
 
 
 def combined(a: float, b: float, order: float) -> float:

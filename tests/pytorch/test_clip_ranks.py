@@ -15,6 +15,7 @@ import torch
 from ranked import Run, close
 
 from fastopt import reference
+from fastopt._torch_ranks import is_near
 
 if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
     pytest.skip("this PyTorch has no torch.distributed with gloo", allow_module_level=True)
@@ -121,6 +122,16 @@ def test_after_the_process_group_is_gone_no_step_clips_by_a_local_norm(runs):
     for result in runs[2].of("ended"):
         assert result["kept"] and len(result["texts"]) == 2
         assert all("torch.distributed is not initialized" in text for text in result["texts"])
+
+
+def test_replicas_are_near_each_other_whatever_the_rest_is():
+    for whole in (2.0, math.inf, math.nan):
+        for same in (0.0, 1.0, math.inf, math.nan):
+            assert is_near(same, same, whole)
+        assert is_near(1.0, 1.0 + 1e-9, whole)
+        for a, b in ((1.0, math.inf), (math.inf, 0.0), (math.nan, 1.0), (math.inf, math.nan)):
+            assert not is_near(a, b, whole)
+    assert not is_near(1.0, 1.1, 2.0)
 
 
 def test_a_group_of_stages_adds_what_the_meshes_have(runs):
