@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -191,6 +192,28 @@ class Ranks:
             self.meshes.append(mesh)
         key = (self.meshes.index(mesh), *sharded)
         self.places.append(self.parts.setdefault(key, len(self.parts)))
+
+    @contextlib.contextmanager
+    def laid_out(self) -> Iterator[dict[int, torch.Tensor]]:
+        """A context in which gradients lie over the ranks as their parameters do; by parameter, what others replace.
+
+        Every rank has to come here before its checks, which may fail: it takes exchanges, one for each such gradient.
+        """
+        given: dict[int, torch.Tensor] = {}
+        params: list[Any] = [param for param, part in zip(self.params, self.places, strict=True) if part]
+        try:
+            for param in params:
+                grad, mesh, placements = param.grad, param.device_mesh, param.placements
+                if is_dtensor(grad) and (grad.device_mesh, grad.placements) != (mesh, placements):
+                    with torch.no_grad():
+                        laid = grad.redistribute(mesh, placements)
+                    given[id(param)] = grad
+                    param.grad = laid
+            yield given
+        finally:
+            for param in params:
+                if id(param) in given:
+                    param.grad = given[id(param)]
 
     @property
     def alone(self) -> bool:

@@ -386,15 +386,20 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         """A step that a scaler skips: gradients are zeroed, and ranks that wait for the sums of this one are told."""
         ranks = self._ranks()
         if ranks is not None:
-            self._agreed(ranks, [0.0] * len(ranks.parts), _torch_ranks.SKIPS, scale)
+            with ranks.laid_out():
+                self._agreed(ranks, [0.0] * len(ranks.parts), _torch_ranks.SKIPS, scale)
+        Host.zero(self._to_zero({}))
+
+    def _to_zero(self, given: Mapping[int, torch.Tensor]) -> list[torch.Tensor]:
+        """The gradients of groups with zero_grads; `given`: by parameter, those in whose place others stand now."""
         place, grads = 0, []
         for group in self.param_groups:
             for param, name in zip(group["params"], names_of(group, place), strict=True):
-                if group.get("zero_grads") and param.grad is not None:
-                    Host.check_zeroing(param.grad, f"gradient of parameter {name!r}")
-                    grads.append(param.grad)
+                if group.get("zero_grads") and (grad := given.get(id(param), param.grad)) is not None:
+                    Host.check_zeroing(grad, f"gradient of parameter {name!r}")
+                    grads.append(grad)
             place += len(group["params"])
-        Host.zero(grads)
+        return grads
 
     def _take_step(self, scale: Any) -> None:
         try:
@@ -517,19 +522,24 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     def _take_shared_step(self, ranks: _torch_ranks.Ranks, scale: Any) -> None:
         """A step that finds the norm with other ranks: all of them take it, or none does."""
         self._plan = self._guarded = None
-        try:
-            groups = self._plain_groups()
-            mixed, keep = self._checked(groups, scale, ranks)
-            _fallback.check_scale(groups, mixed, scale)
-            of = dict(zip(map(id, ranks.params), ranks.places, strict=True))
-            totals = self._totals(mixed, [of[id(one.param)] for one in mixed.left], len(ranks.parts))
-        except Exception:
-            with contextlib.suppress(Exception):  # the first one says more
-                self._agreed(ranks, [0.0] * len(ranks.parts), _torch_ranks.FAILED, None)
-            raise
-        total = self._agreed(ranks, totals, _torch_ranks.GOOD, scale)
-        if total is not None:
-            self._finish_step(groups, mixed, scale, *self._clip_of(total, scale), keep)
+        with ranks.laid_out() as given:
+            try:
+                groups = self._plain_groups()
+                mixed, keep = self._checked(groups, scale, ranks)
+                _fallback.check_scale(groups, mixed, scale)
+                _fallback.Around(self.state, groups, mixed, self._settings, scale, None)  # for what it raises
+                to_zero = self._to_zero(given)
+                of = dict(zip(map(id, ranks.params), ranks.places, strict=True))
+                totals = self._totals(mixed, [of[id(one.param)] for one in mixed.left], len(ranks.parts))
+            except Exception:
+                with contextlib.suppress(Exception):  # the first one says more
+                    self._agreed(ranks, [0.0] * len(ranks.parts), _torch_ranks.FAILED, None)
+                raise
+            total = self._agreed(ranks, totals, _torch_ranks.GOOD, scale)
+            if total is not None:
+                self._finish_step(groups, mixed, scale, *self._clip_of(total, scale), keep)
+        if total is None or given:
+            Host.zero(to_zero)
 
     def _checked(
         self, groups: list[dict[str, Any]], scale: Any, ranks: _torch_ranks.Ranks

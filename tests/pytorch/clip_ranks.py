@@ -263,6 +263,30 @@ def dtensors(ranks: Ranks) -> dict[str, Any]:
     return result
 
 
+def unlike_placements(ranks: Ranks) -> dict[str, Any]:
+    """Partial gradients take an exchange of their own, where a rank that fails must not be missed."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    mesh = init_device_mesh("cpu", (ranks.world,))
+    p = nn.Parameter(DTensor.from_local(torch.zeros(30), mesh, [Replicate()]))
+    opt = ft.SGD([p], lr=1.0, momentum=0.9, clip_norm=5.0, zero_grads=True)
+    result: dict[str, Any] = {"norms": [], "values": [], "texts": [], "kept": [], "zeroed": []}
+    for spoil in ("", "lr", "state"):
+        p.grad = given = DTensor.from_local(torch.ones(30), mesh, [Partial()])
+        if ranks.rank == ranks.world - 1 and spoil == "lr":
+            opt.param_groups[0]["lr"] = float("nan")
+        if ranks.rank == ranks.world - 1 and spoil == "state":  # so that this rank alone needs a new plan
+            opt.state[p]["momentum_buffer"] = opt.state[p]["momentum_buffer"].clone()
+        result["texts"].append(told(opt.step))
+        opt.param_groups[0]["lr"] = 1.0
+        result["norms"].append(opt.grad_norm)
+        result["values"].append(base.full(p).clone())
+        result["kept"].append(p.grad is given and given.placements == (Partial(),))
+        result["zeroed"].append(not given.to_local().any())
+    return result
+
+
 def each(ranks: Ranks) -> dict[str, Any]:
     """clip_norm_each of what is sharded, by whatever way it is asked for."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -293,6 +317,28 @@ def each(ranks: Ranks) -> dict[str, Any]:
     q = made(torch.float64, Replicate())
     ft.SGD([q], lr=1.0, clip_norm_each=1.0).step()
     return {**result, "whole": (1 - base.full(q)).norm().item()}
+
+
+def late(ranks: Ranks) -> dict[str, Any]:
+    """What is left to PyTorch on the last rank alone cannot be clipped: all of them are told before the step."""
+    params = [nn.Parameter(torch.ones(3, dtype=torch.float64))]
+    if ranks.rank == ranks.world - 1:
+        params.append(nn.Parameter(torch.ones(3, dtype=torch.complex128)))
+    for p in params:
+        p.grad = torch.ones_like(p)
+    opt = ft.SGD(params, lr=0.1, clip_norm=1.0, clip_group=dist.group.WORLD, clip_value=1.0, fallback="silent")
+    text = told(opt.step)
+    return {"text": text, "kept": all(bool((p == 1).all()) for p in params)}
+
+
+def skipping(ranks: Ranks) -> dict[str, Any]:
+    """A step that one rank skips zeroes the gradients of all that ask for it."""
+    params, _ = disjoint(ranks)
+    opt = ft.SGD(params, lr=0.1, clip_norm=1.0, clip_group=dist.group.WORLD, zero_grads=True)
+    if ranks.rank == 0:
+        opt.found_inf, opt.grad_scale = torch.tensor(1.0), torch.tensor(1.0)
+    opt.step()
+    return {"kept": all(bool((p == 1).all()) for p in params), "zeroed": not any(p.grad.any() for p in params)}
 
 
 def ended(ranks: Ranks) -> dict[str, Any]:
@@ -381,7 +427,10 @@ JOBS: dict[str, Any] = {
     "ddp AdamW": (ddp, {"name": "AdamW"}),
     "failing": (failing, {}),
     "dtensors": (dtensors, {}),
+    "unlike placements": (unlike_placements, {}),
     "each": (each, {}),
+    "late": (late, {}),
+    "skipping": (skipping, {}),
     "ended": (ended, {}),
     "stages": (stages, {}),
     "16 bits": (alike, {}),

@@ -24,7 +24,8 @@ WORLDS = (2, 3)
 TRAINED = ("fsdp AdamW", "fsdp SGD inf", "zero AdamW", "few SGD", "ddp AdamW", "16 bits")
 JOBS = {
     1: [*TRAINED],
-    2: [*TRAINED, "refused", "failing", "fsdp1", "deepspeed", "dtensors", "each", "ended"],
+    2: [*TRAINED, "refused", "failing", "fsdp1", "deepspeed", "dtensors", "each", "late", "skipping",
+        "unlike placements", "ended"],
     3: [*TRAINED, "failing", "dtensors"], 4: ["dtensors", "stages"],
 }  # fmt: skip
 worlds = pytest.mark.parametrize("world", WORLDS)
@@ -122,6 +123,29 @@ def test_after_the_process_group_is_gone_no_step_clips_by_a_local_norm(runs):
     for result in runs[2].of("ended"):
         assert result["kept"] and len(result["texts"]) == 2
         assert all("torch.distributed is not initialized" in text for text in result["texts"])
+
+
+def test_what_pytorchs_part_cannot_clip_is_told_before_the_step(runs):
+    others, last = runs[2].of("late")
+    assert others["kept"] and "RankError: the step failed on rank 1" in others["text"]
+    assert last["kept"] and "TensorDTypeError: clip_value=1.0: the gradient of parameter 1" in last["text"]
+
+
+def test_a_step_that_another_rank_skips_zeroes_gradients_too(runs):
+    assert [(result["kept"], result["zeroed"]) for result in runs[2].of("skipping")] == [(True, True)] * 2
+
+
+def test_partial_gradients_are_laid_out_before_the_checks_of_any_rank(runs):
+    """Else a rank that fails, or needs a new plan, would exchange other things than the others, and wait for ever."""
+    results = runs[2].of("unlike placements")
+    for result in results:
+        first, failed, last = result["texts"]
+        assert first == last == "" and ("lr=nan" in failed or "RankError: the step failed on rank 1" in failed)
+        assert result["norms"] == pytest.approx([120**0.5] * 3, rel=1e-14)
+        assert result["kept"] == [True] * 3 and result["zeroed"] == [True, False, True]
+        values = result["values"]
+        assert torch.equal(values[0], values[1]) and not (values[1] == values[2]).any()
+        assert all(torch.equal(x, y) for x, y in zip(values, results[0]["values"], strict=True))
 
 
 def test_replicas_are_near_each_other_whatever_the_rest_is():
