@@ -743,6 +743,7 @@ cdef class TensorPlan(Plan):
             self.run_job(&job)
             if self.to_zero is not None and not self.check_only:
                 self.host.zero(self.to_zero)
+                self.to_zero = None
         return fits == 1
 
     cdef list zeroed_apart(self, list given, list grads):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -303,3 +304,14 @@ def test_without_them_all_keys_are_pytorchs():
     stock.step()
     assert opt.state[p].keys() == stock.state[q].keys() and opt.param_groups[0].keys() == stock.param_groups[0].keys()
     assert opt.defaults.keys() == stock.defaults.keys()
+
+
+def test_a_gradient_that_was_zeroed_is_not_kept_alive():
+    p = torch.nn.Parameter(torch.zeros(4, 6))
+    opt = ft.SGD([p], lr=0.1, zero_grads=True)
+    for _ in range(2):
+        p.grad = torch.ones(6, 4).t()  # which is stepped by a copy
+        opt.step()
+        assert not p.grad.any()
+        kept, p.grad = weakref.ref(p.grad), None
+        assert kept() is None
