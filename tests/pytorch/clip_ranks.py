@@ -358,9 +358,7 @@ def ended(ranks: Ranks) -> dict[str, Any]:
     dist.destroy_process_group()
     texts = [told(one.step) for one in (sharded, opt)]
     kept = all(torch.equal(x, y) for x, y in zip((*params, p.detach().to_local()), before, strict=True))
-    dist.init_process_group(
-        "gloo", init_method=f"file://{ranks.folder}/again", rank=ranks.rank, world_size=ranks.world
-    )
+    dist.init_process_group("gloo", init_method=f"file://{ranks.folder}/again", rank=ranks.rank, world_size=ranks.world)
     return {"texts": texts, "kept": kept}
 
 
