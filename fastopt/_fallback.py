@@ -7,22 +7,25 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
 from math import inf
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 
 from fastopt._tensors import (
     Host,
+    check_swap,
     count_tensor,
-    extent,
     has_dispatch,
     has_storage,
     in_shared_memory,
     is_dense,
     is_dtensor,
     local_of,
-    may_share,
-    reach_of,
+    number_tensor,
+    reaches,
+    share,
+    span,
     steppable,
 )
 from fastopt.declare import AVERAGE
@@ -33,6 +36,8 @@ from fastopt.errors import (
     HyperparameterError,
     StateDictError,
     TensorDTypeError,
+    TensorLayoutError,
+    TensorStateError,
     warn_caller,
 )
 
@@ -176,6 +181,30 @@ def is_as_before(group: Mapping[str, Any], one: Left) -> bool:
     return now[:-1] == one.look[:-1] and now[-1] in (None, one.look[-1])
 
 
+def to_zero(
+    groups: list[dict[str, Any]], named: Callable[[dict[str, Any], int, int], str],
+    given: Mapping[int, torch.Tensor] = MappingProxyType({}),
+) -> list[torch.Tensor]:  # fmt: skip
+    """The gradients of groups with ``zero_grads``, all of which can be zeroed and share no memory.
+
+    `given`: by the identity of their parameters, gradients in whose place others stand now.
+    """
+    params: list[tuple[torch.Tensor, str]] = []
+    grads: list[tuple[torch.Tensor, str]] = []
+    place = 0
+    for group in groups:
+        for k, param in enumerate(group["params"]):
+            params.append((param, named(group, k, place + k)))
+            if group.get("zero_grads") and (grad := given.get(id(param), param.grad)) is not None:
+                label = f"gradient of {params[-1][1]}"
+                Host.check_zeroing(grad, label)
+                grads.append((grad, label))
+        place += len(group["params"])
+    if grads:
+        Host.check_zeroed(grads, params)
+    return [grad for grad, _ in grads]
+
+
 def check_storages(param: torch.Tensor, state: Mapping[Any, Any], label: str) -> None:
     """Raise if the memory of a gradient or of state was freed: PyTorch would crash."""
     entry = state[param] if param in state and isinstance(state[param], Mapping) else {}
@@ -187,12 +216,6 @@ def check_storages(param: torch.Tensor, state: Mapping[Any, Any], label: str) ->
             continue
         if not has_storage(local):
             raise error(f"{what} has no storage for all of its elements: its memory was freed")
-
-
-def reaches(param: torch.Tensor) -> int:
-    """How far a parameter reaches in memory, 0 if two of its elements share memory; 1 where it has no strides."""
-    own = local_of(param)
-    return extent(own) if own.layout == torch.strided else 1
 
 
 # --- What shares memory
@@ -233,28 +256,11 @@ def overlapping(params: list[tuple[torch.Tensor, str]]) -> dict[int, str]:
     return found
 
 
-def span(tensor: Any) -> tuple[int, int] | None:
-    """Where the memory of a strided tensor on the CPU begins and ends; None if it has none."""
-    if tensor is None or has_dispatch(local := local_of(tensor)):
-        return None
-    if local.layout != torch.strided or local.device.type != "cpu" or not local.numel():
-        return None
-    begin = local.data_ptr()
-    return begin, begin + reach_of(local) * local.element_size()
-
-
 def may_meet(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether a parameter may share memory with another one, or with the other's gradient, or the other way round."""
     pairs = [(a, b), (a, b.grad), (a.grad, b)]
     spans = [(one, other) for x, y in pairs if (one := span(x)) is not None and (other := span(y)) is not None]
     return any(one[0] < other[1] and other[0] < one[1] for one, other in spans)
-
-
-def share(a: Any, b: Any) -> bool:
-    """Whether two tensors whose spans meet share an element: dense ones do, those with gaps may not."""
-    if all(reaches(x) and is_dense(local_of(x)) for x in (a, b)):
-        return True
-    return a.dtype == torch.bfloat16 or b.dtype == torch.bfloat16 or may_share(a, b)  # NumPy has no such type
 
 
 # --- PyTorch's step
@@ -312,9 +318,10 @@ class Around:
 
     def __init__(
         self, state: Mapping[Any, Any], groups: list[dict[str, Any]], what: Mixed, settings: Mapping[str, Any],
-        scale: Any, factor: float | None,
+        scale: Any, factor: float | None, named: Callable[[dict[str, Any], int, int], str],
     ) -> None:  # fmt: skip
         self.state = state
+        to_zero(groups, named)
         self.limits: dict[int, tuple[float | None, float]] = {}
         """By the identity of a parameter: its factor of clipping, and what no element of its gradient is to exceed."""
         self.zeroed: list[torch.Tensor] = []
@@ -325,22 +332,22 @@ class Around:
                 continue
             self.limits[id(param)] = own_limits(group, one, settings, scale, factor)
             if group.get("zero_grads"):
-                Host.check_zeroing(param.grad, f"gradient of {one.label}")
                 self.zeroed.append(param.grad)
             if group.get("ema_decay") is not None:
                 start = float(1 if group.get("ema_start") is None else group["ema_start"])
                 entry = state[param] if param in state else {}
-                first = param.detach().clone() if start == 0 and entry.get(AVERAGE.name) is None else None
-                self.averaged.append((param, float(group["ema_decay"]), start, first))
+                kept = average_of(entry, param, one.label)
+                if kept is None and start == 0:
+                    kept = param.detach().clone()
+                self.averaged.append((param, float(group["ema_decay"]), start, kept))
 
     def average(self, counts: bool) -> None:
         """What becomes of averages after the step. `counts`: whether PyTorch counts the steps of each parameter."""
         with torch.no_grad():
-            for param, decay, start, first in self.averaged:
+            for param, decay, start, average in self.averaged:
                 entry = self.state[param]
                 if not counts:
                     entry["step"] = count_tensor(float(entry.get("step", 0)) + 1)
-                average = entry.get(AVERAGE.name, first)
                 if average is not None:
                     entry[AVERAGE.name] = average.lerp_(param.detach(), 1 - decay)
                 elif float(entry["step"]) >= start:
@@ -351,13 +358,29 @@ class Around:
         Host.zero(self.zeroed)
 
 
+def average_of(entry: Mapping[str, Any], param: torch.Tensor, label: str) -> torch.Tensor | None:
+    """The average of a parameter that is left to PyTorch, None if it has not begun; raises if it cannot be stepped."""
+    number_tensor(entry.get("step", 0), f"state 'step' of {label}")
+    if param.layout != torch.strided:
+        raise TensorLayoutError(f"ema_decay: {label} has layout {param.layout}; torch.strided is needed for an average")
+    kept = entry.get(AVERAGE.name)
+    if kept is None:
+        return None
+    if not isinstance(kept, torch.Tensor) or is_dtensor(kept) != is_dtensor(param):
+        raise TensorStateError(f"state 'ema' of {label} is a {type(kept).__name__}; a {type(param).__name__} is needed")
+    if kept.dtype != param.dtype and kept.is_floating_point() and param.is_floating_point():
+        kept = kept.to(param.dtype)  # of before the parameter was cast
+    check_swap(param, kept, label)
+    return kept
+
+
 def own_limits(
     group: Mapping[str, Any], one: Left, settings: Mapping[str, Any], scale: Any, factor: float | None
 ) -> tuple[float | None, float]:
     """The factor of clipping by norm of one gradient, or None, and what none of its elements is to exceed."""
     each, value = group.get("clip_norm_each"), group.get("clip_value")
     if each is not None and float(each) < inf:
-        Host.check_each({**group, "params": [one.param]})
+        Host.check_each(one.param, one.label)
         factor = 1.0 if factor is None else factor
         total_of = gradient_total(one, settings["norm_type"], settings["n_threads"])
         if total_of is not None:

@@ -60,6 +60,10 @@ def stable_functions() -> tuple[list[int], torch.Tensor, Any, int] | None:
         return None
 
 
+PART = "is spread over several ranks, so that the norm of what is here is not that of its gradient"
+SHARED = "{} shares memory with {}; zero_grads=True needs gradients that share none"
+
+
 class Host:
     """What the engine asks of PyTorch, for one plan."""
 
@@ -105,26 +109,51 @@ class Host:
                     np.copyto(param.detach().numpy(), self.copies[param].numpy())
 
     @staticmethod
-    def check_each(group: Mapping[str, Any]) -> None:
-        """Raise if each gradient of a group is to be clipped by its norm, and ranks hold parts of one."""
-        if (limit := group.get("clip_norm_each")) is None:
-            return
-        for param in filter(is_dtensor, group["params"]):
-            sizes = zip(param.placements, param.device_mesh.shape, strict=True)
-            if any(size > 1 and not placement.is_replicate() for placement, size in sizes):
-                raise HyperparameterError(
-                    f"clip_norm_each={limit!r} is not supported for a sharded DTensor, here of shape "
-                    f"{tuple(param.shape)}: several ranks hold parts of its gradient. Put that parameter into a group "
-                    "without clip_norm_each, or use clip_norm"
-                )
-
-    @staticmethod
     def check_zeroing(grad: torch.Tensor, label: str) -> None:
         """Raise unless a gradient can be zeroed."""
+        if grad.grad_fn is not None and grad._is_view():  # as zero_grad() does
+            raise GradientError(f"{label} is a view in a graph of autograd; zero_grads=True cannot detach it")
         if grad.is_inference() and not torch.is_inference_mode_enabled():
             raise InferenceModeError(f"{label} is an inference tensor; zero_grads=True cannot write to it here")
         if grad.layout == torch.strided and has_repeats(grad):
             raise TensorLayoutError(f"{label} has elements that share memory; zero_grads=True cannot write to them")
+
+    @staticmethod
+    def is_read(grad: torch.Tensor, taken: torch.Tensor) -> bool:
+        """Whether what a step takes for a gradient is in the gradient's own memory."""
+        return local_of(grad) is taken
+
+    @staticmethod
+    def check_each(param: torch.Tensor, label: str) -> None:
+        """Raise if this rank has a part of a parameter, whose norm is not that of the whole gradient."""
+        if type(param) in PLAIN or not is_dtensor(param):
+            if getattr(param, "_fsdp_flattened", False) and world_size() > 1:
+                raise HyperparameterError(f"clip_norm_each: {label} {PART}: FullyShardedDataParallel (FSDP1)")
+            return
+        mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
+        if any(mesh.size(dim) > 1 and not placement.is_replicate() for dim, placement in enumerate(placements)):
+            raise HyperparameterError(f"clip_norm_each: {label} {PART}: it is a DTensor with {tuple(placements)}")
+
+    @staticmethod
+    def check_zeroed(grads: list[tuple[torch.Tensor, str]], params: list[tuple[torch.Tensor, str]]) -> None:
+        """Raise unless gradients, with their labels, share no memory with each other and with parameters."""
+        seen: dict[int, str] = {}
+        every: list[tuple[int, int, torch.Tensor, str, bool]] = []
+        for tensor, label, zeroed in [*((*one, True) for one in grads), *((*one, False) for one in params)]:
+            if zeroed and seen.setdefault(id(tensor), label) is not label:
+                raise OverlapError(SHARED.format(label, f"the {seen[id(tensor)]}"))
+            if (at := span(tensor)) is not None:
+                every.append((*at, tensor, label, zeroed))
+        open_until: list[tuple[int, int, torch.Tensor, str, bool]] = []
+        for one in sorted(every, key=lambda one: one[:2]):
+            open_until = [other for other in open_until if other[1] > one[0]]
+            for other in open_until:
+                if (one[4] or other[4]) and share(one[2], other[2]):
+                    first, second = (one, other) if one[4] and not other[4] else (other, one)
+                    if first[4] and second[4]:
+                        first, second = second, first
+                    raise OverlapError(SHARED.format(first[3], f"the {second[3]}" if second[4] else second[3]))
+            open_until.append(one)
 
     @staticmethod
     def zero(grads: Iterable[torch.Tensor]) -> None:
@@ -157,6 +186,12 @@ class Host:
         except Exception as error:  # whatever a tensor raises that is none
             raise GradientError(f"{label}, a {type(grad).__name__}, cannot be copied: {error}") from error
         return fitting
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    distributed = torch.distributed
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def has_repeats(tensor: torch.Tensor) -> bool:
@@ -242,6 +277,23 @@ def check_inference(host: Host, tensor: torch.Tensor, label: str) -> None:
         )
 
 
+def check_swap(param: torch.Tensor, average: torch.Tensor, label: str) -> None:
+    """Raise unless a parameter and its average can change places."""
+    what = f"state 'ema' of {label}"
+    if (average.shape, average.dtype, average.layout) != (param.shape, param.dtype, param.layout):
+        raise TensorStateError(
+            f"{what} has shape {tuple(average.shape)}, dtype {average.dtype} and layout {average.layout}; "
+            f"the parameter has {tuple(param.shape)}, {param.dtype} and {param.layout}"
+        )
+    for tensor, name in ((average, what), (param, label)):
+        if tensor.is_inference() and not torch.is_inference_mode_enabled():
+            raise InferenceModeError(
+                f"{name} is an inference tensor, which cannot be written to outside torch.inference_mode()"
+            )
+        if tensor.layout == torch.strided and has_repeats(tensor):
+            raise TensorStateError(f"{name} has elements that share memory; it cannot be written to")
+
+
 def is_dense(tensor: torch.Tensor) -> bool:
     """Whether the elements of a steppable tensor fill one piece of memory, in some order of the dimensions."""
     return extent(tensor) == tensor.numel() and tensor.data_ptr() % tensor.element_size() == 0 or tensor.numel() == 0
@@ -253,6 +305,29 @@ def check_disjoint(copied: Iterable[torch.Tensor], params: Mapping[torch.Tensor,
         for other in params:
             if other is not param and may_share(param, other):
                 raise OverlapError(f"{params[param]} overlaps {params[other]}; every parameter needs memory of its own")
+
+
+def reaches(param: torch.Tensor) -> int:
+    """How far a parameter reaches in memory, 0 if two of its elements share memory; 1 where it has no strides."""
+    own = local_of(param)
+    return extent(own) if own.layout == torch.strided else 1
+
+
+def span(tensor: Any) -> tuple[int, int] | None:
+    """Where the memory of a strided tensor on the CPU begins and ends; None if it has none."""
+    if tensor is None or has_dispatch(local := local_of(tensor)):
+        return None
+    if local.layout != torch.strided or local.device.type != "cpu" or not local.numel():
+        return None
+    begin = local.data_ptr()
+    return begin, begin + reach_of(local) * local.element_size()
+
+
+def share(a: Any, b: Any) -> bool:
+    """Whether two tensors whose spans meet share an element: dense ones do, those with gaps may not."""
+    if all(reaches(x) and is_dense(local_of(x)) for x in (a, b)):
+        return True
+    return a.dtype == torch.bfloat16 or b.dtype == torch.bfloat16 or may_share(a, b)  # NumPy has no such type
 
 
 def may_share(a: torch.Tensor, b: torch.Tensor) -> bool:

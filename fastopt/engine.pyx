@@ -20,7 +20,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from itertools import islice
-from time import monotonic, sleep
+from time import monotonic
 from weakref import ref as weak_reference
 
 import numpy as np
@@ -269,22 +269,6 @@ cdef class Plan(Operands):
                                       "calls back); one at a time")
         self.busy = True
         self.caller = fo_fenv_enter()
-
-    cdef wait(self):
-        """Wait for what another thread is in the middle of, unless that takes longer than can be.
-
-        Returns an interrupt that came meanwhile: it is for after what was waited for.
-        """
-        cdef double until
-        cdef object interrupt = None
-        if self.busy:
-            until = monotonic() + LONGEST_WAIT
-            while self.busy and monotonic() < until:
-                try:
-                    sleep(0.001)
-                except BaseException as error:
-                    interrupt = error
-        return interrupt
 
     cdef leave(self):
         fo_fenv_leave(self.caller)
@@ -802,7 +786,6 @@ cdef class Plan(Operands):
         cdef Job job
         cdef Py_ssize_t i
         cdef object fault = None
-        cdef object interrupt = self.wait() if back else None
         self.enter()
         try:
             if back and not self.averaged:
@@ -834,8 +817,6 @@ cdef class Plan(Operands):
             self.leave()
         if fault is not None:
             raise fault
-        if interrupt is not None:
-            raise interrupt
 
     def is_averaging(self):
         """Whether some parameter has an average, or is to have one."""
@@ -914,6 +895,16 @@ cdef class Plan(Operands):
         raise IndexError(i)
 
 
+cdef extern from "pythread.h":
+    ctypedef void *PyThread_type_lock
+    enum:
+        NOWAIT_LOCK
+    PyThread_type_lock PyThread_allocate_lock()
+    void PyThread_free_lock(PyThread_type_lock lock)
+    int PyThread_acquire_lock(PyThread_type_lock lock, int flag)
+    int PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds, int intr_flag) nogil
+    void PyThread_release_lock(PyThread_type_lock lock)
+
 @cython.final
 cdef class Averaged:
     """What `Optimizer.averaged` returns: `swap(back)` lets averages and parameters change places, and back.
@@ -938,16 +929,48 @@ cdef class Averaged:
         self.inside = True
 
     def __exit__(self, kind, error, traceback):       # no *arguments, a tuple that memory could be lacking for
-        if self.inside:
+        if not self.inside:
+            return
+        try:
+            self.take_back()
+        except ConcurrentStepError:
+            raise
+        except BaseException:                 # an interrupt, maybe, before anything was done
+            if self.is_swapped():
+                self.take_back()
+            raise
+        finally:                              # it can be tried again, if nothing was done
+            self.inside = self.is_swapped()
+
+    cdef take_back(self):
+        """Swap back; where another thread is in the middle of something, wait for it."""
+        cdef double until = monotonic() + LONGEST_WAIT
+        while True:
             try:
                 self.swap(True)
-            finally:                          # it can be tried again, if nothing was done
-                self.inside = self.is_swapped()
+                return
+            except ConcurrentStepError:
+                if monotonic() > until:
+                    raise
+            give_way(1000)
 
 
-def swap_tensors(list pairs, clone, copy, dict noted, value):
-    """Let pairs of tensors exchange what they hold, and note a value under "_averaged"; all, or an error and none.
+cdef give_way(long microseconds):
+    """Let other threads run for so long; no interrupt is heard meanwhile."""
+    cdef PyThread_type_lock lock = PyThread_allocate_lock()
+    if lock == NULL:
+        raise MemoryError
+    PyThread_acquire_lock(lock, NOWAIT_LOCK)
+    with nogil:
+        PyThread_acquire_lock_timed(lock, microseconds, 0)
+    PyThread_release_lock(lock)
+    PyThread_free_lock(lock)
 
+
+def swap_tensors(list pairs, clone, copy, dict noted, value, TensorPlan plan):
+    """Let pairs of tensors exchange what they hold, and note a value as "_averaged"; all, or an error and none.
+
+    A plan, where there is one, takes no step while the value is not None.
     `clone(x)` and `copy(x, y)` are C functions of their library, between which no Python code runs, nor an interrupt.
     """
     cdef Py_ssize_t done = 0
@@ -960,12 +983,18 @@ def swap_tensors(list pairs, clone, copy, dict noted, value):
             swap_two(first, second, clone, copy)
         raise
     noted["_averaged"] = value
+    if plan is not None:
+        plan.paused = value is not None
 
 
 cdef swap_two(first, second, clone, copy):
     kept = clone(first)
-    copy(first, second)
-    copy(second, kept)
+    try:
+        copy(first, second)
+        copy(second, kept)
+    except BaseException:
+        copy(first, kept)
+        raise
 
 
 include "_engine/borrow.pxi"

@@ -128,6 +128,7 @@ from fastopt._tensors import (
     Host,
     check_disjoint,
     check_inference,
+    check_swap,
     count_tensor,
     first_count,
     is_dense,
@@ -264,9 +265,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     _around: Mapping[str, Any] = {}
     """During construction: the options that a group may have or not."""
     _averaged: list[tuple[torch.Tensor, torch.Tensor]] | None = None
-    """Parameters and the state in which their values are, while averages stand in their place,"""
-    _averaging: TensorPlan | None = None
-    """and the plan of before."""
+    """Parameters and the state in which their values are, while averages stand in their place."""
     _in_zero: bool = False
     """Whether a ZeroRedundancyOptimizer made this optimizer, for some of its parameters."""
     _loading: dict[str, Any] | None = None
@@ -384,22 +383,13 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
 
     def _skip_step(self, scale: Any) -> None:
         """A step that a scaler skips: gradients are zeroed, and ranks that wait for the sums of this one are told."""
+        self._refuse_averaged("step()")
+        grads = _fallback.to_zero(self.param_groups, named)
         ranks = self._ranks()
         if ranks is not None:
             with ranks.laid_out():
                 self._agreed(ranks, [0.0] * len(ranks.parts), _torch_ranks.SKIPS, scale)
-        Host.zero(self._to_zero({}))
-
-    def _to_zero(self, given: Mapping[int, torch.Tensor]) -> list[torch.Tensor]:
-        """The gradients of groups with zero_grads; `given`: by parameter, those in whose place others stand now."""
-        place, grads = 0, []
-        for group in self.param_groups:
-            for param, name in zip(group["params"], names_of(group, place), strict=True):
-                if group.get("zero_grads") and (grad := given.get(id(param), param.grad)) is not None:
-                    Host.check_zeroing(grad, f"gradient of parameter {name!r}")
-                    grads.append(grad)
-            place += len(group["params"])
-        return grads
+        Host.zero(grads)
 
     def _take_step(self, scale: Any) -> None:
         try:
@@ -418,6 +408,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
 
     def _take_another_step(self, scale: Any) -> None:
         """A step after which something is no longer as it was bound, or that is the first, or of several kinds."""
+        self._refuse_averaged("step()")
         ranks = self._ranks()
         if ranks is not None:
             self._take_shared_step(ranks, scale)
@@ -492,7 +483,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     ) -> None:  # fmt: skip
         """Write, after all checks, the gradients times the factor of clipping, where there is one."""
         if mixed.left:
-            around = _fallback.Around(self.state, groups, mixed, self._settings, scale, factor)
+            around = _fallback.Around(self.state, groups, mixed, self._settings, scale, factor, named)
             _fallback.step_by_pytorch(self, self._twin_step, groups, mixed, scale, around.limits)
             around.average(counts_in_state(self.core))
         if not mixed.plan.step_tensors(groups, self.state, scale, factor=factor):  # PyTorch has made state
@@ -527,8 +518,8 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
                 groups = self._plain_groups()
                 mixed, keep = self._checked(groups, scale, ranks)
                 _fallback.check_scale(groups, mixed, scale)
-                _fallback.Around(self.state, groups, mixed, self._settings, scale, None)  # for what it raises
-                to_zero = self._to_zero(given)
+                _fallback.Around(self.state, groups, mixed, self._settings, scale, None, named)  # for what it raises
+                to_zero = _fallback.to_zero(groups, named, given)
                 of = dict(zip(map(id, ranks.params), ranks.places, strict=True))
                 totals = self._totals(mixed, [of[id(one.param)] for one in mixed.left], len(ranks.parts))
             except Exception:
@@ -593,9 +584,9 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             if any(group.get("differentiable") for group in self.param_groups):
                 raise HyperparameterError(NOT_DIFFERENTIABLE)
         numbers = name == "norm_type" or (name == "clip_norm" and value is not None and self.clip_norm is not None)
-        plans = (self._plan, self._averaging, self._guarded, self._mixed.plan if self._mixed is not None else None)
+        plans = (self._plan, self._guarded, self._mixed.plan if self._mixed is not None else None)
         if not numbers:  # who is asked for the norm may be another
-            self._plan = self._averaging = self._mixed = self._guarded = None
+            self._plan = self._mixed = self._guarded = None
         for plan in plans:
             if numbers and plan is not None:
                 plan.configure({name: value})
@@ -723,6 +714,11 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         lost = [key for key in self.defaults if key not in group]
         if lost and (known := [key for key in lost if key in self.core.group_keys()]):
             raise HyperparameterError(f"{self._owner()}: a parameter group has lost its {known[0]!r}")
+        if self._in_zero and group.get("zero_grads"):
+            raise HyperparameterError(
+                f"zero_grads=True: {_torch_ranks.IN_ZERO}, so that the gradients of the others would stay; call "
+                "zero_grad() instead"
+            )
 
     def _key(self, group: Mapping[str, Any]) -> tuple[Any, ...] | None:
         """A key for what depends on the options of a group and the settings alone; None if they can make none."""
@@ -1016,6 +1012,8 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             own = {key: value for key, value in own.items() if key != "optimizer"}
         check_origin(core, own)
         state, new_groups = dict(entries), []
+        counts = iter(own["counts"]) if isinstance(own.get("counts"), (list, tuple)) else None
+        counts = None if counts_in_state(core) else counts  # else the state has them
         for group, saved in zip(self.param_groups, groups, strict=True):
             mine = with_defaults(core, convention, {k: plain(v) for k, v in group.items() if k in core.group_keys()})
             keys = [expect(key, (int, str), "a parameter's index") for key in saved["params"]]
@@ -1033,6 +1031,9 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
                     state[key] = translated(
                         core, convention, entry, f"state of parameter {key!r}", options.get("lr"), mine["lr"], dtype
                     )
+                count = None if counts is None else next(counts, None)
+                if count and saved.get("ema_decay") is not None:  # by which its average begins
+                    state[key] = {"step": count_tensor(count), **state.get(key, {})}
         return {**given, "state": state, "param_groups": new_groups}
 
     # --- Averages
@@ -1043,6 +1044,9 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         As `fastopt.Optimizer.averaged`: the contents of the parameters and of ``ema`` in the state change places, and
         back, also after an exception. Inside, `step`, `load_state_dict`, `add_param_group`, pickling and another
         `averaged` raise `AveragedError`; `state_dict` and `averages` give what they give outside.
+
+        FSDP2 keeps the outermost module gathered after a forward pass without a backward one: call ``model.reshard()``
+        before this is entered and before it is left, or the model goes on with what was gathered.
         """
         self._require_averages()
         return Averaged(partial(self._stepping.run, self._swap_averages), lambda: self._averaged is not None)
@@ -1093,7 +1097,8 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     def load_averaged_state_dict(self, model: torch.nn.Module, state_dict: Mapping[str, Any]) -> None:
         """Take over averages from the state dict of an ``AveragedModel``, for the parameters of `model`.
 
-        The optimizer has to have state for them: load its own state dict first. Values are copied. With an
+        The optimizer has to have state for them, unless PyTorch has no count in it (`SGD`): load its own state dict
+        first. Values are copied. With an
         ``n_averaged`` of 0, which means that no average has begun, averages begin with the next step.
 
         Raises
@@ -1106,7 +1111,14 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         self._require_averages()
         self._refuse_averaged("load_averaged_state_dict()")
         stepped = {id(param): group for group in self.param_groups for param in group["params"]}
-        found = []
+        number = expect(state_dict, Mapping, "the state dict of an AveragedModel").get("n_averaged")
+        try:
+            n_averaged = int(number)
+        except (TypeError, ValueError, RuntimeError):
+            raise StateDictError(
+                f"'n_averaged' is {number!r:.80}; a number is needed, as in the state dict of an AveragedModel"
+            ) from None
+        counts, found = counts_in_state(self.core), []
         for name, param in model.named_parameters():
             group = stepped.get(id(param))
             if group is None or group.get("ema_decay") is None:
@@ -1115,19 +1127,21 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             if not isinstance(value, torch.Tensor) or value.shape != param.shape:
                 shape = tuple(value.shape) if isinstance(value, torch.Tensor) else value
                 raise StateDictError(f"the average 'module.{name}' is {shape!r:.80}; {tuple(param.shape)} is needed")
-            if not self.state.get(param):
+            if counts and not self.state.get(param):
                 raise StateDictError(f"parameter {name!r} has no state yet: load the optimizer's state dict first")
-            found.append((param, value))
-        if "n_averaged" not in state_dict:
-            raise StateDictError("the state dict has no 'n_averaged': it is none of an AveragedModel")
+            try:
+                with torch.no_grad():
+                    found.append((param, torch.empty_like(param, requires_grad=False).copy_(value)))
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise StateDictError(f"the average 'module.{name}' cannot be copied: {error}") from error
         for param, value in found:
-            entry = self.state[param]
-            if int(state_dict["n_averaged"]) == 0:
-                entry.pop(AVERAGE.name, None)
+            if n_averaged == 0:
+                self.state.get(param, {}).pop(AVERAGE.name, None)
                 continue
-            if not counts_in_state(self.core) and "step" not in entry:
-                entry["step"] = count_tensor(int(state_dict["n_averaged"]))
-            entry[AVERAGE.name] = torch.empty_like(param, requires_grad=False).copy_(value.detach())
+            entry = self.state[param]
+            if not counts and "step" not in entry:
+                entry["step"] = count_tensor(n_averaged)
+            entry[AVERAGE.name] = value
 
     def state_dict(self) -> dict[str, Any]:
         """The state, in PyTorch's layout. Inside `averaged` averages are copied, since they are in the parameters."""
@@ -1169,15 +1183,18 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             pairs = self._averaged or []
         else:
             self._refuse_averaged("averaged()")
-            params = [param for group in self.param_groups if group.get("ema_decay") is not None
-                      for param in group["params"] if self._has_average(param)]  # fmt: skip
-            pairs = [(param, self.state[param][AVERAGE.name]) for param in params]
-        self._averaging = self._averaging if back else self._plan
-        self._plan = None  # whose way is too short to be asked
+            pairs, place = [], 0
+            for group in self.param_groups:
+                for param, name in zip(group["params"], names_of(group, place), strict=True):
+                    if group.get("ema_decay") is not None and self._has_average(param):
+                        average = self.state[param][AVERAGE.name]
+                        check_swap(param, average, f"parameter {name!r}")
+                        pairs.append((param, average))
+                place += len(group["params"])
         with torch.no_grad():
-            swap_tensors(pairs, torch.Tensor.clone, torch.Tensor.copy_, self.__dict__, None if back else pairs)
-        if back:
-            self._plan, self._averaging = self._averaging, None
+            swap_tensors(
+                pairs, torch.Tensor.clone, torch.Tensor.copy_, self.__dict__, None if back else pairs, self._plan
+            )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         before = dict(self.__dict__)
@@ -1763,7 +1780,9 @@ untraced(_Compiled.step, _Compiled._bare_step, inside=False)  # a closure is com
 untraced(
     _Compiled._hooked_step, _Compiled._take_step, _Compiled._skip_step, _Compiled.__init__, _Compiled.load_state_dict,
     clip_grad_norm_, clip_grad_value_,
-    spec_of, record_of, Host.local, Host.fit, Host.finish,  # which a plan calls, maybe from `step` itself
+    _Compiled._refuse_averaged, _Compiled._swap_averages,
+    spec_of, record_of, Host.local, Host.fit, Host.finish, Host.is_read, Host.check_each, Host.check_zeroing,
+    Host.check_zeroed, Host.zero,  # which a plan calls, maybe from `step` itself
     inside=True,
 )  # fmt: skip
 

@@ -150,6 +150,7 @@ cdef class Group:
     cdef int mean                     # the place of the average among the slots, -1 for none
     cdef object clip_norm             # of the plan
     cdef bint around                  # whether one of the options in AROUND was given
+    cdef bint are_whole               # whether norms can be taken of its tensors by themselves, as far as was asked
     cdef bint stale                   # whether hyperparameters were read since it was compiled
     cdef double grad_scale            # that it was compiled for,
     cdef bint clips                   # and whether all gradients are clipped by their norm

@@ -126,7 +126,6 @@ cdef class TensorPlan(Plan):
         two there has to be);
         ``grad``, the descriptor of the attribute; ``modes()``, whether asking for it may run Python code;
         ``local(parameter, None)``, the tensor that is stepped in its place, and ``local(gradient, parameter)``;
-        ``check_each(options)``, which raises if gradients of a group cannot be clipped one by one;
         ``fit(gradient, tensor, label)``, one that fits, or the error; ``finish(parameters)``, after a step with such;
         ``bump(parameters)``, to note that they were written to.
     number_names : tuple of str
@@ -144,7 +143,9 @@ cdef class TensorPlan(Plan):
     cdef object grad
     cdef object requires_grad
     cdef object bump
+    cdef public bint paused           # whether averages stand in the place of the parameters: no step is taken
     cdef list to_zero                 # gradients to zero after the step at hand, or None
+    cdef bint asks_each               # whether the host is to say of whose parameters norms can be taken
     cdef bint own_sums                # whether it clips gradients each by its norm
     cdef fo_look_t exchange           # or NULL
     cdef fo_shim_t shim               # or with place 0
@@ -658,6 +659,8 @@ cdef class TensorPlan(Plan):
         With `check_only` all is checked that a step checks, and nothing is written; the gradients are summed if the
         plan clips. With a `factor` they are multiplied by that, and not summed.
         """
+        if self.paused:
+            return False
         self.enter()
         try:
             self.check_only = check_only
@@ -669,6 +672,7 @@ cdef class TensorPlan(Plan):
             return self.is_bound(groups, state) and self.step_bound()
         finally:
             self.leave()
+            self.to_zero = None
             if PyList_GET_SIZE(<PyObject *>self.retired):
                 self.retired.clear()
 
@@ -691,8 +695,6 @@ cdef class TensorPlan(Plan):
                 return False
             if group.refresh(no_schedules) and not self.take_options(k, group):
                 return False
-            if self.special and group.around:
-                self.host.check_each(group.options)
         if self.version == 0 or self.version != fo_dict_version(<PyObject *>state):
             if not same_entries(state, self.outer):
                 return False
@@ -729,6 +731,9 @@ cdef class TensorPlan(Plan):
             fits = self.gather(&job, grads)
             if fits != TO_BIND:
                 break
+        if fits == 1 and self.asks_each:
+            self.check_each()
+            fits = self.gather(&job, grads)
         if fits == 1 and self.zeroes:
             self.check_gradients_apart(&job)
             self.to_zero = self.zeroed_apart(given, grads)
@@ -746,11 +751,22 @@ cdef class TensorPlan(Plan):
                 self.to_zero = None
         return fits == 1
 
+    cdef check_each(self):
+        """Raise where a norm by itself would be that of a part of a gradient."""
+        cdef Group group
+        cdef Py_ssize_t i
+        for group in self.groups:
+            if group.program.own_limit > 0 and not group.are_whole:
+                for i in range(group.first, group.first + group.n_params):
+                    self.host.check_each(self.owners[i], self.label(i))
+                group.are_whole = True
+
     cdef list zeroed_apart(self, list given, list grads):
         """The gradients to zero that a step does not zero as it reads them; None if there are none."""
         cdef Group group
         cdef Py_ssize_t i
         cdef list found = []
+        cdef bint unseen = False          # whether there are gradients of which the engine reads a copy
         for group in self.groups:
             if group.program.zeroes:
                 for i in range(group.first, group.first + group.n_params):
@@ -759,6 +775,13 @@ cdef class TensorPlan(Plan):
                         grad = self.grad_of(self.owners[i])
                         self.host.check_zeroing(grad, f"gradient of {self.label(i)}")
                         found.append(grad)
+                        unseen = unseen or not self.host.is_read(grad, grads[i])
+        if unseen:
+            labels = [self.label(i) for i in range(self.n_bindings)]
+            every = [(self.grad_of(self.owners[i]), f"gradient of {labels[i]}")
+                     for group in self.groups if group.program.zeroes
+                     for i in range(group.first, group.first + group.n_params) if given[i] is not None]
+            self.host.check_zeroed(every, list(zip(self.owners, labels)))
         return found or None
 
     cdef int step_lightly(self, Job *job) except -2:
@@ -953,10 +976,12 @@ cdef class TensorPlan(Plan):
         self.begin_job(job, NULL)
         self.bank.n = 0
         self.sums, self.own_sums, self.zeroes, self.averages_now = self.clips, False, False, False
+        self.asks_each = False
         for group in self.groups:
             group.prepare(self.grad_scale, self.clips)
             if group.around:
                 self.own_sums = self.own_sums or group.program.own_limit > 0
+                self.asks_each = self.asks_each or (group.program.own_limit > 0 and not group.are_whole)
                 self.sums = self.sums or self.own_sums
                 self.zeroes = self.zeroes or group.program.zeroes
                 self.averages_now = self.averages_now or group.mean >= 0
@@ -1004,6 +1029,8 @@ cdef class TensorPlan(Plan):
                 return 0
         if stale:
             return TO_BIND
+        if self.asks_each and grads is None:
+            return -1
         return 1 if apart else self.are_apart(job)
 
     @cython.final

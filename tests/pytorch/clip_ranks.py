@@ -378,6 +378,73 @@ def stages(ranks: Ranks) -> dict[str, Any]:
     return {"norm": opt.grad_norm, "part": (values**2).sum().item(), "stage": stage}
 
 
+def around(ranks: Ranks) -> dict[str, Any]:
+    """Averages, zeroing and clipping by value of shards, under DDP and a ZeroRedundancyOptimizer; norms of each not."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    options = {"ema_decay": 0.5, "zero_grads": True, "clip_value": 0.25}
+    mesh = init_device_mesh("cpu", (ranks.world,))
+    made: dict[str, Any] = {}
+    for kind in ("alone", "shards", "ddp", "zero"):
+        torch.manual_seed(0)
+        model: Any = nn.Sequential(nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+        if kind == "shards":
+            fully_shard(model, mesh=mesh)
+        elif kind != "alone":
+            model = nn.parallel.DistributedDataParallel(model)
+        if kind == "zero":
+            refused = told(lambda made=model: ZeroRedundancyOptimizer(made.parameters(), ft.AdamW, **options))
+            rest = {key: value for key, value in options.items() if key != "zero_grads"}
+            opt: Any = ZeroRedundancyOptimizer(model.parameters(), ft.AdamW, lr=0.1, **rest)
+        else:
+            opt = ft.AdamW(model.parameters(), lr=0.1, **options)
+        for k in range(3):
+            model(torch.full((2, 7), k + 1.0, dtype=torch.float64)).sum().backward()
+            opt.step()
+            if kind == "zero":
+                opt.zero_grad()
+            assert not any(base.full(p.grad).any() for p in model.parameters() if p.grad is not None)
+        inner = opt.optim if kind == "zero" else opt
+        x = torch.ones(1, 7, dtype=torch.float64)
+        with torch.no_grad():
+            before = model(x)
+            if kind == "shards":
+                model.reshard()
+            with inner.averaged():
+                if kind != "zero":  # where each rank averages what it steps
+                    made[kind] = model(x), {k: base.full(p).clone() for k, p in enumerate(model.parameters())}
+                if kind == "shards":
+                    model.reshard()
+            assert torch.equal(model(x), before)
+        if kind == "zero":
+            place = {id(p): k for k, p in enumerate(model.parameters())}
+            held = [p for group in inner.param_groups for p in group["params"]]
+            own = {place[id(p)]: average for p, average in zip(held, inner.averages, strict=True)}
+            assert all(torch.equal(average, made["ddp"][1][k]) for k, average in own.items())
+        if kind == "shards":
+            model.reshard()
+            values = [p.to_local().clone() for p in model.parameters()]
+            for p in model.parameters():
+                p.grad = torch.ones_like(p)
+            opt.param_groups[0]["clip_norm_each"] = 1.0  # of a plan that is bound
+            texts = [told(opt.step), told(ft.SGD(model.parameters(), lr=0.1, clip_norm_each=1.0).step)]
+            half = nn.Parameter(distribute_tensor(torch.ones(4, 2).bfloat16(), mesh, list(p.placements)))
+            half.grad = torch.ones_like(half)
+            texts.append(told(ft.SGD([half], lr=0.1, clip_norm_each=1.0, fallback="silent").step))
+            assert all(torch.equal(p.to_local(), x) for p, x in zip(model.parameters(), values, strict=True))
+            assert (half.to_local() == 1).all()
+    for kind in ("shards", "ddp"):
+        torch.testing.assert_close(made[kind], made["alone"], rtol=1e-12, atol=1e-12)
+    whole = nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Replicate()]))
+    whole.grad = torch.ones_like(whole)
+    ft.SGD([whole], lr=1.0, clip_norm_each=1.0).step()
+    torch.testing.assert_close(whole.to_local(), torch.full((4,), 0.5))
+    return {"texts": texts, "refused": refused}
+
+
 def fsdp1(ranks: Ranks) -> dict[str, Any]:
     """FullyShardedDataParallel, whose parameters do not tell that they are shards; clip_group does."""
     from torch.distributed.fsdp import FullyShardedDataParallel
@@ -431,6 +498,7 @@ JOBS: dict[str, Any] = {
     "skipping": (skipping, {}),
     "ended": (ended, {}),
     "stages": (stages, {}),
+    "around": (around, {}),
     "16 bits": (alike, {}),
     "fsdp1": (fsdp1, {}),
     "deepspeed": (deepspeed, {}),

@@ -25,7 +25,7 @@ TRAINED = ("fsdp AdamW", "fsdp SGD inf", "zero AdamW", "few SGD", "ddp AdamW", "
 JOBS = {
     1: [*TRAINED],
     2: [*TRAINED, "refused", "failing", "fsdp1", "deepspeed", "dtensors", "each", "late", "skipping",
-        "unlike placements", "ended"],
+        "unlike placements", "ended", "around"],
     3: [*TRAINED, "failing", "dtensors"], 4: ["dtensors", "stages"],
 }  # fmt: skip
 worlds = pytest.mark.parametrize("world", WORLDS)
@@ -115,7 +115,7 @@ def test_the_norm_of_each_gradient_is_refused_for_shards(runs):
     for result in runs[2].of("each"):
         assert len(result["texts"]) == 12
         for text in result["texts"]:
-            assert text.startswith("HyperparameterError: clip_norm_each=1.0 is not supported for a sharded DTensor")
+            assert text.startswith("HyperparameterError: clip_norm_each: ") and "over several ranks" in text
         assert result["whole"] == pytest.approx(1.0, rel=1e-6), "replicas are whole"
 
 
@@ -163,6 +163,13 @@ def test_a_group_of_stages_adds_what_the_meshes_have(runs):
     total = math.sqrt(sum({result["stage"]: result["part"] for result in results}.values()))
     assert [result["norm"] for result in results] == [results[0]["norm"]] * 4
     assert results[0]["norm"] == pytest.approx(total, rel=1e-14)
+
+
+def test_shards_average_and_zero_but_have_no_norm_each(runs):
+    for result in runs[2].of("around"):
+        assert len(result["texts"]) == 3
+        assert "zero_grads=True: ZeroRedundancyOptimizer gives each rank some" in result["refused"]
+        assert all("clip_norm_each: parameter 0 is spread over several ranks" in text for text in result["texts"])
 
 
 def test_shards_of_fsdp1_need_the_group(runs):

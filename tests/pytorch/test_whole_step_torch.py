@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
+import threading
+import time
 import warnings
 import weakref
 
@@ -315,3 +318,246 @@ def test_a_gradient_that_was_zeroed_is_not_kept_alive():
         assert not p.grad.any()
         kept, p.grad = weakref.ref(p.grad), None
         assert kept() is None
+
+
+def averaging(cls=ft.AdamW, dtype=torch.float32, **options):
+    """An optimizer with averages that took two steps, its parameter, and what that holds."""
+    p = torch.nn.Parameter(torch.arange(4.0).to(dtype))
+    opt = cls([p], lr=0.1, ema_decay=0.9, fallback="silent", **options)
+    for k in range(2):
+        p.grad = torch.ones(4, dtype=dtype) + k
+        opt.step()
+    return opt, p, p.detach().clone()
+
+
+def in_inference(dtype=torch.float32):
+    with torch.inference_mode():
+        return torch.ones(4, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    "average",
+    [in_inference, lambda: torch.ones(1), lambda: torch.ones(4).double(), lambda: torch.ones(1).expand(4),
+     lambda: torch.ones(4).to_sparse()],
+)  # fmt: skip
+def test_an_average_that_cannot_change_places_is_refused(average):
+    opt, p, before = averaging()
+    opt.state[p]["ema"] = average()
+    with pytest.raises((fastopt.TensorStateError, fastopt.InferenceModeError), match="state 'ema' of parameter 0"):
+        opt.averaged().__enter__()
+    assert torch.equal(p, before)
+    with torch.no_grad():  # which the context would not do
+        del opt.state[p]["ema"]
+    opt.step()
+
+
+def test_a_copy_that_fails_leaves_both_as_they_were():
+    from fastopt.engine import swap_tensors
+
+    def fails(x, y):
+        if x is values[3]:
+            raise KeyError
+        x.copy_(y)
+
+    values = [torch.full((2,), float(k)) for k in (1, 2, 3, 5)]
+    noted = {}
+    with pytest.raises(KeyError):
+        swap_tensors([tuple(values[:2]), tuple(values[2:])], torch.Tensor.clone, fails, noted, [], None)
+    assert [x[0].item() for x in values] == [1, 2, 3, 5] and not noted
+
+
+@pytest.mark.parametrize(
+    "average",
+    [lambda: in_inference(torch.bfloat16), lambda: torch.ones(3).bfloat16(), lambda: torch.ones(4).to_sparse(),
+     lambda: 5.0],
+)  # fmt: skip
+def test_an_average_beside_pytorchs_step_is_checked_before_it(average):
+    opt, p, before = averaging(dtype=torch.bfloat16)
+    opt.state[p]["ema"] = average()
+    with pytest.raises((fastopt.TensorStateError, fastopt.InferenceModeError), match="'ema' of parameter 0"):
+        opt.step()
+    assert torch.equal(p, before) and opt.state[p]["step"] == 2
+    opt.state[p]["ema"] = torch.ones(4)  # of before a cast to bfloat16
+    opt.step()
+    assert opt.state[p]["ema"].dtype == torch.bfloat16
+    torch.testing.assert_close(opt.state[p]["ema"], torch.ones(4).bfloat16().lerp(p.detach(), 0.1))
+
+
+def test_sparse_parameters_have_no_average():
+    p = torch.nn.Parameter(torch.arange(4.0).to_sparse())
+    opt = ft.SGD([p], lr=0.1, ema_decay=0.9, fallback="silent")
+    p.grad = torch.ones(4).to_sparse()
+    with pytest.raises(fastopt.TensorLayoutError, match="ema_decay: parameter 0 has layout"):
+        opt.step()
+    assert torch.equal(p.detach().to_dense(), torch.arange(4.0))
+
+
+@pytest.mark.parametrize("kind", ["itself", "bfloat16", "copied", "skipped"])
+def test_gradients_in_the_memory_of_a_parameter_are_not_zeroed(kind):
+    memory = torch.arange(1.0, 9.0)
+    p = torch.nn.Parameter((memory.bfloat16() if kind == "bfloat16" else memory)[:4])
+    opt = ft.SGD([p], lr=0.1, zero_grads=True, fallback="silent")
+    p.grad = memory[1::2] if kind == "copied" else p.data
+    if kind == "skipped":
+        opt.found_inf = torch.tensor(1.0)
+    before = p.detach().clone()
+    with pytest.raises(OverlapError, match="gradient of parameter 0 shares memory with parameter 0; zero_grads=True"):
+        opt.step()
+    assert torch.equal(p, before)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "one of them", "copied", "skipped", "sparse"])
+def test_gradients_of_all_kinds_that_share_memory_are_not_zeroed(kind):
+    shared = torch.ones(8)
+    p, q = (torch.nn.Parameter(torch.ones(4)) for _ in range(2))
+    p.grad = q.grad = {"copied": shared[::2], "sparse": torch.ones(4).to_sparse()}.get(kind, shared[:4])
+    if kind in ("bfloat16", "one of them"):
+        p = torch.nn.Parameter(torch.ones(4).bfloat16())
+        p.grad = shared[:2].view(torch.bfloat16)
+        if kind == "bfloat16":
+            q = torch.nn.Parameter(torch.ones(4).bfloat16())
+            q.grad = p.grad
+    opt = ft.SGD([p, q], lr=0.1, zero_grads=True, fallback="silent")
+    if kind == "skipped":
+        opt.found_inf = torch.tensor(1.0)
+    with pytest.raises(OverlapError, match="gradient of parameter 1 shares memory with the gradient of parameter 0"):
+        opt.step()
+    assert (p == 1).all() and (q == 1).all() and shared.all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_view_in_a_graph_is_refused_before_the_step(dtype):
+    p = torch.nn.Parameter(torch.ones(4, dtype=dtype))
+    opt = ft.SGD([p], lr=0.1, zero_grads=True, fallback="silent")
+    p.grad = (torch.ones(8, dtype=dtype, requires_grad=True) * 2)[:4]
+    with pytest.raises(fastopt.GradientError, match="gradient of parameter 0 is a view in a graph"):
+        opt.step()
+    assert (p == 1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_gradient_is_kept(dtype):
+    p = torch.nn.Parameter(torch.ones(4, dtype=dtype))
+    opt = ft.SGD([p], lr=0.1, zero_grads=True, fallback="silent")
+    for stride in (1, 2):  # the latter is copied for the step
+        p.grad = torch.ones(8, dtype=dtype)[: 4 * stride : stride]
+        opt.step()
+        seen = weakref.ref(p.grad)
+        p.grad = None
+        assert seen() is None
+
+
+def test_averages_of_a_model_are_taken_over_whole_or_not_at_all():
+    from torch.optim.swa_utils import AveragedModel
+
+    model = torch.nn.Linear(3, 2)
+    opt = ft.SGD(model.parameters(), lr=0.1, ema_decay=0.9)  # which has no state yet, and needs none
+    saved = AveragedModel(model).state_dict()
+    saved = {name: value + 1 for name, value in saved.items()}
+    opt.load_averaged_state_dict(model, saved)
+    assert torch.equal(opt.averages[0], saved["module.weight"]) and opt.state[model.weight]["step"] == 1
+    before = [x.clone() for x in opt.averages]
+    for wrong in ({"module.bias": saved["module.bias"].to("meta")}, {"n_averaged": "x"}, {"n_averaged": None}):
+        with pytest.raises(fastopt.StateDictError, match=next(iter(wrong))):
+            opt.load_averaged_state_dict(model, {**saved, "module.weight": torch.zeros(2, 3), **wrong})
+        assert all(map(torch.equal, opt.averages, before))
+    with pytest.raises(fastopt.StateDictError, match="of type list"):
+        opt.load_averaged_state_dict(model, [])
+
+
+@pytest.mark.parametrize("start", [1, 4])
+@pytest.mark.parametrize(("name", "more"), CLASSES, ids=[f"{n}-{len(m)}" for n, m in CLASSES])
+def test_state_dicts_go_to_and_come_from_the_optimizers_for_arrays(name, more, start):
+    opt, params, other, arrays = pair(name, "float32", more, {"ema_decay": 0.9, "ema_start": start})
+    for k in range(3):
+        other.step(give(params, k))
+        opt.step()
+    copied, taken = [torch.nn.Parameter(p.detach().clone()) for p in params], [x.copy() for x in arrays]
+    mine = getattr(ft, name)(copied, lr=0.01, **more)
+    mine.load_state_dict(copy.deepcopy(other.state_dict()))
+    convention = {"convention": "torch"} if "torch" in type(other).conventions else {}
+    its = type(other)(taken, lr=0.01, **more, **convention)
+    file = io.BytesIO()
+    torch.save(opt.state_dict(), file)
+    file.seek(0)
+    its.load_state_dict(torch.load(file, weights_only=True))
+    for k in range(3, 7):
+        grads = give(params, k)
+        give(copied, k)
+        for each in (opt, mine):
+            each.step()
+        for each in (other, its):
+            each.step(grads)
+        for i, p in enumerate(params):
+            for x in (copied[i].detach().numpy(), arrays[i], taken[i]):
+                assert np.array_equal(p.detach().numpy(), x)
+            assert ("ema" in opt.state[p]) == ("ema" in mine.state[copied[i]])
+            for x in (mine.averages[i].numpy(), other.averages[i], its.averages[i]):
+                assert np.array_equal(opt.averages[i].numpy(), x)
+
+
+@pytest.mark.parametrize(("name", "more"), [("AdamW", {}), ("SGD", {"momentum": 0.9}), ("SGD", {})])
+@pytest.mark.parametrize("decay", [0.999, 0.5, 0.3])
+def test_fifty_steps_have_the_averages_of_an_averaged_model(name, more, decay):
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2)).double()
+    twin = copy.deepcopy(model)
+    averaged = AveragedModel(twin, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    opt = getattr(ft, name)(model.parameters(), lr=0.01, ema_decay=decay, **more)
+    stock = getattr(torch.optim, name)(twin.parameters(), lr=0.01, **more)
+    for _ in range(50):
+        x = torch.randn(8, 5, dtype=torch.float64)
+        for one, by in ((model, opt), (twin, stock)):
+            by.zero_grad()
+            one(x).square().sum().backward()
+            by.step()
+        averaged.update_parameters(twin)
+    for mine, its in zip(opt.averages, averaged.module.parameters(), strict=True):
+        torch.testing.assert_close(mine, its.detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_a_plan_that_another_thread_holds_takes_no_step_inside_averaged():
+    opt, p, before = averaging()
+    plan, average = opt._plan, opt.averages[0].clone()
+    with opt.averaged():
+        assert not plan.step_tensors(opt.param_groups, opt.state)
+        for call in (opt._take_step, opt._skip_step):
+            with pytest.raises(AveragedError, match=r"step\(\) inside"):
+                call(None)
+        assert torch.equal(p, average)
+    assert torch.equal(p, before)
+    opt.step()
+
+
+def test_averaged_is_left_when_a_step_of_another_thread_is_in_the_way():
+    opt, p, before = averaging()
+    began = threading.Event()
+
+    def busy():
+        began.set()
+        time.sleep(0.05)
+
+    with opt.averaged():
+        thread = threading.Thread(target=opt._stepping.run, args=(busy,))
+        thread.start()
+        began.wait()
+    thread.join()
+    assert torch.equal(p, before)
+
+
+def test_an_interrupt_on_the_way_out_of_averaged_does_not_keep_the_averages(monkeypatch):
+    opt, p, before = averaging()
+    swap, calls = opt._swap_averages, []
+
+    def interrupted(back):
+        calls.append(back)
+        if calls == [False, True]:
+            raise KeyboardInterrupt
+        swap(back)
+
+    monkeypatch.setattr(opt, "_swap_averages", interrupted)
+    with pytest.raises(KeyboardInterrupt), opt.averaged():
+        pass
+    assert torch.equal(p, before) and calls == [False, True, True]
