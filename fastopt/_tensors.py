@@ -130,7 +130,8 @@ class Host:
             if getattr(param, "_fsdp_flattened", False) and world_size() > 1:
                 raise HyperparameterError(f"clip_norm_each: {label} {PART}: FullyShardedDataParallel (FSDP1)")
             return
-        mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
+        spread: Any = param
+        mesh, placements = spread.device_mesh, spread.placements
         if any(mesh.size(dim) > 1 and not placement.is_replicate() for dim, placement in enumerate(placements)):
             raise HyperparameterError(f"clip_norm_each: {label} {PART}: it is a DTensor with {tuple(placements)}")
 

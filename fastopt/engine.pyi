@@ -52,7 +52,7 @@ def info() -> dict[str, Any]: ...
 
 def swap_tensors(
     pairs: list[tuple[Any, Any]], clone: Callable[[Any], Any], copy: Callable[[Any, Any], Any], noted: dict[str, Any],
-    value: Any,
+    value: Any, plan: TensorPlan | None,
 ) -> None: ...
 
 class Averaged(AbstractContextManager[None]):

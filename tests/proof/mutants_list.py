@@ -48,6 +48,7 @@ SGD, ADAM, SCHEDULES, OPENMP = "fastopt/sgd.py", "fastopt/adam.py", "fastopt/sch
 DECLARE, CHECKPOINT = "fastopt/declare.py", "fastopt/checkpoint.py"
 
 GAPS = "proof/test_gaps.py"
+WHOLE = "pytorch/test_whole_step_torch.py"
 TREE = "test_norms.py -k 'sums_of_tiles and squares or order_of_additions'"
 LARGEST = "test_norms.py -k 'sums_of_tiles and maximum or a_nan'"
 LEVELS_OF_TREE = "test_norms.py -k 'more_tiles or more_arrays'"
@@ -960,17 +961,12 @@ MUTANTS = [
     ),
     Mutant(
         "averages that do not change back", ENGINE,
-        "                self.swap(True)\n            finally:", "                pass\n            finally:",
+        "                self.swap(True)\n                return\n", "                return\n",
         "test_whole_step.py -k changes",
     ),
     Mutant(
         "leaving that does not wait", ENGINE,
-        "interrupt = self.wait() if back else None\n", "interrupt = None\n",
-        "test_whole_step.py -k leaving_waits",
-    ),
-    Mutant(
-        "an interrupt that is lost while leaving waits", ENGINE,
-        "            raise interrupt\n", "            pass\n", "test_whole_step.py -k interrupt_while",
+        "                if monotonic() > until:\n", "                if True:\n", "test_whole_step.py -k leaving_waits",
     ),
     Mutant(
         "leaving that cannot be tried again", ENGINE,
@@ -1611,7 +1607,8 @@ MUTANTS = [
     ),
     Mutant(
         "the compiler looks into what a kept plan asks for", "fastopt/torch.py",
-        "    spec_of, record_of, Host.local, Host.fit, Host.finish,  # which", "    # which",
+        "    spec_of, record_of, Host.local, Host.fit, Host.finish, Host.is_read, Host.check_each, Host.check_zeroing,\n"
+        "    Host.check_zeroed, Host.zero,  # which", "    # which",
         "pytorch/test_compile.py -k kept_plan_asks",
     ),
 
@@ -1673,6 +1670,80 @@ MUTANTS = [
         "a gradient with gaps is clipped as if it had none", CLIPPING,
         "        if not found:\n            return -1\n", "        if not found:\n            break\n",
         "pytorch/test_clip_functions.py",
+    ),
+    Mutant(
+        "an average of another shape changes places", TENSORS_PY,
+        "    if (average.shape, average.dtype, average.layout) != (param.shape, param.dtype, param.layout):\n",
+        "    if average.layout != param.layout:\n", f"{WHOLE} -k change_places",
+    ),
+    Mutant(
+        "an average of inference mode changes places", TENSORS_PY,
+        "for tensor, name in ((average, what), (param, label)):", "for tensor, name in ((param, label),):",
+        f"{WHOLE} -k 'change_places or checked_before_it'",
+    ),
+    Mutant(
+        "gradients in the memory of a parameter are zeroed", TENSORS_PY,
+        "if (one[4] or other[4]) and share(", "if one[4] and other[4] and share(", f"{WHOLE} -k memory_of_a_parameter",
+    ),
+    Mutant(
+        "sparse gradients of two parameters are zeroed twice", TENSORS_PY,
+        "if zeroed and seen.setdefault(id(tensor), label) is not label:", "if False:", f"{WHOLE} -k of_all_kinds",
+    ),
+    Mutant(
+        "a view in a graph is detached after the step", TENSORS_PY,
+        "if grad.grad_fn is not None and grad._is_view():", "if False:", f"{WHOLE} -k view_in_a_graph",
+    ),
+    Mutant(
+        "a skipped step zeroes without looking", FALLBACK,
+        "    if grads:\n        Host.check_zeroed(grads, params)\n", "", f"{WHOLE} -k 'skipped or of_all_kinds'",
+    ),
+    Mutant(
+        "an average beside PyTorch's step stays of the type before a cast", FALLBACK,
+        "        kept = kept.to(param.dtype)  # of", "        pass  # of", f"{WHOLE} -k checked_before_it",
+    ),
+    Mutant(
+        "an average beside PyTorch's step that began before its first step is forgotten", FALLBACK,
+        "if kept is None and start == 0:", "if False:", f"{WHOLE} -k pytorchs_step_from_the_start",
+    ),
+    Mutant(
+        "a sparse parameter has an average", FALLBACK,
+        "    if param.layout != torch.strided:\n        raise TensorLayoutError(f\"ema_decay",
+        "    if False:\n        raise TensorLayoutError(f\"ema_decay", f"{WHOLE} -k sparse_parameters",
+    ),
+    Mutant(
+        "a step of another thread that was let in while averages came goes on", "fastopt/torch.py",
+        "        self._refuse_averaged(\"step()\")\n        ranks = ", "        ranks = ",
+        f"{WHOLE} -k takes_no_step_inside",
+    ),
+    Mutant(
+        "the counts of fastopt's SGD are lost", "fastopt/torch.py",
+        "if count and saved.get(\"ema_decay\") is not None:", "if False:", f"{WHOLE} -k 'go_to_and_come_from and SGD'",
+    ),
+    Mutant(
+        "SGD needs state for averages of a model", "fastopt/torch.py",
+        "if counts and not self.state.get(param):", "if not self.state.get(param):", f"{WHOLE} -k whole_or_not",
+    ),
+    Mutant(
+        "ZeroRedundancyOptimizer zeroes its own part", "fastopt/torch.py",
+        "if self._in_zero and group.get(\"zero_grads\"):", "if False:", "pytorch/test_clip_ranks.py -k no_norm_each",
+    ),
+    Mutant(
+        "shards are clipped each by its norm", TENSORS_PY,
+        "if any(mesh.size(dim) > 1 and not placement.is_replicate()", "if any(mesh.size(dim) > 99 and placement",
+        "pytorch/test_clip_ranks.py -k no_norm_each",
+    ),
+    Mutant(
+        "a copy that fails in the middle loses the parameter", ENGINE,
+        "        copy(first, kept)\n        raise\n", "        raise\n", f"{WHOLE} -k copy_that_fails",
+    ),
+    Mutant(
+        "a plan steps averages", TENSORS,
+        "        if self.paused:\n", "        if False:\n", f"{WHOLE} -k takes_no_step_inside",
+    ),
+    Mutant(
+        "gradients are kept after they were zeroed", TENSORS,
+        "            self.leave()\n            self.to_zero = None\n", "            self.leave()\n",
+        f"{WHOLE} -k no_gradient_is_kept",
     ),
 ]  # fmt: skip
 """In the order of what has to be built for them: little changes from one to the next."""

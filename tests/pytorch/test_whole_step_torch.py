@@ -561,3 +561,11 @@ def test_an_interrupt_on_the_way_out_of_averaged_does_not_keep_the_averages(monk
     with pytest.raises(KeyboardInterrupt), opt.averaged():
         pass
     assert torch.equal(p, before) and calls == [False, True, True]
+
+
+def test_an_average_beside_pytorchs_step_from_the_start():
+    p = torch.nn.Parameter(torch.ones(4).bfloat16())
+    opt = ft.SGD([p], lr=0.5, ema_decay=0.5, ema_start=0, fallback="silent")
+    p.grad = torch.ones(4).bfloat16()
+    opt.step()
+    assert (opt.averages[0] == 0.75).all()
