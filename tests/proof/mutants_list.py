@@ -1607,8 +1607,8 @@ MUTANTS = [
     ),
     Mutant(
         "the compiler looks into what a kept plan asks for", "fastopt/torch.py",
-        "    spec_of, record_of, Host.local, Host.fit, Host.finish, Host.is_read, Host.check_each, Host.check_zeroing,\n"
-        "    Host.check_zeroed, Host.zero,  # which", "    # which",
+        "    spec_of, record_of, Host.local, Host.fit, Host.finish, Host.is_read, Host.check_each, "
+        "Host.check_zeroing,\n    Host.check_zeroed, Host.zero,  # which", "    # which",
         "pytorch/test_compile.py -k kept_plan_asks",
     ),
 
