@@ -970,7 +970,7 @@ MUTANTS = [
     ),
     Mutant(
         "leaving that cannot be tried again", ENGINE,
-        "                self.inside = self.is_swapped()\n", "                self.inside = False\n",
+        "            self.inside = self.is_swapped()\n", "            self.inside = False\n",
         "test_whole_step.py -k tried_again",
     ),
     Mutant(
