@@ -53,9 +53,9 @@ More arguments, all by name
         in for the parameters: see `fastopt.Optimizer.averaged`. ``opt.averaged_state_dict(model)`` and
         ``opt.load_averaged_state_dict(model, state_dict)`` go to and come from an ``AveragedModel``.
     ema_start : int >= 0, default 1
-        The step of a parameter at which its average begins; see `fastopt.Optimizer`. An average that is in the state goes
-        on, also where ``ema_decay`` was None for a while: delete it there to begin anew. Classes whose state has no
-        ``step`` in PyTorch (`SGD`, `Lion`) have one while they average.
+        The step of a parameter at which its average begins; see `fastopt.Optimizer`. An average that is in the state
+        goes on, also where ``ema_decay`` was None for a while: delete it there to begin anew. Classes whose state has
+        no ``step`` in PyTorch (`SGD`, `Lion`) have one while they average.
     zero_grads : bool, default False
         Zero the gradients after they are read, as ``zero_grad(set_to_none=False)`` does, also those of a step that a
         scaler skips. Gradients that share memory with each other are refused.

@@ -966,7 +966,8 @@ MUTANTS = [
     ),
     Mutant(
         "leaving that does not wait", ENGINE,
-        "                if monotonic() > until:\n", "                if True:\n", "test_whole_step.py -k leaving_waits",
+        "                if monotonic() > until:\n", "                if True:\n",
+        "test_whole_step.py -k leaving_waits",
     ),
     Mutant(
         "leaving that cannot be tried again", ENGINE,
