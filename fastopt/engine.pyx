@@ -905,6 +905,7 @@ cdef extern from "pythread.h":
     int PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds, int intr_flag) nogil
     void PyThread_release_lock(PyThread_type_lock lock)
 
+
 @cython.final
 cdef class Averaged:
     """What `Optimizer.averaged` returns: `swap(back)` lets averages and parameters change places, and back.
