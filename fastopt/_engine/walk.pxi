@@ -158,12 +158,32 @@ cdef inline void walk_array(const Job *job, Py_ssize_t i, Py_ssize_t first, Py_s
         walk_bare(w, scalars, last)
         return
     factor = job.factor if w.program.own_limit == 0 else job.sums[i]
-    if w.program.bare_unclipped and factor == 1 and first == 0 and not scalars.flush:
-        walk_bare(w, scalars, last)
+    if w.program.bare_unclipped and first == 0 and not scalars.flush and (factor == 1 or last <= ONE_TILE):
+        if factor == 1:
+            walk_bare(w, scalars, last)
+        else:
+            walk_clipped(w, scalars, factor, last)
     elif w.q.type == cnp.NPY_DOUBLE:
         run_tiles(w.program, scalars, factor, <double *>w.q.p, <double *>w.g, w.q.s, scalars.h.d, first, last - first)
     else:
         run_tiles(w.program, scalars, factor, <float *>w.q.p, <float *>w.g, w.q.s, scalars.h.f, first, last - first)
+
+
+cdef void walk_clipped(const Work *w, const StepScalars *scalars, double factor, Py_ssize_t n) noexcept nogil:
+    """Run the rule on the first n elements of an array, of one tile, whose gradient is clipped by norm, and no more."""
+    cdef char room[4 * PAGE]
+    cdef const Program *program = w.program
+    cdef const Rule *clip = program.stages[program.clip].kernel
+    cdef const Rule *rule = program.rule if n > SHORT else program.short_rule
+    cdef double *d = beside(room, <const double *>w.q.p)
+    cdef float *f = <float *>d
+    cdef float by = <float>factor
+    if w.q.type == cnp.NPY_DOUBLE:
+        clip.f64(d, <const double *>w.g, NULL, &factor, n)
+        rule.f64(<double *>w.q.p, d, <double **>w.q.s, scalars.h.d, n)
+    else:
+        clip.f32(f, <const float *>w.g, NULL, &by, n)
+        rule.f32(<float *>w.q.p, f, <float **>w.q.s, scalars.h.f, n)
 
 
 cdef inline void walk_bare(const Work *w, const StepScalars *scalars, Py_ssize_t n) noexcept nogil:

@@ -907,7 +907,7 @@ MUTANTS = [
     ),
     Mutant(
         "a program that is bare whatever the factor", WALK,
-        "if w.program.bare_unclipped and factor == 1 and", "if w.program.bare_unclipped and",
+        "        if factor == 1:\n            walk_bare(", "        if True:\n            walk_bare(",
         "test_clipping.py -k 'groups_have or what_the_factor'",
     ),
     Mutant(
