@@ -21,6 +21,7 @@ from fastopt.schedules import (
     Constant,
     Cosine,
     CosineRestarts,
+    EmaWarmup,
     Exponential,
     InverseSqrt,
     InverseTime,
@@ -50,6 +51,7 @@ ZOO = {
     "OneCycle": OneCycle(0.1, STEPS),
     "ReduceOnPlateau": ReduceOnPlateau(0.1, factor=0.5, patience=9),
     "Warmup": Warmup(100, 0.1),
+    "EmaWarmup": EmaWarmup(0.95),
     "Join": Join([0.1, Linear(0.1, 0.02, 300), 0.02], [300, 600]),
     # Combinations, and the momentum's turn:
     "Warmup, then Cosine": Warmup(100, Cosine(0.1, STEPS - 100)),
@@ -99,9 +101,9 @@ def drive(name, schedule):
 
 def plot(axes, name, values):
     tidy(axes, name)
-    if name == MOMENTUM:
+    if name in (MOMENTUM, "EmaWarmup"):  # no learning rates
         axes.plot(values, color=GREEN, linewidth=1.8)
-        axes.set_ylim(0.8, 1.0)
+        axes.set_ylim(0.8 if name == MOMENTUM else 0.0, 1.0)
         return
     axes.plot(values, color=ORANGE if " " in name else BLUE, linewidth=1.8)
     axes.set_ylim(-0.004, 0.108)
@@ -112,8 +114,10 @@ def plot(axes, name, values):
 
 def main() -> int:
     args = parser(__doc__, seed=False).parse_args()
-    fig = figure("A hyperparameter can be any function of the step", height=8.2)
-    panels = fig.subplots(-(-len(ZOO) // 3), 3, sharex=True).flat
+    fig = figure("A hyperparameter can be any function of the step", height=9.4)
+    panels = list(fig.subplots(-(-len(ZOO) // 3), 3, sharex=True).flat)
+    for spare in panels[len(ZOO) :]:
+        spare.set_visible(False)
     exact = {}
     print(f"{'schedule':<28}{'first':>10}{'half-way':>10}{'last':>10}  to the bit")
     for axes, (name, schedule) in zip(panels, ZOO.items(), strict=False):
@@ -123,7 +127,7 @@ def main() -> int:
         figures = "".join(f"{value:>10.4f}" for value in (taken[0], taken[STEPS // 2], taken[-1]))
         print(f"{name:<28}{figures}  {'yes' if exact[name] else 'NO'}")
     fig.supxlabel("step", fontsize=9)
-    fig.supylabel("learning rate (last panel: momentum)", fontsize=9)
+    fig.supylabel("learning rate (green: momentum, decay of averages)", fontsize=9)
     picture = args.out / "schedule_zoo.png"
     fig.savefig(picture)
     missing = sorted(set(schedules.__all__) - {"Schedule"} - ZOO.keys())

@@ -40,6 +40,7 @@ __all__ = [
     "Constant",
     "Cosine",
     "CosineRestarts",
+    "EmaWarmup",
     "Exponential",
     "InverseSqrt",
     "InverseTime",
@@ -660,6 +661,39 @@ class InverseSqrt(Schedule):
         if step < self.warmup:
             return _mix(self.value, self.start, step / self.warmup)
         return self.value * math.sqrt(self.warmup / step)
+
+
+@dataclass(frozen=True)
+class EmaWarmup(Schedule):
+    """For ``ema_decay``: small at first, ``min(decay, (2 + step) / (11 + step))``.
+
+    So an average leaves its first values sooner.
+
+    Parameters
+    ----------
+    decay : float in [0, 1]
+        What it comes to.
+
+    Notes
+    -----
+    torch_ema: ``ExponentialMovingAverage(params, decay)``, with ``ema_start=0``. Under thinc the decay of averages has
+    this warm-up by itself, counted for each parameter.
+
+    Examples
+    --------
+    >>> from fastopt.schedules import EmaWarmup
+    >>> decay = EmaWarmup(0.999)
+    >>> [round(decay(step), 3) for step in (0, 7, 89, 100_000)]
+    [0.182, 0.5, 0.91, 0.999]
+    """
+
+    decay: float
+
+    def _check(self) -> None:
+        _numbers(self, "decay", accepted="a number from 0 to 1", ok=lambda x: 0 <= x <= 1)
+
+    def _at(self, step: int) -> float:
+        return min(self.decay, (2.0 + step) / (11.0 + step))
 
 
 @dataclass(frozen=True)

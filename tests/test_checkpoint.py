@@ -90,6 +90,7 @@ SCHEDULES = [
     schedules.CosineRestarts(0.25, 5, period_mult=3, end=-0.0),
     schedules.InverseTime(0.25, 0.1, decay_steps=10),
     schedules.InverseSqrt(0.25, 10, start=0.1),
+    schedules.EmaWarmup(1 / 3),
     schedules.OneCycle(0.25, 33, pct_start=0.45, div_factor=10, final_div_factor=1e300, anneal="linear"),
     schedules.Warmup(2**53 + 1, schedules.Cosine(0.25, 10**18)),
     schedules.Join([schedules.Linear(0.1, 0.3, 5), 0.3, Warmup(3, Warmup(2, ReduceOnPlateau(0.25)))], [2, 10**17]),

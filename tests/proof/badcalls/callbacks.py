@@ -156,6 +156,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "InverseSqrt": {"value": NUMBER, "warmup": 1, "start": NUMBER},
     "OneCycle": {"max_value": NUMBER, "total_steps": 1, "pct_start": FRACTION, "div_factor": POSITIVE,
                  "final_div_factor": POSITIVE, "anneal": "cos"},
+    "EmaWarmup": {"decay": FRACTION},
     "Warmup": {"steps": 0, "after": "after", "start": NUMBER},
     "Join": {"schedules": "schedules", "boundaries": "boundaries"},
     "ReduceOnPlateau": {"value": NUMBER, "mode": "max", "factor": "below 1", "patience": 0, "threshold": SIZE,
