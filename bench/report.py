@@ -323,7 +323,7 @@ def whole_block(results: Results) -> str:
     parts = []
     for threads in ("1", "all"):
         if cases := results.select(suite="whole", threads=threads):
-            parts += [f"Clip, {words(cases)}, average and zero:", whole_table(cases)]
+            parts += [f"Clip, step, average and zero, {words(cases)}:", whole_table(cases)]
         if cases := results.select(suite="clip", threads=threads):
             parts += [f"Clipping alone, {count(cases[0].threads, 'thread')}:", clip_table(cases)]
     return "\n\n".join(parts) or NOT_MEASURED
@@ -336,7 +336,8 @@ def whole_table(cases: list[Case]) -> str:
          percent(case.ratio("roofline")) if "roofline" in case.seconds else "–"]
         for case in cases
     ]  # fmt: skip
-    return table(["shape", "fastopt µs", "torch", "fastopt.torch µs", "torch over it", "of the roofline"], rows)
+    header = ["shape", "fastopt µs", "torch / fastopt", "fastopt.torch µs", "torch / fastopt.torch", "of the roofline"]
+    return table(header, rows)
 
 
 def clip_table(cases: list[Case]) -> str:

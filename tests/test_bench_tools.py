@@ -174,7 +174,7 @@ def test_the_whole_step_and_clipping():
     clipped = {"fastopt": 13, "fastopt, loose": 12, "fastopt, plain": 10}
     found = results(case(suite="whole", seconds=taken), case(suite="clip", seconds=clipped))
     block = report.whole_block(found)
-    assert "Clip, AdamW, float32, one thread, average and zero:" in block
+    assert "Clip, step, average and zero, AdamW, float32, one thread:" in block
     assert "| 1×1,000 | 20.0 | 15.0× (torch foreach + fused) | 25.0 | 12.0× | 90 % |" in block
     assert "| 1×1,000 | float32 | 10.0 | 1.20× | 1.30× |" in block
     assert report.Aim(("1×1,000",), "× best peer", least=7, suite="whole").row(found)[0].startswith("whole step, AdamW")
