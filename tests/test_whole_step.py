@@ -89,9 +89,10 @@ def test_threads_and_levels_do_not_matter(threads, level):
         {"clip_value": 0.1},
     ]
     with conftest.level(level), conftest.parallel_from(1):
-        for options in sets:
+        for k, options in enumerate(sets):
             opt = AdamW(arrays(sizes), n_threads=threads, **options)
-            assert_like_the_twin(opt, 66, grads=lambda seed: arrays(sizes, seed=seed))  # with a flush
+            steps = 66 if k == 0 and threads == 2 else 3  # once with a flush
+            assert_like_the_twin(opt, steps, grads=lambda seed: arrays(sizes, seed=seed))
 
 
 @given(
@@ -102,7 +103,7 @@ def test_threads_and_levels_do_not_matter(threads, level):
     norm_type=st.sampled_from([2, math.inf]), threads=st.integers(1, 3), lacks=st.integers(0, 2**18 - 1),
     convention=st.sampled_from(sorted(Adam.conventions)), by=st.sampled_from([1e-30, 1.0, 1e30]),
 )  # fmt: skip
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 def test_whatever_is_given_the_bits_are_the_twins(
     seed, sizes, norm, each, value, decay, start, zero, scale, norm_type, threads, lacks, convention, by
 ):
