@@ -151,6 +151,7 @@ cdef inline void walk_array(const Job *job, Py_ssize_t i, Py_ssize_t first, Py_s
     cdef const Work *w = &job.work[i]
     cdef const StepScalars *scalars = &job.bank[w.place]
     cdef double factor
+    cdef bint clips_alone
     if first >= last:
         return
     # A whole array, or its beginning, and nothing around the rule: nothing to prepare.
@@ -158,11 +159,11 @@ cdef inline void walk_array(const Job *job, Py_ssize_t i, Py_ssize_t first, Py_s
         walk_bare(w, scalars, last)
         return
     factor = job.factor if w.program.own_limit == 0 else job.sums[i]
-    if w.program.bare_unclipped and first == 0 and not scalars.flush and (factor == 1 or last <= ONE_TILE):
-        if factor == 1:
-            walk_bare(w, scalars, last)
-        else:
-            walk_clipped(w, scalars, factor, last)
+    clips_alone = w.program.bare_unclipped and first == 0 and not scalars.flush
+    if clips_alone and factor == 1:
+        walk_bare(w, scalars, last)
+    elif clips_alone and last <= ONE_TILE:
+        walk_clipped(w, scalars, factor, last)
     elif w.q.type == cnp.NPY_DOUBLE:
         run_tiles(w.program, scalars, factor, <double *>w.q.p, <double *>w.g, w.q.s, scalars.h.d, first, last - first)
     else:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -72,25 +76,31 @@ def test_pytorch_with_a_gradient_that_is_not_finite(bad):
         np.testing.assert_allclose(a, b.detach().numpy(), rtol=1e-12, atol=1e-15)
 
 
-def test_keras():
+@contextmanager
+def keras_in_float64() -> Iterator[Any]:
     keras = pytest.importorskip("keras")
     jax = pytest.importorskip("jax")
     before = keras.config.floatx()
     keras.config.set_floatx("float64")
     try:
         with jax.enable_x64(True):
-            opt = fastopt.SGD(arrays(0), lr=0.1, momentum=0.9, clip_norm=10.0, convention="keras")
-            variables = [keras.Variable(p, dtype="float64") for p in arrays(0)]
-            other = keras.optimizers.SGD(0.1, momentum=0.9, global_clipnorm=10.0)
-            norms = []
-            for g in gradients():
-                opt.step(g)
-                other.apply([keras.ops.convert_to_tensor(x, dtype="float64") for x in g], variables)
-                norms.append(opt.grad_norm)
-                assert_close(opt.params, [np.array(v.value) for v in variables])
-            assert_binds_at_times(norms, 10.0)
+            yield keras
     finally:
         keras.config.set_floatx(before)
+
+
+def test_keras():
+    with keras_in_float64() as keras:
+        opt = fastopt.SGD(arrays(0), lr=0.1, momentum=0.9, clip_norm=10.0, convention="keras")
+        variables = [keras.Variable(p, dtype="float64") for p in arrays(0)]
+        other = keras.optimizers.SGD(0.1, momentum=0.9, global_clipnorm=10.0)
+        norms = []
+        for g in gradients():
+            opt.step(g)
+            other.apply([keras.ops.convert_to_tensor(x, dtype="float64") for x in g], variables)
+            norms.append(opt.grad_norm)
+            assert_close(opt.params, [np.array(v.value) for v in variables])
+        assert_binds_at_times(norms, 10.0)
 
 
 def test_optax():

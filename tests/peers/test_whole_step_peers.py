@@ -5,14 +5,19 @@ All in float64, but for thinc's averages, which are float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from peers.test_clipping_peers import SHAPES, arrays, assert_binds_at_times, assert_close, gradients
+from peers.test_clipping_peers import (
+    SHAPES,
+    arrays,
+    assert_binds_at_times,
+    assert_close,
+    gradients,
+    keras_in_float64,
+)
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -134,19 +139,6 @@ def test_torch_ema_warms_up(made, decay):
 
 
 # --- Keras
-
-
-@contextmanager
-def keras_in_float64() -> Iterator[Any]:
-    keras = pytest.importorskip("keras")
-    jax = pytest.importorskip("jax")
-    before = keras.config.floatx()
-    keras.config.set_floatx("float64")
-    try:
-        with jax.enable_x64(True):
-            yield keras
-    finally:
-        keras.config.set_floatx(before)
 
 
 @pytest.mark.parametrize(

@@ -907,7 +907,7 @@ MUTANTS = [
     ),
     Mutant(
         "a program that is bare whatever the factor", WALK,
-        "        if factor == 1:\n            walk_bare(", "        if True:\n            walk_bare(",
+        "    if clips_alone and factor == 1:\n", "    if clips_alone:\n",
         "test_clipping.py -k 'groups_have or what_the_factor'",
     ),
     Mutant(
