@@ -130,12 +130,12 @@ IN_PLACE = $(NATIVE) .venv/dev/bin/python tools/build_in_place.py
 	touch $@
 
 .venv/demo/ready: EXTRAS := demo
-.venv/test/ready: EXTRAS := test,lint
-.venv/peers/ready: EXTRAS := test,peers
+.venv/test/ready: EXTRAS := test,bfloat16,lint
+.venv/peers/ready: EXTRAS := test,bfloat16,peers
 .venv/frameworks/ready: EXTRAS := test,frameworks
 .venv/bench/ready: EXTRAS := bench
 .venv/proof/ready: EXTRAS := test,proof
-.venv/mutants/ready: EXTRAS := test,proof,peers
+.venv/mutants/ready: EXTRAS := test,bfloat16,proof,peers
 .venv/audit/ready: EXTRAS := audit
 .venv/docs/ready: EXTRAS := docs
 

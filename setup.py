@@ -50,7 +50,7 @@ ENGINE_PARTS = [
 ]
 KERNEL_PARTS = [
     "src_c/fastopt_lanes.h",
-    *(f"fastopt/kernels/{name}" for name in ("rules.pxi", "stages.pxi", "sums.pxi", "table.pxd")),
+    *(f"fastopt/kernels/{name}" for name in ("rules.pxi", "stages.pxi", "sums.pxi", "formats.pxi", "table.pxd")),
 ]
 
 X86_64_PROGRAM = """

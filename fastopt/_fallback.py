@@ -14,6 +14,7 @@ import torch
 
 from fastopt._tensors import (
     Host,
+    average_dtype,
     check_swap,
     count_tensor,
     has_dispatch,
@@ -128,9 +129,7 @@ def reason_of(group: Mapping[str, Any], param: torch.Tensor, label: str) -> tupl
     """Why a parameter cannot be stepped compiled by itself: the kind of reason, and the words for it."""
     if group.get("differentiable"):
         return "differentiable=True", "differentiable=True is not supported by the compiled step"
-    try:
-        steppable(param, label)
-    except FastoptError as error:
+    if (error := unfit(param, label)) is not None:
         own = local_of(param)
         if own.layout == torch.strided and not has_dispatch(own) and own.device.type == "cpu" and not has_storage(own):
             return None  # PyTorch would crash
@@ -146,6 +145,15 @@ def reason_of(group: Mapping[str, Any], param: torch.Tensor, label: str) -> tupl
             f"gradient of {label} has layout {grad.layout}, dtype {grad.dtype}, device {grad.device}; a dense floating "
             "tensor on the CPU is needed"
         )
+    return None
+
+
+def unfit(param: torch.Tensor, label: str) -> FastoptError | None:
+    """Why the memory of a parameter cannot be stepped; None if it can."""
+    try:
+        steppable(param, label)
+    except FastoptError as error:
+        return error.with_traceback(None)
     return None
 
 
@@ -319,9 +327,13 @@ class Around:
     def __init__(
         self, state: Mapping[Any, Any], groups: list[dict[str, Any]], what: Mixed, settings: Mapping[str, Any],
         scale: Any, factor: float | None, named: Callable[[dict[str, Any], int, int], str],
+        mirrors: Mapping[torch.Tensor, torch.Tensor],
     ) -> None:  # fmt: skip
         self.state = state
         to_zero(groups, named)
+        host = Host(mirrors)
+        for one in what.left if mirrors else ():
+            host.mirror_of(one.param, local_of(one.param), one.label)
         self.limits: dict[int, tuple[float | None, float]] = {}
         """By the identity of a parameter: its factor of clipping, and what no element of its gradient is to exceed."""
         self.zeroed: list[torch.Tensor] = []
@@ -338,7 +350,7 @@ class Around:
                 entry = state[param] if param in state else {}
                 kept = average_of(entry, param, one.label)
                 if kept is None and start == 0:
-                    kept = param.detach().clone()
+                    kept = first_average(param)
                 self.averaged.append((param, float(group["ema_decay"]), start, kept))
 
     def average(self, counts: bool) -> None:
@@ -349,13 +361,18 @@ class Around:
                 if not counts:
                     entry["step"] = count_tensor(float(entry.get("step", 0)) + 1)
                 if average is not None:
-                    entry[AVERAGE.name] = average.lerp_(param.detach(), 1 - decay)
+                    entry[AVERAGE.name] = average.lerp_(param.detach().to(average.dtype), 1 - decay)
                 elif float(entry["step"]) >= start:
-                    entry[AVERAGE.name] = param.detach().clone()
+                    entry[AVERAGE.name] = first_average(param)
 
     def zero(self) -> None:
         """Zero gradients, after all have stepped."""
         Host.zero(self.zeroed)
+
+
+def first_average(param: torch.Tensor) -> torch.Tensor:
+    """The average of a parameter at the step at which it begins."""
+    return param.detach().to(average_dtype(param), copy=True)
 
 
 def average_of(entry: Mapping[str, Any], param: torch.Tensor, label: str) -> torch.Tensor | None:
@@ -368,8 +385,8 @@ def average_of(entry: Mapping[str, Any], param: torch.Tensor, label: str) -> tor
         return None
     if not isinstance(kept, torch.Tensor) or is_dtensor(kept) != is_dtensor(param):
         raise TensorStateError(f"state 'ema' of {label} is a {type(kept).__name__}; a {type(param).__name__} is needed")
-    if kept.dtype != param.dtype and kept.is_floating_point() and param.is_floating_point():
-        kept = kept.to(param.dtype)  # of before the parameter was cast
+    if kept.dtype != (dtype := average_dtype(param)) and kept.is_floating_point() and param.is_floating_point():
+        kept = kept.to(dtype)  # of before the parameter was cast
     check_swap(param, kept, label)
     return kept
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.optim.optimizer import _get_scalar_dtype
 
-from fastopt.declare import Slot
-from fastopt.engine import LAST_FLOAT_COUNT, SHIM, Arena, shape_like
+from fastopt.declare import AVERAGE, Slot
+from fastopt.engine import FEWEST_PACKED, LAST_FLOAT_COUNT, SHIM, Arena, packed_size, packed_value, shape_like
 from fastopt.errors import (
     FastoptError,
     GradientError,
@@ -73,13 +73,23 @@ class Host:
     modes = staticmethod(torch._C._len_torch_function_stack)
     bump = staticmethod(torch.autograd.graph.increment_version)
 
-    def __init__(self) -> None:
+    def __init__(self, mirrors: Mapping[torch.Tensor, torch.Tensor] | None = None) -> None:
         self.grad = torch._C.TensorBase.grad  # of a class it would ask the class
         self.requires_grad = torch._C.TensorBase.requires_grad
         self.copies: dict[torch.Tensor, torch.Tensor] = {}
         """Parameters with gaps between their elements -> the dense copies that are stepped in their place."""
+        self.mirrors: Mapping[torch.Tensor, torch.Tensor] = mirrors or {}
+        """Parameters -> the tensors that take a copy of them at each step."""
         self.has_inference = False
         self.arena = Arena(self.exchange)
+
+    def mirror_of(self, param: torch.Tensor, own: torch.Tensor, label: str) -> torch.Tensor | None:
+        """What takes a copy of a parameter at each step, or None."""
+        mirror = self.mirrors.get(param)
+        if mirror is not None:
+            check_mirror(mirror, own, label)
+            check_inference(self, mirror, f"mirror of {label}")
+        return mirror
 
     def local(self, tensor: Any, like: Any) -> torch.Tensor | None:
         """What is stepped in the place of a parameter, or, given that, the gradient's part that belongs to it.
@@ -106,7 +116,7 @@ class Host:
         if self.copies:
             for param in stepped:
                 if param in self.copies:
-                    np.copyto(param.detach().numpy(), self.copies[param].numpy())
+                    np.copyto(as_numpy(param.detach()), as_numpy(self.copies[param]))
 
     @staticmethod
     def check_zeroing(grad: torch.Tensor, label: str) -> None:
@@ -129,10 +139,8 @@ class Host:
         if type(param) in PLAIN or not is_dtensor(param):
             if getattr(param, "_fsdp_flattened", False) and world_size() > 1:
                 raise HyperparameterError(f"clip_norm_each: {label} {PART}: FullyShardedDataParallel (FSDP1)")
-            return
-        spread: Any = param
-        mesh, placements = spread.device_mesh, spread.placements
-        if any(mesh.size(dim) > 1 and not placement.is_replicate() for dim, placement in enumerate(placements)):
+        elif is_sharded(param):
+            placements = getattr(param, "placements", ())
             raise HyperparameterError(f"clip_norm_each: {label} {PART}: it is a DTensor with {tuple(placements)}")
 
     @staticmethod
@@ -180,13 +188,21 @@ class Host:
             raise TensorDTypeError(f"{label} has dtype {grad.dtype}; {param.dtype} is needed")
         if type(grad) in PLAIN and not has_storage(grad):
             raise GradientError(f"{label} has no storage for all of its elements: its memory was freed")
-        fitting = torch.empty_strided(param.shape, param.stride(), dtype=param.dtype, device="cpu")
+        dtype = param.dtype
+        if dtype != torch.float64 and grad.dtype != dtype:  # which a step reads as float32
+            dtype = grad.dtype if grad.dtype in (torch.bfloat16, torch.float16) else torch.float32
+        fitting = torch.empty_strided(param.shape, param.stride(), dtype=dtype, device="cpu")
         try:
             with torch.no_grad():
                 fitting.copy_(grad)
         except Exception as error:  # whatever a tensor raises that is none
             raise GradientError(f"{label}, a {type(grad).__name__}, cannot be copied: {error}") from error
         return fitting
+
+
+def as_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """An array over the memory of a tensor; NumPy has no bfloat16."""
+    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def world_size() -> int:
@@ -203,6 +219,12 @@ def has_repeats(tensor: torch.Tensor) -> bool:
 def is_dtensor(tensor: Any) -> bool:
     """Whether a tensor is one of many ranks."""
     return type(tensor) not in PLAIN and hasattr(tensor, "_local_tensor") and hasattr(tensor, "placements")
+
+
+def is_sharded(spread: Any) -> bool:
+    """Whether ranks have different parts of a `DTensor`."""
+    mesh, placements = spread.device_mesh, spread.placements
+    return any(mesh.size(dim) > 1 and not placement.is_replicate() for dim, placement in enumerate(placements))
 
 
 def has_dispatch(tensor: torch.Tensor) -> bool:
@@ -245,15 +267,23 @@ def in_shared_memory(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu" and not has_dispatch(tensor) and tensor.untyped_storage().is_shared()
 
 
-def steppable(tensor: Any, label: str) -> torch.Tensor:
+STEPPED = (torch.float32, torch.float64, torch.bfloat16)
+"""What a parameter can be,"""
+STATE_TYPES = (*STEPPED, torch.int16, torch.uint8)
+"""and its state."""
+
+
+def steppable(tensor: Any, label: str, types: tuple[torch.dtype, ...] = STEPPED) -> torch.Tensor:
     """The tensor whose memory could be stepped, this one or its part on this rank, or the error that says why not."""
     own = local_of(tensor)
     if own.layout != torch.strided:
         raise TensorLayoutError(f"{label} has layout {own.layout}; torch.strided is needed")
     if own.device.type != "cpu" or has_dispatch(own):
         raise TensorKindError(f"{label} is a {type(own).__name__} on {own.device}; a tensor on the CPU is needed")
-    if own.dtype not in (torch.float32, torch.float64):
-        raise TensorDTypeError(f"{label} has dtype {own.dtype}; torch.float32 or torch.float64 is needed")
+    if own.dtype not in types:
+        raise TensorDTypeError(
+            f"{label} has dtype {own.dtype}; torch.float32, torch.float64 or torch.bfloat16 is needed"
+        )
     if own.numel() and (not extent(own) or not has_storage(own) or own.is_neg() or own._is_zerotensor()):
         raise TensorLayoutError(
             f"{label} has shape {tuple(own.shape)} and strides {own.stride()}; every element needs memory of its own, "
@@ -278,10 +308,50 @@ def check_inference(host: Host, tensor: torch.Tensor, label: str) -> None:
         )
 
 
+def check_mirror(mirror: Any, own: torch.Tensor, label: str) -> None:
+    """Raise unless a tensor can take a copy of a parameter, the one that is stepped in its place."""
+    what = f"mirror of {label}"
+    if not isinstance(mirror, torch.Tensor) or type(mirror) not in PLAIN or mirror.device.type != "cpu":
+        raise TensorKindError(f"{what} is a {type(mirror).__name__}; a plain tensor on the CPU is needed")
+    if mirror.dtype not in (torch.bfloat16, torch.float16):
+        raise TensorDTypeError(f"{what} has dtype {mirror.dtype}; torch.bfloat16 or torch.float16 is needed")
+    if own.dtype == torch.float64:
+        raise TensorDTypeError(f"{label} has dtype torch.float64; mirrors are for float32 and bfloat16")
+    if mirror.shape != own.shape:
+        raise TensorShapeError(f"{what} has shape {tuple(mirror.shape)}; the parameter has {tuple(own.shape)}")
+    if own.layout == torch.strided and not is_dense(own):
+        raise TensorLayoutError(f"{label} has gaps between its elements, and can have no mirror: give None for it")
+    if mirror.layout != torch.strided or mirror.stride() != own.stride() or not is_dense(mirror):
+        raise TensorLayoutError(
+            f"{what} has strides {tuple(mirror.stride())}; those of its parameter, {tuple(own.stride())}, are needed, "
+            "without gaps"
+        )
+    if mirror.numel() and not has_storage(mirror):
+        raise TensorLayoutError(f"{what} has no storage for all of its elements: its memory was freed")
+
+
+def check_mirrors(mirrors: Mapping[torch.Tensor, torch.Tensor], params: Mapping[torch.Tensor, str]) -> None:
+    """Raise if a mirror shares memory with another one, or with a parameter, all of which have labels."""
+    every = [(*at, f"mirror of {params[param]}", True) for param, x in mirrors.items() if (at := span(x))]
+    every += [(*at, label, False) for param, label in params.items() if (at := span(param))]
+    end, last, writes = 0, "", False
+    for low, high, label, is_mirror in sorted(every):
+        if low < end and (writes or is_mirror):
+            raise OverlapError(f"{last} overlaps {label}; every parameter and mirror needs memory of its own")
+        if high > end:
+            end, last, writes = high, label, is_mirror
+
+
+def average_dtype(param: torch.Tensor) -> torch.dtype:
+    """The type of the average of a parameter: float32 for bfloat16, else the parameter's own."""
+    return torch.float32 if param.dtype == torch.bfloat16 else param.dtype
+
+
 def check_swap(param: torch.Tensor, average: torch.Tensor, label: str) -> None:
     """Raise unless a parameter and its average can change places."""
     what = f"state 'ema' of {label}"
-    if (average.shape, average.dtype, average.layout) != (param.shape, param.dtype, param.layout):
+    dtypes = (average_dtype(param), param.dtype)
+    if (average.shape, average.layout) != (param.shape, param.layout) or average.dtype not in dtypes:
         raise TensorStateError(
             f"{what} has shape {tuple(average.shape)}, dtype {average.dtype} and layout {average.layout}; "
             f"the parameter has {tuple(param.shape)}, {param.dtype} and {param.layout}"
@@ -326,27 +396,44 @@ def span(tensor: Any) -> tuple[int, int] | None:
 
 def share(a: Any, b: Any) -> bool:
     """Whether two tensors whose spans meet share an element: dense ones do, those with gaps may not."""
-    if all(reaches(x) and is_dense(local_of(x)) for x in (a, b)):
-        return True
-    return a.dtype == torch.bfloat16 or b.dtype == torch.bfloat16 or may_share(a, b)  # NumPy has no such type
+    return all(reaches(x) and is_dense(local_of(x)) for x in (a, b)) or may_share(a, b)
 
 
 def may_share(a: torch.Tensor, b: torch.Tensor) -> bool:
     most: Any = 100_000  # steps of an exact test
     try:
-        return np.shares_memory(local_of(a).detach().numpy(), local_of(b).detach().numpy(), max_work=most)
+        return np.shares_memory(as_numpy(local_of(a).detach()), as_numpy(local_of(b).detach()), max_work=most)
     except np.exceptions.TooHardError:
         return True
 
 
+def is_packed(slot: Slot, own: torch.Tensor) -> bool:
+    """Whether a state slot of a parameter is stored in 8 bits: one row of bytes, of the part on this rank."""
+    return slot.storage == "8bit" and own.numel() >= FEWEST_PACKED
+
+
 def state_dtype(slot: Slot, own: torch.Tensor) -> torch.dtype:
-    """The type of a state slot of a parameter."""
-    return own.dtype if slot.storage is None else getattr(torch, slot.storage)
+    """The type of a state slot of a parameter: the parameter's own, but for averages, and where options say more."""
+    computed = torch.float64 if own.dtype == torch.float64 else torch.float32
+    if slot.storage is None:
+        return computed if slot.name == AVERAGE.name else own.dtype
+    if slot.storage == "8bit":
+        return torch.uint8 if is_packed(slot, own) else computed
+    return torch.int16 if slot.storage == "low" else getattr(torch, slot.storage)
+
+
+def own_shape(slot: Slot, own: torch.Tensor) -> tuple[int, ...] | None:
+    """The shape of a state slot that is not like the parameter; None for one that is."""
+    if is_packed(slot, own):
+        return (packed_size(own.numel()),)
+    if slot.storage == "low" and own.dtype != torch.bfloat16:
+        return (0,)
+    return None if slot.like == "parameter" else shape_like(slot.like, own.shape)
 
 
 def lies_as(state: torch.Tensor, own: torch.Tensor, slot: Slot) -> bool:
     """Whether the engine can walk a state tensor beside its parameter; one of another shape has to be contiguous."""
-    if slot.like != "parameter":
+    if own_shape(slot, own) is not None:
         return state.is_contiguous()
     return state.stride() == own.stride() and is_dense(state)
 
@@ -354,15 +441,22 @@ def lies_as(state: torch.Tensor, own: torch.Tensor, slot: Slot) -> bool:
 def new_state(arena: Arena, param: torch.Tensor, own: torch.Tensor, place: int, slot: Slot) -> torch.Tensor:
     """A state tensor with its first values."""
     value = 0.0 if isinstance(slot.first, str) else slot.first
-    if slot.like != "parameter":
-        return torch.full(shape_like(slot.like, own.shape), value, dtype=state_dtype(slot, own), device="cpu")
+    shape, dtype = own_shape(slot, own), state_dtype(slot, own)
+    if is_packed(slot, own) and value:
+        return torch.from_numpy(packed_value(float(value), own.numel(), slot.narrow == "square"))
+    plain = param is own and type(own) in PLAIN
+    kind = None if dtype == own.dtype else str(dtype).removeprefix("torch.")
+    if is_packed(slot, own) and plain and (made := arena.zeros(own, place, kind, packed_size(own.numel()))) is not None:
+        return made
+    if shape is not None:
+        return torch.full(shape, value, dtype=dtype, device="cpu")
     if slot.first == "copy":
         return new_state(arena, param, own, place, slot._replace(first=0.0)).copy_(param.detach())
-    if param is own and type(own) in PLAIN and (made := arena.zeros(own, place)) is not None:
+    if plain and (made := arena.zeros(own, place, kind)) is not None:
         return made.fill_(value) if value else made
     if value == 0:
-        return torch.zeros_like(param)
-    return torch.full_like(param, value, memory_format=torch.preserve_format, requires_grad=False)
+        return torch.zeros_like(param, dtype=dtype, requires_grad=False)
+    return torch.full_like(param, value, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False)
 
 
 def first_count(arena: Arena) -> torch.Tensor:
@@ -391,19 +485,19 @@ def number_tensor(value: Any, label: str) -> torch.Tensor:
 
 def state_tensor(value: Any, param: torch.Tensor, own: torch.Tensor, slot: Slot, label: str) -> torch.Tensor:
     """The local tensor of a state slot, or the error that says why it is none."""
-    like = slot.like == "parameter"  # else it is a plain tensor, also beside a DTensor
+    other = own_shape(slot, own)
+    like = other is None  # else it is a plain tensor, also beside a DTensor
     if not isinstance(value, torch.Tensor) or is_dtensor(value) != (is_dtensor(param) and like):
         raise TensorStateError(f"{label} is a {type(value).__name__}; a {type(param).__name__} is needed")
     local = local_of(value)
     if like and (value.shape != param.shape or local.shape != own.shape):
         raise TensorStateError(f"{label} has shape {tuple(local.shape)}; the parameter has {tuple(own.shape)}")
-    if not like and local.shape != shape_like(slot.like, own.shape):
-        shape = shape_like(slot.like, own.shape)
-        raise TensorStateError(f"{label} has shape {tuple(local.shape)}; {shape} is needed")
-    if local.dtype != state_dtype(slot, own):
-        needed = f"the parameter has {own.dtype}" if like else f"{state_dtype(slot, own)} is needed"
-        raise TensorStateError(f"{label} has dtype {local.dtype}; {needed}")
+    if not like and local.shape != other:
+        raise TensorStateError(f"{label} has shape {tuple(local.shape)}; {other} is needed")
+    if local.dtype != (needed := state_dtype(slot, own)):
+        of = f"the parameter has {own.dtype}" if needed == own.dtype else f"{needed} is needed"
+        raise TensorStateError(f"{label} has dtype {local.dtype}; {of}")
     try:
-        return steppable(value, label)
+        return steppable(value, label, STATE_TYPES)
     except FastoptError as error:
         raise TensorStateError(str(error)) from error

@@ -63,7 +63,7 @@ class AdaBelief(Optimizer):
     """
 
     hyperparameters = ("lr", "betas", "eps", "weight_decay", "eps_root")
-    slots = (STEP, Slot("exp_avg", low=MOMENT), Slot("exp_avg_var"))
+    slots = (STEP, Slot("exp_avg", low=MOMENT, narrow="moment"), Slot("exp_avg_var", narrow="square"))
     conventions = {
         "paper": Convention(
             {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}, {True: DECOUPLED}, {"eps_twice": 1}

@@ -62,7 +62,7 @@ class Adagrad(Optimizer):
     """
 
     hyperparameters = ("lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps", "eps_placement")
-    slots = (STEP, Slot("sum", first="initial_accumulator_value", from_start=True))
+    slots = (STEP, Slot("sum", first="initial_accumulator_value", from_start=True, narrow="square"))
     eps_placements = ("outside", "inside")
     conventions = {
         "torch": Convention(
@@ -146,7 +146,7 @@ class Adadelta(Optimizer):
     """
 
     hyperparameters = ("lr", "rho", "eps", "weight_decay")
-    slots = (STEP, Slot("square_avg", low=SQUARE), Slot("acc_delta", low=SQUARE))
+    slots = (STEP, Slot("square_avg", low=SQUARE, narrow="square"), Slot("acc_delta", low=SQUARE, narrow="square"))
     conventions = {
         "torch": Convention({"lr": 1.0, "rho": 0.9, "eps": 1e-6, "weight_decay": 0.0}, {False: L2}),
         "keras": Convention({"lr": 1e-3, "rho": 0.95, "eps": 1e-7, "weight_decay": 0.0}, {True: DECOUPLED}),

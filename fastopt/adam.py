@@ -24,7 +24,7 @@ from fastopt.typing import Betas, CommonOptions, EpsPlacement, Hyperparameter, N
 
 BETAS = {"betas": (0.9, 0.999)}
 ADAM = {"lr": 1e-3, **BETAS, "eps": 1e-8}
-MOMENTS = (STEP, Slot("exp_avg", low=MOMENT), Slot("exp_avg_sq", low=SQUARE))
+MOMENTS = (STEP, Slot("exp_avg", low=MOMENT, narrow="moment"), Slot("exp_avg_sq", low=SQUARE, narrow="square"))
 
 
 @public
@@ -258,7 +258,7 @@ class Adamax(Optimizer):
     """
 
     hyperparameters = ("lr", "betas", "eps", "weight_decay", "bias_correction")
-    slots = (STEP, Slot("exp_avg", low=MOMENT), Slot("exp_inf", low=SQUARE))
+    slots = (STEP, Slot("exp_avg", low=MOMENT, narrow="moment"), Slot("exp_inf", low=SQUARE, narrow="square"))
     conventions = {
         "torch": Convention({**ADAM, "lr": 2e-3, "weight_decay": 0.0}, {False: L2}, {"eps_inside": 1}),
         "keras": Convention(

@@ -1,7 +1,8 @@
 """The state of an optimizer in one file, which is whole or is refused.
 
 A checkpoint is a safetensors file, never a pickle. The arrays of the state are its tensors, ``state.<i>.<slot>`` for
-parameter i. Two entries of its metadata hold the rest: ``fastopt`` is JSON, all else that `Optimizer.state_dict` gives
+parameter i: F32 and F64, BF16 for state in bfloat16, U8 for state in 8 bits, and I16 for the ``low`` of split
+parameters. Two entries of its metadata hold the rest: ``fastopt`` is JSON, all else that `Optimizer.state_dict` gives
 (counts, parameter groups, schedules) with a SHA-256 for every array; ``fastopt.digest`` is the SHA-256 of the header,
 its length included, as it was with 64 zeros in the place of the digest.
 
@@ -35,6 +36,7 @@ from typing import Any
 import numpy as np
 
 from fastopt import schedules
+from fastopt.engine import bfloat16_dtype
 from fastopt.errors import CheckpointError, MissingExtraError
 
 try:
@@ -44,9 +46,16 @@ except ImportError:  # Windows
 
 __all__ = ["load", "save"]
 
-VERSION = 1
+VERSION = 2  # version 1 had F32 and F64 alone; a file that needs no more still says 1, for earlier readers
+READABLE = (1, 2)
 BLANK = b"0" * 64
 DIGEST = re.compile(rb'"fastopt\.digest":"([0-9a-f]{64})"')
+WRITTEN = {
+    "float32": "float32", "float64": "float64", "bfloat16": "bfloat16", "uint16": "bfloat16", "uint8": "uint8",
+    "int16": "int16",
+}  # fmt: skip
+"""The types that arrays can have -> what safetensors calls them. There is no state of uint16 but bfloat16."""
+READ = {"F32": "<f4", "F64": "<f8", "BF16": "<u2", "U8": "|u1", "I16": "<i2"}
 LARGEST_HEADER = 100_000_000  # that the library reads
 Path = str | bytes | os.PathLike[Any]
 
@@ -114,7 +123,8 @@ def write(path: str, arrays: Mapping[str, np.ndarray], document: str, called: st
     """Write a checkpoint into `path`, with the digest of its header, as far as the disk. Messages call it `called`."""
     safetensors = require_safetensors()
     try:
-        safetensors.numpy.save_file(arrays, path, {"fastopt": document, "fastopt.digest": BLANK.decode()})
+        specs = {name: spec_of(safetensors, array) for name, array in arrays.items()}
+        safetensors.serialize_file(specs, path, metadata={"fastopt": document, "fastopt.digest": BLANK.decode()})
     except safetensors.SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
@@ -131,6 +141,18 @@ def write(path: str, arrays: Mapping[str, np.ndarray], document: str, called: st
         file.write(hashlib.sha256(header).hexdigest().encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def spec_of(safetensors: ModuleType, array: np.ndarray) -> Any:
+    """What the library wants to know of an array: as its ``save_file``, which cannot say that uint16 is bfloat16."""
+    kind = array.dtype.name
+    if kind not in WRITTEN:
+        raise CheckpointError(f"an array of {kind} cannot be written; there are: {', '.join(WRITTEN)}")
+    if hasattr(safetensors, "TensorSpec"):  # from version 0.8 on; the array has to outlive it
+        return safetensors.TensorSpec(
+            dtype=WRITTEN[kind], shape=array.shape, data_ptr=array.ctypes.data, data_len=array.nbytes
+        )
+    return {"dtype": WRITTEN[kind], "shape": array.shape, "data": array.tobytes()}
 
 
 @contextlib.contextmanager
@@ -272,8 +294,9 @@ class Packer:
             {self.key(key, k): self.value(value, f"param_groups[{k}][{key!r}]") for key, value in group.items()}
             for k, group in enumerate(state_dict["param_groups"])
         ]
+        plain = all(array.dtype.kind == "f" for array in self.arrays.values())
         document = {
-            "version": VERSION, "fastopt": own, "state": state, "param_groups": groups,
+            "version": 1 if plain else VERSION, "fastopt": own, "state": state, "param_groups": groups,
             "schedules": self.schedules,
         }  # fmt: skip
         return json.dumps(document, separators=(",", ":"), allow_nan=False)
@@ -361,8 +384,9 @@ def read(file: BufferedReader, path: str) -> dict[str, Any]:
         parsed = json.loads(header)
         text = parsed["__metadata__"]["fastopt"]
         document = json.loads(text)
-        if document["version"] != VERSION:
-            raise CheckpointError(f"{path} has version {document['version']!r}; version {VERSION} can be read")
+        if type(document["version"]) is not int or document["version"] not in READABLE:
+            known = " and ".join(map(str, READABLE))
+            raise CheckpointError(f"{path} has version {document['version']!r}; versions {known} can be read")
         unpacker = Unpacker(document["schedules"])
         groups = [
             {key: unpacker.unpack(value) for key, value in group.items()} for group in document["param_groups"]
@@ -402,7 +426,7 @@ def read_arrays(file: BufferedReader, header: Mapping[str, Any], path: str) -> d
     arrays: dict[str, np.ndarray] = {}
     at = 0
     for (begin, end), name, entry in entries:
-        dtype = np.dtype({"F32": "<f4", "F64": "<f8"}[entry["dtype"]])
+        dtype = np.dtype(READ[entry["dtype"]])
         shape = entry["shape"]
         if not all(type(n) is int and n >= 0 for n in (begin, end, *shape)):
             raise CheckpointError(f"{path} is damaged: a number that is no size")
@@ -431,7 +455,8 @@ def read_state(
             array = arrays.pop(f"state.{i}.{name}")
             if sha256(array) != value["$sha256"]:
                 raise CheckpointError(f"{path} is damaged: the digest of state.{i}.{name} differs")
-            state[int(i)][name] = array.astype(array.dtype.newbyteorder("="), copy=False)
+            array = array.astype(array.dtype.newbyteorder("="), copy=False)
+            state[int(i)][name] = array.view(bfloat16_dtype()) if array.dtype == np.uint16 else array
     if arrays:
         raise CheckpointError(f"{path} holds arrays that belong to no parameter: {', '.join(sorted(arrays)):.200}")
     return state

@@ -10,7 +10,7 @@ Design:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from math import inf
 from types import MappingProxyType
@@ -19,7 +19,17 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 
 from fastopt._spelling import about_clipping, meant
-from fastopt.engine import AROUND, MEAN_SLOT, MOST_NUMBERS, MOST_STATES, PAIRS, SCHEDULABLE, is_number
+from fastopt.engine import (
+    AROUND,
+    LOW_SLOT,
+    MEAN_SLOT,
+    MOST_NUMBERS,
+    MOST_STATES,
+    PAIRS,
+    SCHEDULABLE,
+    STORAGE,
+    is_number,
+)
 from fastopt.errors import ConventionError, DeclarationError, HyperparameterError, UnknownOptionError
 
 # How weight decay is applied; the numbers are the engine's.
@@ -79,7 +89,7 @@ NEUTRAL: dict[str, Any] = {
 MOMENT, SQUARE, MEAN = (2.0**-96, 2.0**-992), (2.0**-116, 2.0**-1012), (2.0**-58, 2.0**-506)
 FLAGS = ("maximize", "decoupled_weight_decay", "flush_subnormal", "nesterov", "centered", "amsgrad", "bias_correction")
 # Every option that a parameter group of some optimizer has, and the settings of the whole step.
-OPTIONS = (*LIMITS, *FLAGS, "eps_placement", *AROUND)
+OPTIONS = (*LIMITS, *FLAGS, "eps_placement", *AROUND, *STORAGE)
 SETTINGS = ("n_threads", "nonfinite", "copy_grads", "state_factory", "clip_norm", "norm_type")
 # How a factor comes from the norm of all gradients: see `clip_factor` in reference.py. 0 where it is not said.
 CLIP_FORMS = {"keras": 1, "optax": 2, "thinc": 2}
@@ -98,7 +108,8 @@ class Slot(NamedTuple):
     ``"begun"``, a number that is 0 until the first step with state. It is not saved: a state dict leaves out state that
     has not begun."""
     storage: str | None = None
-    """The type: "float32", "float64", or None for that of the parameter (of numbers: float64)."""
+    """The type: "float32", "float64", or None for that in which the parameter is computed (of numbers: float64). In a
+    `Spec` also as options ask for it: "bfloat16", "8bit", "low"."""
     first: float | str = 0.0
     """The first value: a number, the name of an option that gives it, or ``"copy"``: the parameter before its first
     step."""
@@ -110,6 +121,12 @@ class Slot(NamedTuple):
     """Whether `Optimizer.state_dict` has it before the first step."""
     limits: tuple[float, float] = (-inf, inf)
     """What a number may be when it is loaded."""
+    narrow: str | None = None
+    """What ``state_dtype`` can make of it: ``"moment"``, an average of either sign, rounded to the nearest bfloat16 or
+    to a sign and 7 bits; ``"square"``, an average or sum of what is not negative, rounded stochastically to bfloat16
+    or to 8 bits; ``"sign"``, of which the sign counts: bfloat16 alone; None: it stays float32."""
+    wide_beside: str | None = None
+    """A slot beside which it stays float32: their difference is taken."""
 
     @property
     def is_array(self) -> bool:
@@ -135,6 +152,10 @@ AVERAGE = Slot(MEAN_SLOT)
 """The average of a parameter, in the state of those whose group has ``ema_decay``."""
 AVERAGE_FORMS = {"keras": 1, "thinc": 2}
 """How an average follows its parameter: see `find_mean` in reference.py. 0 where it is not said."""
+LOW = Slot(LOW_SLOT, storage="low")
+"""What a bfloat16 parameter with ``split=True`` lacks of a float32: int16."""
+STORAGES = ("float32", "bfloat16", "8bit")
+"""How state can be stored."""
 STEP = Slot("step", like="count")
 """The count, in the state of every optimizer for which PyTorch keeps it there."""
 
@@ -155,6 +176,46 @@ class Convention(NamedTuple):
     name: a number that is not saved."""
     storage: Mapping[str, str] = {}
     """Numbers of the state -> the type in which it keeps them."""
+
+
+def are_equal(a: Any, b: Any) -> bool:
+    """Whether two values of an option are equal; not if they cannot be compared, as arrays."""
+    try:
+        return bool(a == b)
+    except Exception:  # whatever a foreign type's comparison raises
+        return False
+
+
+class Storage(NamedTuple):
+    """What the options in ``STORAGE`` say of a parameter group."""
+
+    given: Mapping[str, Any]
+    """The options, as they were read."""
+    state: Mapping[str, str]
+    """State slot -> one of `STORAGES`, where something is said."""
+    split: bool
+    rounding: str | None
+    seed: int
+    in_uint16: bool
+    """Whether parameters of uint16 hold bfloat16,"""
+    grad_is_bfloat16: bool
+    """and gradients of uint16."""
+
+    @property
+    def layout(self) -> tuple[Any, ...]:
+        """What cannot be edited; empty where nothing was asked for."""
+        state = ((name, dtype) for name, dtype in self.state.items() if dtype != "float32")
+        layout = (tuple(sorted(state)), self.split, self.in_uint16)
+        return () if layout == ((), False, False) else layout
+
+    @property
+    def narrows(self) -> bool:
+        """Whether it asks for what float64 parameters do not have."""
+        return bool(self.state) or self.split or self.in_uint16
+
+    def differs(self, options: Mapping[str, Any]) -> bool:
+        """Whether options of a group are no longer as they were read."""
+        return any(not are_equal(options.get(key), self.given.get(key)) for key in STORAGE)
 
 
 class Spec(NamedTuple):
@@ -179,6 +240,8 @@ class Spec(NamedTuple):
     """How averages follow their parameters: 0, or one of `AVERAGE_FORMS`."""
     owner: str
     """How messages call the optimizer."""
+    storage: Storage | None = None
+    """How parameters and state are stored, if options say so."""
     check_keys: Callable[[Mapping[str, Any]], bool] | None = None
     """Called with a group's options when their keys have changed: raises for names that should not be there, and says
     whether it has to be called again when values change."""
@@ -338,8 +401,15 @@ def derive(cls: type[Declaration], convention: str, group: Mapping[str, Any], re
     for name in named_by_options(cls):
         name = names.get(name, name)
         kinds = {**kinds, name: kinds[name]._replace(first=float(group[str(kinds[name].first)]))}
-    averages = (AVERAGE,) if group.get("ema_decay") is not None else ()
-    slots = (*(kinds[names.get(name, name)] for name in chosen), *averages)
+    storage = read_storage(kinds, [names.get(name, name) for name in chosen], group, owner)
+    if storage is not None and storage.state:
+        kinds = {
+            name: kind._replace(storage=storage.state[name]) if name in storage.state else kind
+            for name, kind in kinds.items()
+        }
+    more = [AVERAGE] if group.get("ema_decay") is not None else []
+    more += [LOW] if storage is not None and storage.split else []
+    slots = (*(kinds[names.get(name, name)] for name in chosen), *more)
     forms = {
         "eps_placement": EPS_PLACEMENTS.index(group.get("eps_placement", "outside")),
         "eps_inside": group.get("eps_placement") == "inside",
@@ -363,8 +433,81 @@ def derive(cls: type[Declaration], convention: str, group: Mapping[str, Any], re
         maximize=bool(group["maximize"]),
         mean=AVERAGE_FORMS.get(convention, 0),
         owner=owner,
+        storage=storage,
         check_keys=partial(refuse_misspelt, cls, owner),
     )  # fmt: skip
+
+
+def read_storage(
+    kinds: Mapping[str, Slot], chosen: Sequence[str], group: Mapping[str, Any], owner: str
+) -> Storage | None:
+    """What a group's options say of how it is stored, or None; raises if they cannot be meant so.
+
+    `kinds` are the state arrays by name, `chosen` the names of those that the group's rule has.
+    """
+    given = {key: group[key] for key in STORAGE if group.get(key) is not None}
+    if not given:
+        return None
+    wanted, split, rounding, seed = [given.get(key) for key in ("state_dtype", "split", "rounding", "seed")]
+    if split is not None and not isinstance(split, (bool, np.bool_)):
+        raise HyperparameterError(f"{owner}: split={split!r} must be True or False")
+    if rounding is not None and not (isinstance(rounding, str) and rounding in ("nearest", "stochastic")):
+        raise HyperparameterError(f"{owner}: rounding={rounding!r} must be 'nearest' or 'stochastic'")
+    if split and rounding is not None:
+        raise HyperparameterError(f"{owner}: split=True rounds no parameter: leave rounding={rounding!r} out")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer))
+                             or not 0 <= seed < 2**64):  # fmt: skip
+        raise HyperparameterError(f"{owner}: seed={seed!r} must be an int, at least 0 and below 2**64")
+    for key in ("param_dtype", "grad_dtype"):
+        if not (isinstance(given.get(key, "bfloat16"), str) and given.get(key, "bfloat16") == "bfloat16"):
+            raise HyperparameterError(
+                f"{owner}: {key}={given[key]!r} must be 'bfloat16', which is what arrays of uint16 then hold"
+            )
+    if isinstance(wanted, Mapping):
+        given["state_dtype"] = dict(wanted)
+    return Storage(
+        given, stored_state(kinds, chosen, wanted, owner), bool(split), rounding, int(seed or 0),
+        "param_dtype" in given, "grad_dtype" in given,
+    )  # fmt: skip
+
+
+def stored_state(
+    kinds: Mapping[str, Slot], chosen: Sequence[str], wanted: Any, owner: str
+) -> dict[str, str]:
+    """How the state arrays of a group are stored, as far as ``state_dtype=wanted`` says it."""
+    every = isinstance(wanted, str)
+    table = dict.fromkeys(kinds, wanted) if every else {} if wanted is None else wanted
+    if not isinstance(table, Mapping) or not all(isinstance(x, str) and x in STORAGES for x in table.values()):
+        raise HyperparameterError(
+            f"{owner}: state_dtype={wanted!r} must be one of {', '.join(map(repr, STORAGES))}, or a dict: name of a "
+            "state array -> one of them"
+        )
+    stored = {}
+    for name, dtype in table.items():
+        slot = kinds.get(name)
+        if slot is None or slot.name in (AVERAGE.name, LOW.name):
+            names = [name for name in kinds if name not in (AVERAGE.name, LOW.name)]
+            if every and slot is not None:
+                continue
+            raise HyperparameterError(
+                f"{owner}: state_dtype has {name!r}, which is no state array; there are: {', '.join(names) or 'none'}"
+            )
+        if slot.storage is not None:  # a type of its own, which no option changes
+            if every or dtype == slot.storage:
+                continue
+            raise HyperparameterError(f"{owner}: state_dtype={{{name!r}: {dtype!r}}}: it is always {slot.storage}")
+        why = None
+        if slot.narrow is None:
+            why = f"{name!r} loses too much by it"
+        elif slot.wide_beside in chosen:
+            why = f"the difference of {name!r} and {slot.wide_beside!r} is taken"
+        elif slot.narrow == "sign" and dtype == "8bit":
+            why = f"what is small in {name!r} would lose its sign; 'bfloat16' keeps it"
+        if why is None or dtype == "float32" or every:
+            stored[name] = dtype if why is None else "float32"
+        else:
+            raise HyperparameterError(f"{owner}: state_dtype={{{name!r}: {dtype!r}}}: {why}: it stays float32")
+    return stored
 
 
 def check_options(
@@ -401,8 +544,9 @@ def check_options(
 def state_kinds(cls: type[Declaration], convention: str | None) -> Mapping[str, Slot]:
     """The state arrays of a class by their names under a convention, which are theirs here; None: PyTorch's names."""
     if convention is None:
-        return MappingProxyType({slot.name: slot for slot in (*arrays_of(cls), AVERAGE)})
-    return MappingProxyType({n: slot._replace(name=n) for n, slot in named_arrays(cls, convention).items()})
+        return MappingProxyType({slot.name: slot for slot in (*arrays_of(cls), AVERAGE, LOW)})
+    named = {n: slot._replace(name=n) for n, slot in named_arrays(cls, convention).items()}
+    return MappingProxyType({**named, LOW.name: LOW})
 
 
 @remembered
@@ -425,7 +569,7 @@ def refuse_misspelt(cls: type[Declaration], owner: str, options: Mapping[str, An
     known = cls.group_keys()
     others = False
     for key, value in options.items():
-        if not isinstance(key, str) or key in known or key in AROUND or key == "params":
+        if not isinstance(key, str) or key in known or key in AROUND or key in STORAGE or key == "params":
             continue
         text = f"{owner}: the parameter group has {key!r}, which does nothing"
         if key in SETTINGS:
@@ -436,7 +580,7 @@ def refuse_misspelt(cls: type[Declaration], owner: str, options: Mapping[str, An
                 raise UnknownOptionError(f"{text}; {cls.__name__} has: {', '.join(known)}")
         elif clipping := about_clipping(key, "group"):
             raise UnknownOptionError(f"{text}; {clipping}")
-        elif close := meant(key, (*known, *AROUND), 0.9):
+        elif close := meant(key, (*known, *AROUND, *STORAGE), 0.9):
             raise UnknownOptionError(f"{text}; did you mean {close!r}?")
     return others
 
@@ -469,11 +613,14 @@ def with_defaults(cls: type[Declaration], convention: str, given: Mapping[str, A
 
 def refuse_unknown(cls: type[Declaration], keys: Iterable[Any], where: str, more: Iterable[str] = ()) -> None:
     """Raise if one of the keys is neither an option of the class nor one of `more`. `where`: see `about_clipping`."""
-    known = (*cls.group_keys(), *more, *(AROUND if where in ("optimizer", "group") else ()))
+    known = (*cls.group_keys(), *more, *((*AROUND, *STORAGE) if where in ("optimizer", "group") else ()))
     for key in keys:
         if key in known:
             continue
         text = f"{cls.__name__} has no option {key!r}"
+        if where == "function" and key in (*STORAGE, "mirrors"):
+            text = f"{key!r} is an option of the class: functions step float32 and float64 alone"
+            raise UnknownOptionError(f"{text}; fastopt.{cls.__name__} stores in fewer bits")
         if isinstance(key, str) and (clipping := about_clipping(key, where)):
             raise UnknownOptionError(f"{text}: {clipping}")
         close = meant(key, known) if isinstance(key, str) else None
@@ -507,7 +654,8 @@ def check_declarations(cls: type[Declaration]) -> None:
     need(is_names(cls.family), "family", "a tuple of names")
     need(is_names(cls.eps_placements, EPS_PLACEMENTS), "eps_placements", f"a tuple of names among {EPS_PLACEMENTS}")
     need("params" not in cls.hyperparameters, "hyperparameters", "without 'params', which is the group's parameters")
-    need(not {*AROUND} & {*cls.hyperparameters}, "hyperparameters", f"without {AROUND}, which every optimizer has")
+    need(not {*AROUND, *STORAGE} & {*cls.hyperparameters}, "hyperparameters",
+         f"without {(*AROUND, *STORAGE)}, which every optimizer has")  # fmt: skip
     for name in FORMER:
         if name in vars(cls):
             raise DeclarationError(f"{cls.__name__}.{name} has no effect: state is declared by slots, of fastopt.Slot")
@@ -549,6 +697,7 @@ def check_slots(cls: type[Declaration]) -> None:
     begun = [k for k, slot in enumerate(numbers) if slot.like == "begun"]
     need(begun in ([], [0]), "slots", "with one like='begun' at most, before other numbers")
     need(AVERAGE.name not in names, "slots", f"without {AVERAGE.name!r}, which is the average of the parameter")
+    need(LOW.name not in names, "slots", f"without {LOW.name!r}, which is the low half of a parameter")
     for slot in cls.slots:
         fault = fault_of(cls, slot)
         if fault:
@@ -572,6 +721,8 @@ def fault_of(cls: type[Declaration], slot: Slot) -> str | None:
         return "storage=None, or 'float32' or 'float64' where it is not like the parameter"
     if slot.low is not None and not (slot.like == "parameter" and are_numbers(slot.low)):
         return "low=None, or a pair of numbers if it is like the parameter"
+    if slot.narrow not in (None, "moment", "square", "sign") or (slot.narrow and slot.like != "parameter"):
+        return "narrow=None, or 'moment', 'square' or 'sign' if it is like the parameter"
     if not (are_numbers(slot.limits) and slot.limits[0] <= slot.limits[1]):
         return "limits= a pair of numbers, the lower one first"
     return fault_of_first(cls, slot)

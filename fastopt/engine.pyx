@@ -34,7 +34,7 @@ from cpython.ref cimport Py_XDECREF, Py_XINCREF
 from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
 from cython.parallel cimport parallel
 from libc.math cimport INFINITY, NAN, copysign, isfinite
-from libc.stdint cimport int64_t, uint64_t, uintptr_t
+from libc.stdint cimport int16_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport getenv, qsort
 from libc.string cimport memcmp, memcpy, memmove, memset, strcmp
 
@@ -43,7 +43,8 @@ cdef extern from "Python.h":
     Py_ssize_t PyList_GET_SIZE(PyObject *items)
 
 from fastopt.kernels.table cimport (
-    MAX_HYPER, MAX_NUMBERS, MAX_SCALARS, MAX_STATES, SUM_TILE, TABLE_VERSION, Rule, Sum, Table,
+    FORMAT_TILE, LATTICE, MAX_HYPER, MAX_NUMBERS, MAX_SCALARS, MAX_STATES, SUM_TILE, TABLE_VERSION, Format, Rule, Sum,
+    Table,
 )
 
 from fastopt._openmp import cpu_quota
@@ -66,6 +67,9 @@ from fastopt.errors import (
 )
 
 cdef extern from "fastopt_arrays.h" nogil:
+    enum:
+        NPY_HALF
+        NPY_USERDEF
     char *fo_array_data(PyObject *array)
     void fo_prefetch(const void *p, Py_ssize_t n)
     void fo_prefetch_array(PyObject *array)
@@ -113,6 +117,7 @@ include "_engine/levels.pxi"
 include "_engine/threads.pxi"
 include "_engine/scalars.pxi"
 include "_engine/program.pxi"
+include "_engine/storage.pxi"
 include "_engine/walk.pxi"
 include "_engine/team.pxi"
 include "_engine/group.pxi"
@@ -138,7 +143,7 @@ cdef double rested = 20e-6    # and other work came since the last step: of one 
 cdef struct Seen:             # a gradient, of a parameter
     Param *q
     char *g
-    Py_ssize_t n
+    Py_ssize_t n              # its bytes
 
 
 cdef class Plan(Operands):
@@ -288,12 +293,13 @@ cdef class Plan(Operands):
 
     # --- Building
 
-    def add_group(self, dict options, list params, list names, list states=None, bint last=True, str twin=None):
+    def add_group(self, dict options, list params, list names, list states=None, bint last=True, str twin=None,
+                  list mirrors=None):
         """Add parameters with their hyperparameters; nothing is added if any of it is wrong.
 
         `states` gives, per parameter, slot -> array: state that the caller owns, used instead of allocating. State that
         is allocated gets its first values with the `last` group of several: once for all, in one partition. `twin` is
-        what messages recommend for tensors that require gradients.
+        what messages recommend for tensors that require gradients. `mirrors` take a copy of each parameter, or None.
         """
         cdef Group group
         cdef list fresh
@@ -302,40 +308,50 @@ cdef class Plan(Operands):
             self.refuse_averaged("add_param_group()")
             all_names = self.names + names
             labels = [label_of(all_names, len(self.arrays) + i) for i in range(len(params))]
-            arrays = [as_parameter(p, label, twin) for p, label in zip(params, labels)]
+            accepted = (PLAIN if self.plain else BFLOAT16_TYPED if options.get("param_dtype") is None
+                        else BFLOAT16_IN_UINT16)
+            arrays = [as_parameter(p, label, twin, accepted) for p, label in zip(params, labels)]
             kinds = [(a.dtype, a.shape) for a in arrays]
-            group = self.new_group(options, any(a.dtype == np.float32 for a in arrays), self.steps)
+            group = self.new_group(options, any(a.dtype != np.float64 for a in arrays), self.steps)
+            check_narrow(group, arrays, labels)
+            copies = as_mirrors(mirrors or len(arrays) * [None], arrays, labels)
             group.first, group.n_params = len(self.arrays), len(arrays)
             fresh = [{} for _ in arrays] if states is None else [
                 given_state(group, state, array, label, self.flattened)
                 for state, array, label in zip(states, arrays, labels)]
-            Memory(self.arrays + arrays, all_names, self.states + fresh)      # raises where two overlap
+            # Raises where two overlap.
+            Memory(self.arrays + arrays, all_names, self.states + fresh, self.mirrors + copies)
             if states is None:
                 self.allocate(group, group.slots, arrays, labels, fresh)
             else:
                 self.foreign = True
             # Schedules and a state_factory have had their turn; from here on nothing can change the arrays.
             check_unchanged(group, arrays, labels, fresh, self.flattened)
+            as_mirrors(copies, arrays, labels)
             for earlier in self.untouched:
                 self.check_params(earlier)
                 self.check_state_of(earlier)
+                self.check_mirrors(earlier)
             if kinds != [(a.dtype, a.shape) for a in arrays]:
                 raise LayoutError("a parameter was changed while it was given to the optimizer")
-            self.append_group(group, arrays, all_names, fresh, states is None)
+            self.append_group(group, arrays, all_names, fresh, states is None, copies)
             if last:
                 for group in self.untouched:
                     self.fill(group, group.slots, &self.team)
+                    self.write_mirrors(group)
                 self.untouched = []
         finally:
             self.leave()
 
-    cdef append_group(self, Group group, list arrays, list all_names, list states, bint fill):
+    cdef append_group(self, Group group, list arrays, list all_names, list states, bint fill, list copies):
         """Put a group in place that was checked, and whose state may have to be filled; or MemoryError, and nothing."""
         cdef Py_ssize_t i, old = len(self.arrays), added = 0
         cdef list all_arrays = self.arrays + arrays, all_states = self.states + states
         cdef list all_groups = [*self.groups, group]
         cdef list untouched = [*self.untouched, group] if fill else self.untouched
-        cdef Memory memory = Memory(all_arrays, all_names, all_states)
+        cdef list all_mirrors = self.mirrors + copies
+        cdef list all_streams = self.streams + self.more_streams(len(arrays))
+        cdef Memory memory = Memory(all_arrays, all_names, all_states, all_mirrors)
         self.reserve(old + len(arrays))
         self.keep_memory(group, states)
         try:
@@ -343,16 +359,20 @@ cdef class Plan(Operands):
                 self.register(&self.params[old + i], array)
                 copy_numbers(self.params[old + i].numbers, group.numbers)
                 added += 1
+                if group.storage is not None or is_narrow(array) or copies[i] is not None:
+                    self.params[old + i].stored = new_stored(old + i)
             self.options.append(group.options)
             # Nothing below can fail.
             self.n_params, added = old + added, 0
             self.arrays, self.names, self.states, self.groups = all_arrays, all_names, all_states, all_groups
             self.untouched, self.named = untouched, bool(all_names) and all_names[0] is not None
+            self.mirrors, self.streams = all_mirrors, all_streams
             self.remap(memory)
             self.point(group)
         finally:
             for i in range(added):
                 PyMem_Free(self.params[old + i].dims)
+                PyMem_Free(self.params[old + i].stored)
 
     cdef Group new_group(self, options, bint has_float, int64_t steps, spec=None):
         """A group that reads these options; raises what a step with them would raise. `spec`: that of the options."""
@@ -366,8 +386,8 @@ cdef class Plan(Operands):
         return group
 
     def check_options(self, options, bint has_float, int64_t steps, spec=None):
-        """Raise what a step with these options would raise after so many steps; else the state slots it needs."""
-        return self.new_group(options, has_float, steps, spec).slots
+        """Raise what a step with these options would raise after so many steps; else the group that has them."""
+        return self.new_group(options, has_float, steps, spec)
 
     def rebind(self, Py_ssize_t i, obj, str twin=None):
         """Step another array in the place of parameter i, of the same type, shape and memory order; its state stays."""
@@ -381,18 +401,19 @@ cdef class Plan(Operands):
         try:
             self.refuse_averaged("rebind()")
             label, q, group = self.label(i), &self.params[i], self.group_of(i)
-            array = as_parameter(obj, label, twin)
+            array = as_parameter(obj, label, twin, BFLOAT16_IN_UINT16)
             check_as_bound(q, array, label)
             arrays, originals = list(self.arrays), list(group.params)
             arrays[i], originals[i - group.first] = array, obj
             params = tuple(originals)
-            memory = Memory(arrays, self.names, self.states)      # raises where two overlap
+            memory = Memory(arrays, self.names, self.states, self.mirrors)    # raises where two overlap
             k = self.groups.index(group)
             options = self.options[k] if k < len(self.options) else None
             if not isinstance(options, dict) or options.get("params") is not group.params:
                 raise ParameterError("the 'params' of a group cannot be exchanged; use add_param_group()")
-            as_parameter(array, label)                            # code of a user may have run since
+            as_parameter(array, label, None, BFLOAT16_IN_UINT16)  # code of a user may have run since
             check_as_bound(q, array, label)
+            self.check_mirror(q)
             # Nothing below can fail.
             (<dict>options)["params"] = params
             group.options["params"] = group.params = params
@@ -400,6 +421,7 @@ cdef class Plan(Operands):
             self.arrays = arrays
             q.p, q.array = fo_array_data(<PyObject *>array), <PyObject *>array
             self.remap(memory)
+            self.write_mirror(q)
         finally:
             self.leave()
 
@@ -426,10 +448,22 @@ cdef class Plan(Operands):
             if fresh.params is not group.params:
                 raise ParameterError("the 'params' of a group cannot be exchanged; use add_param_group()")
             fresh.first, fresh.n_params = group.first, group.n_params
+            self.check_storage(group, fresh)
             edited = edited or []
             edited.append((k, fresh, self.lacking(fresh, fresh.slots)))
         if edited is not None:
             self.commit_groups(edited)
+
+    cdef check_storage(self, Group group, Group fresh):
+        """Raise if the options of a group ask for arrays of other types than there are, or cannot be kept."""
+        cdef Py_ssize_t a = fresh.first, b = fresh.first + fresh.n_params
+        before = None if group.storage is None else group.storage.layout
+        after = None if fresh.storage is None else fresh.storage.layout
+        if before != after and (before or after):
+            raise HyperparameterError(
+                f"{fresh.owner}: state_dtype, split and param_dtype of a group cannot be edited: make another "
+                "optimizer with them, and load the state dict of this one")
+        check_narrow(fresh, self.arrays[a:b], [self.label(i) for i in range(a, b)])
 
     cdef commit_groups(self, list edited):
         """Put edited groups in place: (place, group, names of the state slots that its rule needs beside)."""
@@ -443,10 +477,13 @@ cdef class Plan(Operands):
                 labels = [self.label(i) for i in range(a, b)]
                 states[a:b] = [dict(state) for state in states[a:b]]
                 self.allocate(fresh, names, self.arrays[a:b], labels, states[a:b])
+            for _, fresh, _ in edited:    # after all of them: a state_factory can change the arrays of any group
+                a, b = fresh.first, fresh.first + fresh.n_params
+                labels = [self.label(i) for i in range(a, b)]
                 check_unchanged(fresh, self.arrays[a:b], labels, states[a:b], self.flattened)
-            for _, fresh, _ in edited:
                 self.check_params(fresh)
-            memory = Memory(self.arrays, self.names, states)
+                self.check_mirrors(fresh)
+            memory = Memory(self.arrays, self.names, states, self.mirrors)
             for _, fresh, _ in edited:
                 self.keep_memory(fresh, states[fresh.first:fresh.first + fresh.n_params])
             # Nothing below can fail.
@@ -583,21 +620,72 @@ cdef class Plan(Operands):
                     complain_parameter(self, i)
                 if g == <PyObject *>None:
                     continue
-                if not (cnp.PyArray_CheckExact(<object>g) and fits(g, q, flags)):
+                if not cnp.PyArray_CheckExact(<object>g):
                     return False
-                self.add_work(job, group, q, g, fo_array_data(g))
+                if q.stored == NULL and fits(g, q, flags):
+                    self.add_work(job, group, &group.program, q, g, fo_array_data(g))
+                elif not self.add_stored(job, group, q, g, flags):
+                    return False
             job.moved += moved_blocks(job.blocks - before, &group.program)
         return True
 
+    cdef bint add_stored(self, Job *job, Group group, Param *q, PyObject *g, int flags) except -1:
+        """The same where something has a format, or may have; False if the gradient does not fit.
+
+        Which of the two programs a step takes is decided here: a gradient can have another type at every step.
+        """
+        cdef int type = cnp.PyArray_TYPE(<cnp.ndarray>g)
+        cdef const Format *format = NULL
+        if self.plain:
+            return False
+        if type == NPY_HALF:
+            format = FLOAT16
+        elif type == cnp.NPY_USHORT and (group.grad_is_bfloat16 or q.type == cnp.NPY_USHORT):
+            format = BFLOAT16
+        elif type == bfloat16_type:
+            format = BFLOAT16
+        elif type != <int>(cnp.NPY_DOUBLE if q.type == cnp.NPY_DOUBLE else cnp.NPY_FLOAT):
+            return False
+        if (format != NULL and q.type == cnp.NPY_DOUBLE) or not fo_array_fits(
+                g, type, q.nd, q.dims, q.order | cnp.NPY_ARRAY_ALIGNED | flags):
+            return False
+        if q.stored == NULL:
+            q.stored = new_stored(q - self.params)
+        q.stored.g = format
+        self.check_mirror(q)
+        self.add_work(job, group, &group.stored if has_formats(q.stored) else &group.program, q, g, fo_array_data(g))
+        return True
+
+    cdef check_mirrors(self, Group group):
+        """Raise if the mirror of a parameter of a group is not what it was."""
+        cdef Py_ssize_t i
+        for i in range(group.first, group.first + group.n_params):
+            self.check_mirror(&self.params[i])
+
+    cdef int check_mirror(self, const Param *q) except -1:
+        """Raise if the mirror of a parameter is not what it was."""
+        cdef PyObject *mirror
+        if q.stored == NULL or q.stored.mirror == NULL:
+            return 0
+        mirror = PyList_GET_ITEM(<PyObject *>self.mirrors, q - self.params)
+        if not (fo_array_data(mirror) == q.stored.mirror and fo_array_fits(
+                mirror, NPY_HALF if q.stored.copy == FLOAT16 else cnp.PyArray_TYPE(<cnp.ndarray>mirror), q.nd,
+                q.dims, q.order | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE)):
+            raise LayoutError(f"the mirror of {self.label(q - self.params)} was changed after it was given to the "
+                              "optimizer: its memory, shape, type or writability")
+        return 0
+
     @cython.final                     # and so inline: once for each parameter
-    cdef inline int add_work(self, Job *job, Group group, Param *q, PyObject *g, char *data) except -1:
+    cdef inline int add_work(self, Job *job, Group group, const Program *program, Param *q, PyObject *g,
+                             char *data) except -1:
         """Add the step of a parameter by the gradient at `data`, or raise. The caller counts what it moves."""
         if not self.is_apart(q, data):
             complain_overlap(self, q - self.params, data)
-        return self.append_work(job, group, q, g, data)
+        return self.append_work(job, group, program, q, g, data)
 
     @cython.final
-    cdef inline int append_work(self, Job *job, Group group, Param *q, PyObject *g, char *data) except -1:
+    cdef inline int append_work(self, Job *job, Group group, const Program *program, Param *q, PyObject *g,
+                                char *data) except -1:
         """The same for a gradient that meets no parameter or state."""
         cdef Work *w = &self.work[job.n_work]
         # Most share their scalars with the one before.
@@ -606,8 +694,8 @@ cdef class Plan(Operands):
             job.place = new_scalars(&self.bank, group, q)
             job.t, job.begun, job.bank = q.t, q.begun, self.bank.items
             copy_numbers(job.numbers, q.numbers)
-        w.q, w.program, w.g, w.grad, w.place, w.first_block = q, &group.program, data, g, job.place, job.blocks
-        job.blocks += q.blocks
+        w.q, w.program, w.g, w.grad, w.place, w.first_block = q, program, data, g, job.place, job.blocks
+        job.blocks += blocks_of(q)
         job.n_work += 1
         return 0
 
@@ -656,7 +744,7 @@ cdef class Plan(Operands):
         cdef const Work *w
         for i in range(job.n_work):
             w = &job.work[i]
-            same = same and self.apart[i].q == w.q and self.apart[i].g == w.g and self.apart[i].n == w.q.n
+            same = same and self.apart[i].q == w.q and self.apart[i].g == w.g and self.apart[i].n == grad_bytes(w.q)
         if same:
             return
         self.n_apart = 0
@@ -666,9 +754,9 @@ cdef class Plan(Operands):
         memory.reserve(job.n_work)
         for i in range(job.n_work):
             w = &job.work[i]
-            self.apart[i] = Seen(w.q, w.g, w.q.n)
+            self.apart[i] = Seen(w.q, w.g, grad_bytes(w.q))
             if w.q.n:
-                memory.append(w.g, bytes_of(w.q), w.q - self.params, -1)
+                memory.append(w.g, grad_bytes(w.q), w.q - self.params, -1)
         i = memory.sort()
         if i:
             x = &memory.intervals[i - 1]
@@ -685,7 +773,7 @@ cdef class Plan(Operands):
         cdef Work *w
         for i in range(job.n_work):
             w = &job.work[i]
-            if not memory.is_free(w.g, w.g + bytes_of(w.q)):
+            if not memory.is_free(w.g, w.g + grad_bytes(w.q)):
                 raise OverlapError(f"gradient of {self.label(w.q - self.params)} overlaps {name} of a parameter; "
                                    "gradients need other memory")
             array = arrays[w.q - self.params]
@@ -694,12 +782,14 @@ cdef class Plan(Operands):
 
     # --- Resuming
 
-    def resume(self, list options, list recorded, list records, list counts, int64_t steps, int64_t skipped):
+    def resume(self, list options, list recorded, list records, list counts, int64_t steps, int64_t skipped,
+               list streams):
         """Go on from elsewhere: all of it, or an error and nothing of it. Inside `run`.
 
         `options` are the groups', whose dicts take them over; `recorded` names, per group, the state slots that records
         have. A record is None for a parameter that starts anew, else the tuple of carried numbers and slot -> array, of
-        the parameter's type and memory order, and no memory of this optimizer's.
+        the type and memory order that its slot has, and no memory of this optimizer's. `streams` are the numbers of the
+        parameters' random streams.
         """
         cdef Group group
         cdef Py_ssize_t i
@@ -707,6 +797,7 @@ cdef class Plan(Operands):
         for group in self.groups:
             self.check_params(group)
             self.check_state_of(group)
+            self.check_mirrors(group)
         self.check_records(records)
         before = [dict(mine) for mine in self.options]
         try:
@@ -719,7 +810,10 @@ cdef class Plan(Operands):
                 (<dict>mine).update(old)
             raise
         # Nothing below can fail, and no Python code runs.
-        self.steps, self.skipped = steps, skipped
+        self.steps, self.skipped, self.streams = steps, skipped, streams
+        for i in range(len(self.arrays)):
+            if self.params[i].stored != NULL:
+                self.params[i].stored.stream = self.streams[i]
         for group in self.groups:
             self.fill(group, group.slots, &self.team)
             for i in range(group.first, group.first + group.n_params):
@@ -728,6 +822,7 @@ cdef class Plan(Operands):
                 self.params[i].begun = records[i] is not None and MEAN_SLOT in records[i][1]
                 if records[i] is not None:
                     self.overwrite(i, group, records[i][0], records[i][1])
+            self.write_mirrors(group)     # of parameters that have got other low halves
 
     cdef list resumed_groups(self, list options, list recorded, int64_t steps):
         """Groups with these options and slots for all that is recorded, for `commit_groups`."""
@@ -740,6 +835,7 @@ cdef class Plan(Operands):
             fresh = self.new_group(options[k], group.hyper.has_float, steps)
             fresh.options, fresh.params, fresh.first, fresh.n_params = (
                 self.options[k], group.params, group.first, group.n_params)
+            self.check_storage(group, fresh)
             # Also what the options to come have no slot for: state of before must not be there when they change.
             present = list(self.states[group.first]) if group.n_params else []
             fresh.slots += [name for name in dict.fromkeys([*recorded[k], *present]) if name not in fresh.slots]
@@ -781,10 +877,12 @@ cdef class Plan(Operands):
     def swap_averages(self, bint back):
         """Let parameters whose averages have begun, and those, change places, or change `back`."""
         cdef Group group
-        cdef Program program
+        cdef Program program, stored
         cdef StepScalars scalars
         cdef Job job
+        cdef Param *q
         cdef Py_ssize_t i
+        cdef bint plain
         cdef object fault = None
         self.enter()
         try:
@@ -794,22 +892,28 @@ cdef class Plan(Operands):
                 self.refuse_averaged("averaged()")
                 self.refresh_groups()
             rule_alone(&program, EXCHANGE, EXCHANGE)
+            stored = program
+            stored.walk, stored.bare, stored.bare_unclipped = exchange_stored, False, False
             scalars.flush = False
+            scale(&scalars.h, 0, back)
             self.begin_job(&job, &scalars)
             for group in self.groups:
                 for i in range(group.first, group.first + group.n_params):
                     if group.mean < 0 or not self.params[i].begun:
                         continue
+                    q = &self.params[i]
                     try:
                         self.check_param(i)
                         self.check_state_of_one(group, i)
+                        self.check_mirror(q)
                     except FastoptError as error:
                         if not back:
                             raise
                         fault = fault or error    # all others are to change back
                         continue
-                    self.add_other(&job, &self.params[i], self.params[i].p, &program, NULL, 0)
-                    self.copies[job.n_work - 1].s[0] = self.params[i].s[group.mean]
+                    plain = q.stored == NULL or (q.stored.p == NULL and q.stored.mirror == NULL)
+                    self.add_other(&job, q, q.p, &program if plain else &stored, NULL, 0)
+                    self.copies[job.n_work - 1].s[0] = q.s[group.mean]
             job.moved = 4 * job.blocks
             launch(&self.team, &job)
             self.averaged = not back
@@ -824,21 +928,42 @@ cdef class Plan(Operands):
 
     def averages(self):
         """The average of every parameter, live; the parameter where that is the same, or has taken its place."""
-        return [self.states[i][MEAN_SLOT] if self.has_average(i) and not self.averaged else self.arrays[i]
-                for i in range(len(self.arrays))]
+        return [self.arrays[i] if not self.has_average(i) else self.find_average(i)[0] if self.averaged else
+                self.states[i][MEAN_SLOT] for i in range(len(self.arrays))]
 
     cdef bint has_average(self, Py_ssize_t i) except -1:
         """Whether the average of a parameter has begun, and the option was not taken away since the last step."""
         return self.params[i].begun and self.group_of(i).options.get("ema_decay") is not None
 
+    cdef tuple find_average(self, Py_ssize_t i):
+        """An average that has taken the place of its parameter, and the lower halves of that if it is split, or None.
+
+        The parameter itself, if that is float32 or float64.
+        """
+        cdef Param *q = &self.params[i]
+        cdef cnp.ndarray average, low = None
+        if q.stored == NULL or q.stored.p == NULL:
+            return self.arrays[i], None
+        average = np.empty_like(self.states[i][MEAN_SLOT], subok=False)
+        if q.stored.p == SPLIT:
+            low = np.empty_like(self.states[i][LOW_SLOT], subok=False)
+        exchanged(q.stored, q.p, q.s[self.group_of(i).mean], <float *>cnp.PyArray_DATA(average),
+                  NULL if low is None else <int16_t *>cnp.PyArray_DATA(low), q.n)
+        return average, low
+
     def saved_state(self, Py_ssize_t i):
         """The state arrays of a parameter that a state dict has, by name."""
         cdef dict state = self.states[i]
         cdef bint begun = self.has_average(i)
+        if LOW_SLOT in state and state[LOW_SLOT].size == 0:
+            state = {name: array for name, array in state.items() if name != LOW_SLOT}
         if MEAN_SLOT in state and (self.averaged or not begun):
             state = dict(state)
             if begun:
-                state[MEAN_SLOT] = np.array(self.arrays[i], order="K")
+                average, low = self.find_average(i)
+                state[MEAN_SLOT] = np.array(average, order="K")
+                if low is not None and LOW_SLOT in state:
+                    state[LOW_SLOT] = low
             else:
                 del state[MEAN_SLOT]
         return state
@@ -850,13 +975,17 @@ cdef class Plan(Operands):
         cdef Group group
         cdef Py_ssize_t i, k, before
         cdef Job job
-        cdef Program program
+        cdef Program program, stored
         cdef StepScalars *mu = NULL
+        cdef Param *q
+        cdef bint formats
         self.enter()
         try:
             self.refuse_averaged("lookahead()")
             mu = <StepScalars *>renewed(NULL, len(self.groups) * <Py_ssize_t>sizeof(StepScalars))
             rule_alone(&program, LOOKAHEAD, LOOKAHEAD)
+            stored = program
+            stored.walk, stored.bare, stored.bare_unclipped = lookahead_stored, False, False
             self.begin_job(&job, mu)
             self.refresh_groups()
             self.check_states()
@@ -865,7 +994,9 @@ cdef class Plan(Operands):
                 scale(&mu[k].h, 0, group.hyper.x[1])
                 before = job.blocks
                 for i in range(group.first, group.first + group.n_params):
-                    self.add_other(&job, &self.params[i], self.target(i, out[i]), &program, self.params[i].p, k)
+                    q = &self.params[i]           # with options of storage, one of float64 has a Stored, too: empty
+                    formats = q.stored != NULL and has_formats(q.stored)
+                    self.add_other(&job, q, self.target(i, out[i]), &stored if formats else &program, q.p, k)
                 job.moved += moved_blocks(job.blocks - before, &group.program)
             launch(&self.team, &job)
         finally:

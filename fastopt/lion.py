@@ -52,7 +52,8 @@ class Lion(Optimizer):
     """
 
     hyperparameters = ("lr", "betas", "weight_decay")
-    slots = (STEP, Slot("exp_avg"))  # not flushed: however small a moment is, its sign moves the parameter by lr
+    # Not flushed: however small a moment is, its sign moves the parameter by lr.
+    slots = (STEP, Slot("exp_avg", narrow="moment"))
     conventions = {
         "paper": Convention({"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0}, {True: DECOUPLED}),
         "keras": Convention({"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0.0}, {True: DECOUPLED}),

@@ -7,13 +7,14 @@ from contextlib import AbstractContextManager, suppress
 from functools import partial
 from operator import index
 from os import PathLike
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from fastopt._spelling import about_clipping, meant
 from fastopt.declare import (
     CLIP_FORMS,
+    LOW,
     OPTIONS,
     SETTINGS,
     Declaration,
@@ -23,10 +24,21 @@ from fastopt.declare import (
     require_all,
     with_defaults,
 )
-from fastopt.engine import AROUND, Averaged, Plan, is_array, listed
+from fastopt.engine import AROUND, STORAGE, Averaged, Plan, is_array, listed
 from fastopt.errors import AveragedError, ParameterError, UnknownAttributeError
 from fastopt.state import live, load, snapshot
-from fastopt.typing import Array, CommonOptions, Gradients, Hyperparameter, Nonfinite, Params, StateFactory
+from fastopt.typing import (
+    Array,
+    CommonOptions,
+    Gradients,
+    Hyperparameter,
+    Mirrors,
+    Nonfinite,
+    Params,
+    Rounding,
+    StateDtype,
+    StateFactory,
+)
 
 
 class _NoAttribute:
@@ -94,8 +106,9 @@ class Optimizer(Declaration, abstract=True):
     Parameters
     ----------
     params : array, list of arrays, dict of arrays, or list of group dicts
-        What is stepped, in place: float32 or float64, contiguous in C or Fortran order, writable; NumPy arrays, or
-        anything with the buffer protocol or ``__dlpack__`` on the CPU. Types may be mixed. A group dict has the key
+        What is stepped, in place: float32, float64 or bfloat16 (of ``ml_dtypes``), contiguous in C or Fortran order,
+        writable; NumPy arrays, or anything with the buffer protocol or ``__dlpack__`` on the CPU. Types may be mixed.
+        Parameters in bfloat16 are computed in float32, and need ``split`` or ``rounding``. A group dict has the key
         ``"params"`` and any hyperparameters of its own.
     options : dict, optional
         The hyperparameters of the class, which may be given by name instead; None stands for the convention's default.
@@ -156,6 +169,38 @@ class Optimizer(Declaration, abstract=True):
     zero_grads : bool, default False
         Set the gradients to zero in the same pass, after they are read; also those of a skipped step. They have to be
         writable, to fit without a copy, and to share no memory with each other.
+    state_dtype : {"float32", "bfloat16", "8bit"} or dict, optional
+        How the state of float32 and bfloat16 parameters is stored; each step computes in float32. A dict gives the
+        type of each state array by name, float32 where it has none. Float32 is the default. First moments are rounded
+        to the nearest; squares and sums at random, since rounded to the nearest they would stand still. In 8 bits an
+        array needs one byte an element and two for each block of 256, in one uint8 array (first the two bytes of every
+        block, then the elements), where the parameter has 4,096 elements or more; below it stays float32. So do
+        AMSGrad's maximum, ASGD's ``ax``, Rprop's ``step_size``, the average ``ema``, and the averages of centered
+        RMSprop whose difference is taken; Rprop's ``prev`` has bfloat16 alone.
+    split : bool, default False
+        Keep beside each bfloat16 parameter what it lacks of a float32, in the int16 state array ``low``. A step then
+        loses nothing: the weights take the path of float32 to the bit, and the parameter is its upper half, rounded to
+        the nearest. float32 parameters are stepped as without it; float64 ones are refused, as by ``state_dtype``: they
+        need a group of their own.
+    rounding : {"nearest", "stochastic"}, optional
+        How bfloat16 parameters are rounded after each step, if they are not split. ``"stochastic"`` rounds up with the
+        chance that makes the mean right. ``"nearest"`` loses every step below half the last digit, which is 1/256 of
+        the parameter, and so most of a training.
+    seed : int in [0, 2**64), default 0
+        Of all random rounding. A random number depends on the seed, the place of the parameter, the name of the state
+        array, the step count of the parameter, and the place of the element alone: not on threads or machines. A run
+        that is resumed has the same bits.
+    param_dtype : {"bfloat16"}, optional
+        What parameters of uint16 hold: for programs without ``ml_dtypes``.
+    grad_dtype : {"bfloat16"}, optional
+        What gradients of uint16 hold, if the parameter is not uint16 itself. Gradients of the types bfloat16 and
+        float16 need no option.
+    mirrors : list of arrays, dict of arrays, or one array, optional
+        An array for each parameter that takes a copy of it, in the same pass as each step: bfloat16 (uint16 holds it,
+        too) or float16, of the same shape and memory order, in memory of its own; None for none. It is written when
+        the optimizer is made, and by `rebind`, `load_state_dict` and `averaged`, too. What is copied is the parameter
+        as it is stored, and of a split one the float32, to the nearest. Several groups have them under their key
+        ``"mirrors"``.
     copy_grads : bool, default False
         Accept gradients of another memory order or floating type, by copying them.
     convention : {"torch", "keras", "optax", "sklearn", "thinc", "paper"}, optional
@@ -212,6 +257,13 @@ class Optimizer(Declaration, abstract=True):
         ema_decay: Hyperparameter | None = None,
         ema_start: int | None = None,
         zero_grads: bool | None = None,
+        state_dtype: StateDtype | Mapping[str, StateDtype] | None = None,
+        split: bool | None = None,
+        rounding: Rounding | None = None,
+        seed: int | None = None,
+        param_dtype: Literal["bfloat16"] | None = None,
+        grad_dtype: Literal["bfloat16"] | None = None,
+        mirrors: Mirrors | None = None,
         **unknown: Any,
     ) -> None:
         cls = type(self)
@@ -222,6 +274,8 @@ class Optimizer(Declaration, abstract=True):
             **(options or {}), **unknown, "decoupled_weight_decay": decoupled_weight_decay, "maximize": maximize,
             "flush_subnormal": flush_subnormal, "clip_value": clip_value, "clip_norm_each": clip_norm_each,
             "ema_decay": ema_decay, "ema_start": ema_start, "zero_grads": zero_grads,
+            "state_dtype": state_dtype, "split": split, "rounding": rounding, "seed": seed,
+            "param_dtype": param_dtype, "grad_dtype": grad_dtype,
         }  # fmt: skip
         self.defaults = with_defaults(cls, convention, given)
         self._plan = Plan(
@@ -242,6 +296,11 @@ class Optimizer(Declaration, abstract=True):
         else:
             self._single = True
             groups = [{"params": [params]}]
+            mirrors = mirrors if mirrors is None or listed(mirrors) is not None else [mirrors]
+        if mirrors is not None:
+            if any("mirrors" in group or len(groups) > 1 for group in groups if isinstance(group, Mapping)):
+                raise ParameterError("mirrors of several parameter groups are given in the groups: their key 'mirrors'")
+            groups = [{**groups[0], "mirrors": mirrors}]
         for k, group in enumerate(groups, 1):
             self._add_group(group, last=k == len(groups))
 
@@ -331,11 +390,13 @@ class Optimizer(Declaration, abstract=True):
             raise ParameterError(f"parameter names must be unique; twice: {sorted(map(str, clash))}")
         if arrays and plan.names and (names[0] is None) != (plan.names[0] is None):
             raise ParameterError("either all parameter groups name their parameters (a dict), or none does")
-        refuse_unknown(type(self), [key for key in group if key != "params"], "group")
-        own = {key: group[key] for key in group if key != "params" and (group[key] is not None or key in AROUND)}
+        refuse_unknown(type(self), [key for key in group if key not in ("params", "mirrors")], "group")
+        own = {key: value for key, value in group.items() if value is not None or key in (*AROUND, *STORAGE)}
+        own = {key: value for key, value in own.items() if key not in ("params", "mirrors")}
         options = {"params": tuple(arrays), **self.defaults, **own}
         require_all(type(self), self.convention, options)
-        plan.add_group(options, arrays, names, last=last, twin=in_torch(type(self)))
+        mirrors = _aligned(group.get("mirrors"), names, len(arrays))
+        plan.add_group(options, arrays, names, last=last, twin=in_torch(type(self)), mirrors=mirrors)
 
     # --- Stepping
 
@@ -347,7 +408,8 @@ class Optimizer(Declaration, abstract=True):
         ----------
         grads : list, tuple or other iterable of arrays, dict of arrays, or one array
             In the order of the parameters of all groups; a dict, with the same names, if the parameters were given
-            as one; one array for a single parameter. Each has the shape, type and memory order of its parameter;
+            as one; one array for a single parameter. Each has the shape and memory order of its parameter, and its
+            type; beside float32 and bfloat16, any of float32, bfloat16 and float16, which may change from step to step.
             None skips that parameter, and its step count stands still.
         grad_scale : float > 0, optional
             What the loss was multiplied by: gradients are divided by it as they are read, before anything else, and
@@ -389,7 +451,9 @@ class Optimizer(Declaration, abstract=True):
 
         The contents change places, in the parameters' own memory and that of the state ``ema``, and back, also after an
         exception; nothing is copied. A parameter without an average keeps its value. What is written to a parameter
-        inside goes to its average. Inside, `step`, `load_state_dict`, `load`, `add_param_group`, `rebind`, pickling and
+        inside goes to its average. A bfloat16 parameter holds its average rounded to the nearest (of two as near, to
+        the one farther from 0); the lower half of the average waits in ``low``, or without that in ``ema``, so that all
+        comes back to the bit. Inside, `step`, `load_state_dict`, `load`, `add_param_group`, `rebind`, pickling and
         another `averaged` raise `AveragedError`; `state_dict`, `save` and `averages` give what they give outside.
         Leaving waits until no other thread is in the middle of one of these.
 
@@ -423,6 +487,7 @@ class Optimizer(Declaration, abstract=True):
         """The averages of the parameters, in their order; by name, if they have names.
 
         The arrays are the live ones: copy them to keep a moment. Where no average has begun, the parameter itself.
+        Averages of bfloat16 parameters are float32; inside `averaged` they are copies.
 
         Raises
         ------
@@ -458,20 +523,66 @@ class Optimizer(Declaration, abstract=True):
         """
         return snapshot(type(self), self.convention, self._plan)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue from a `state_dict`, PyTorch's own included (its tensors converted with ``.numpy()``).
+    def export_state_dict(
+        self, layout: Literal["bitsandbytes", "torchao"], *, convert: Literal["lossy"] | None = None
+    ) -> dict[str, Any]:
+        """A state dict for an 8-bit optimizer of another library, with its tensors, names and options.
 
-        Hyperparameters are replaced by the saved ones; state is copied into the optimizer's memory, cast to the type
-        of its parameter. Parameters without an entry start anew. Everything is checked before anything is changed.
+        The arrays are copies. Schedules become the number that they give now. Averages (``ema``) and the ``low`` of
+        split parameters are left out, since the libraries have no place for them. PyTorch has to be installed, and for
+        "torchao" that library, too. `load_state_dict` reads such dicts.
+
+        Parameters
+        ----------
+        layout : {"bitsandbytes", "torchao"}
+            "bitsandbytes" has Adam, AdamW, Lion, RMSprop, SGD with momentum and Adagrad; "torchao" Adam and AdamW
+            (``Adam8bit``, ``AdamW8bit``).
+        convert : {"lossy"}
+            Has to be given, since all state of 4,096 elements or more is rounded to the library's 8 bits.
 
         Raises
         ------
         StateDictError
-            For a dict of another layout, optimizer, convention or shape, or with state missing.
+            Without ``convert="lossy"``; for an optimizer or an option that the library does not have; if state is not
+            finite.
+        MissingExtraError
+            Without PyTorch, or torchao.
+        """
+        from fastopt._exchange import exported
+
+        plan = self._plan
+        return plan.run(
+            lambda: exported(type(self), self.convention, plan, self.state_dict(), layout, convert)
+        )
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], convert: Literal["lossy"] | None = None) -> None:
+        """Continue from a `state_dict`, PyTorch's own included (its tensors converted with ``.numpy()``).
+
+        Hyperparameters are replaced by the saved ones, but for ``state_dtype``, ``split``, ``param_dtype`` and
+        ``grad_dtype``, which stay the optimizer's own. State is copied into the optimizer's memory, in the type that
+        it has there. Parameters without an entry start anew. Everything is checked before anything is changed.
+
+        Parameters
+        ----------
+        state_dict : dict
+            What to continue from: of any optimizer of the same kind, of PyTorch, or (lossy) of the 8-bit optimizers of
+            bitsandbytes and torchao.
+        convert : {None, "lossy"}, default None
+            What may be lost. With None, state keeps every bit: bfloat16 and 8 bits load into float32, and what is
+            stored in the same way on both sides loads as it is. "lossy" also rounds float32 to bfloat16 or 8 bits, or
+            bfloat16 and 8 bits to each other, encodes 8 bits in another memory order anew, drops the ``low`` of a
+            dict whose parameters were split, and decodes what bitsandbytes and torchao keep in 8 bits. What is rounded
+            at random gets the bits that the last step before would have written.
+
+        Raises
+        ------
+        StateDictError
+            For a dict of another layout, optimizer, convention or shape, with state missing or damaged, or of which
+            bits would be lost.
         HyperparameterError, ConventionError
             For hyperparameters out of range, or that the convention has not.
         """
-        self._plan.run(load, type(self), self.convention, self._plan, state_dict)
+        self._plan.run(load, type(self), self.convention, self._plan, state_dict, convert)
 
     def save(self, path: str | bytes | PathLike[Any]) -> None:
         """Write the state, counts and parameter groups into a file: all but the parameters.
@@ -500,9 +611,10 @@ class Optimizer(Declaration, abstract=True):
 
         require_safetensors()
         # Refused in the middle of another thread's step, which is what would write to the arrays meanwhile.
-        self._plan.run(lambda: save(self.state_dict(), self.slots_under(self.convention), path))
+        slots = (*self.slots_under(self.convention), LOW.name)
+        self._plan.run(lambda: save(self.state_dict(), slots, path))
 
-    def load(self, path: str | bytes | PathLike[Any]) -> None:
+    def load(self, path: str | bytes | PathLike[Any], convert: Literal["lossy"] | None = None) -> None:
         """Continue from a file of `save`: `load_state_dict` of what `fastopt.load` reads, with their errors.
 
         The file may come from another thread count, instruction set or machine: the steps that follow have the same
@@ -510,7 +622,7 @@ class Optimizer(Declaration, abstract=True):
         """
         from fastopt.checkpoint import load as read
 
-        self.load_state_dict(read(path))
+        self.load_state_dict(read(path), convert)
 
     # --- Copies and looks
 
@@ -522,12 +634,15 @@ class Optimizer(Declaration, abstract=True):
         plan = self._plan
         plan.refuse_averaged("pickling or copying")
         groups: list[dict[str, Any]] = []
-        names = iter(plan.names)
+        names, mirrors, left = iter(plan.names), plan.mirrors, len(plan.mirrors)
         for group, originals in zip(self.param_groups, self._originals, strict=True):
             params = list(originals)
             mine = [next(names) for _ in params]
             named = dict(zip(mine, params, strict=True)) if plan.named and mine else params
             groups.append({**group, "params": named})
+            if any(mirror is not None for mirror in mirrors[len(mirrors) - left : len(mirrors) - left + len(mine)]):
+                groups[-1]["mirrors"] = mirrors[len(mirrors) - left : len(mirrors) - left + len(mine)]
+            left -= len(mine)
         return {
             "convention": self.convention, "defaults": self.defaults,
             "settings": {name: getattr(plan, name) for name in SETTINGS},
@@ -542,9 +657,10 @@ class Optimizer(Declaration, abstract=True):
         self._plan.set_steps(saved["state_dict"]["fastopt"]["steps"], 0)  # what schedules are called with
         for k, group in enumerate(saved["groups"], 1):
             own = {key: group[key] for key in ("params", *self.group_keys())}
-            own |= {key: group.get(key) for key in AROUND if key in group or key in self.defaults}
+            own |= {key: group.get(key) for key in (*AROUND, *STORAGE) if key in group or key in self.defaults}
+            own["mirrors"] = group.get("mirrors")
             self._add_group(own, last=k == len(saved["groups"]))
-        self._plan.run(load, type(self), self.convention, self._plan, saved["state_dict"], False)
+        self._plan.run(load, type(self), self.convention, self._plan, saved["state_dict"], None, False)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return (_blank, (type(self),), self.__getstate__())
@@ -557,6 +673,20 @@ class Optimizer(Declaration, abstract=True):
             lines.append(f"Parameter Group {k}: {len(sizes)} array{'s' * (len(sizes) != 1)}, {sum(sizes):,} elements")
             lines += [f"    {key}: {group[key]!r}" for key in sorted(group, key=str) if key != "params"]
         return "\n".join([*lines, ")"])
+
+
+def _aligned(mirrors: Any, names: list[str | None], n: int) -> list[Any] | None:
+    """Mirrors in the order of the parameters of a group, or None."""
+    if mirrors is None:
+        return None
+    if isinstance(mirrors, Mapping):
+        if mirrors.keys() - set(names) or not n or names[0] is None:
+            raise ParameterError("mirrors in a dict have the names of the parameters, which are given in a dict, too")
+        return [mirrors.get(name) for name in names]
+    members = listed(mirrors)
+    if members is None or len(members) != n:
+        raise ParameterError(f"mirrors are a list, one for each of {n} parameters, None for none; got {mirrors!r:.80}")
+    return members
 
 
 def _library_class(cls: type[Optimizer]) -> type[Optimizer]:
@@ -593,7 +723,7 @@ def _refuse_option(cls: type[Optimizer], name: str) -> None:
         return
     elif close not in OPTIONS:
         text += f"; did you mean {close!r}?"
-    elif close not in (*cls.group_keys(), *AROUND):
+    elif close not in (*cls.group_keys(), *AROUND, *STORAGE):
         text += f", nor an option of that name; it has: {', '.join(cls.group_keys())}"
     else:
         text += f": hyperparameters belong to a parameter group, param_groups[0][{close!r}]"

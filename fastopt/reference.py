@@ -6,7 +6,7 @@ the arrays (`rounded`), explicitly: NumPy would otherwise compute float32 arrays
 
 A rule takes (p, g, state, h) and returns the new (p, state); h[0] is the factor of decoupled weight decay. The stages
 around it, in ``kernels/stages.pxi``, have their twins in `STAGES`; `program` says which a step has. Sums over all
-elements, in ``kernels/sums.pxi``, have theirs in `SUMS`.
+elements, in ``kernels/sums.pxi``, have theirs in `SUMS`; the formats of ``kernels/formats.pxi`` in `FORMATS`.
 
 `twin` steps copies of an optimizer's parameters by these rules.
 
@@ -27,12 +27,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import inf, nan, sqrt
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from fastopt.declare import Spec
+    from fastopt.declare import Slot, Spec, Storage
     from fastopt.optimizer import Optimizer
 
 Array = Any
@@ -654,19 +654,289 @@ def rounded(values: Sequence[float], dtype: np.dtype) -> list[Any]:
     return [dtype.type(value) for value in values]
 
 
+# --- Formats
+# How float32 arrays are stored in fewer bits, as in ``kernels/formats.pxi``. `store` takes flat float32 and a key, and
+# gives the elements `a` and what stands beside them, `b`; `load` gives float32 again. All of it is arithmetic of whole
+# numbers, on the bits of the float32: without the sign, larger bits are a larger number, NaN beyond infinity.
+
+FORMAT_TILE = 256
+"""Elements of a block of the 8-bit formats, which share a base."""
+LATTICE = 0x9E3779B9
+SIGN, INFINITY, QUIET, QUIET_NAN = 0x80000000, 0x7F800000, 0x400000, 0x7FC00000
+EIGHTH = 20  # a float32 less so many bits has 3 bits of mantissa: eighths of a power of two
+LARGEST = (INFINITY >> EIGHTH) - 1
+
+
+class Format(NamedTuple):
+    """How an array is stored, and what that stands for."""
+
+    store: Callable[[Array, int], tuple[Array, Array]]
+    load: Callable[[Array, Array], Array]
+
+
+def lattice(key: int, n: int) -> Array:
+    """The random numbers of the elements of an array: those of neighbours lie a golden section of 2**32 apart."""
+    return ((key + LATTICE * np.arange(n, dtype=np.uint64)) & 0xFFFFFFFF).astype(np.uint32)
+
+
+def fnv1a(name: str) -> int:
+    """The FNV-1a hash of a name in UTF-8, of 32 bits."""
+    h = 0x811C9DC5
+    for byte in name.encode():
+        h = (h ^ byte) * 0x01000193 % 2**32
+    return h
+
+
+def mixed(z: int, part: int) -> int:
+    """SplitMix64 of the sum, of 64 bits."""
+    z = (z + part + 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+    return z ^ z >> 31
+
+
+def stream_key(seed: int, stream: int, slot_name: str, t: int) -> int:
+    """The random number of an array's first element at step t; the name is "" for the parameter itself."""
+    z = 0
+    for part in (seed, stream, fnv1a(slot_name), t):  # all are mixed: streams of seeds in a row have nothing in common
+        z = mixed(z, part)
+    return z >> 32
+
+
+def bits(x: Array) -> Array:
+    """The bits of float32 numbers."""
+    return x.view(np.uint32)
+
+
+def unsigned(x: Array) -> Array:
+    """The same without their signs."""
+    return bits(x) & np.uint32(SIGN - 1)
+
+
+def halved(u: Array, n: Any) -> Array:
+    """The number u / 2**n, to the nearest whole number; of two as near, to the even one."""
+    one = np.uint32(1)
+    return (u + (one << (n - one)) - one + (u >> n & one)) >> n
+
+
+def nothing_beside(a: Array) -> tuple[Array, Array]:
+    """Elements of 16 bits in a format that keeps nothing beside them."""
+    return a.astype(np.uint16), np.empty(0, np.uint16)
+
+
+def store_bfloat16(x: Array, key: int) -> tuple[Array, Array]:
+    """The upper half, to the nearest; of two as near, to the even one."""
+    u = bits(x)
+    return nothing_beside(np.where(np.isnan(x), (u | QUIET) >> 16, halved(u, np.uint32(16))))
+
+
+def store_bfloat16_stochastic(x: Array, key: int) -> tuple[Array, Array]:
+    """The upper half, rounded up with the chance that the lower half says."""
+    u = bits(x)
+    return nothing_beside(np.where(np.isnan(x), u | QUIET, u + (lattice(key, x.size) >> 16)) >> 16)
+
+
+def load_bfloat16(a: Array, b: Array) -> Array:
+    """The upper half, and zeros."""
+    return (a.astype(np.uint32) << 16).view(np.float32)
+
+
+def store_float16(x: Array, key: int) -> tuple[Array, Array]:
+    """IEEE half precision, to the nearest; of two as near, to the even one."""
+    u = unsigned(x)
+    exponent, fraction = u >> 23, u & 0x7FFFFF
+    normal = halved(u, np.uint32(13)) - ((127 - 15) << 10)
+    lost = np.clip(126 - exponent.astype(np.int32), 1, 25).astype(np.uint32)  # bits, of a subnormal number
+    subnormal = halved(fraction | 0x800000, lost)
+    a = np.where(exponent < 127 - 14, subnormal, normal)
+    a = np.where(u >= (127 + 16) << 23, 0x7C00, a)  # 65520 and above are rounded up to there by themselves
+    a = np.where(np.isnan(x), 0x7E00 | fraction >> 13, a)
+    return nothing_beside(a | bits(x) >> 16 & 0x8000)
+
+
+def load_float16(a: Array, b: Array) -> Array:
+    """IEEE half precision."""
+    a = a.astype(np.uint32)
+    sign, exponent, fraction = (a & 0x8000) << 16, a >> 10 & 31, a & 0x3FF
+    u = (a & 0x7FFF) + ((127 - 15) << 10) << 13
+    u = np.where(exponent == 31, np.where(fraction == 0, INFINITY, QUIET_NAN | fraction << 13), u)
+    # A subnormal number is a whole one times 2**-24: its highest bit says the exponent, the others are the fraction.
+    highest = sum((fraction >> k != 0) for k in range(1, 10))
+    subnormal = (highest + (127 - 24) << 23) + (fraction << 23 - highest & 0x7FFFFF)
+    u = np.where(exponent == 0, np.where(fraction == 0, 0, subnormal), u)
+    return (u | sign).astype(np.uint32).view(np.float32)
+
+
+def store_split(x: Array, key: int) -> tuple[Array, Array]:
+    """A bfloat16, of two as near the one farther from 0, and what is to be added to its bits."""
+    u = np.where(np.isnan(x), np.uint32(QUIET_NAN), bits(x))
+    return (u + 0x8000 >> 16).astype(np.uint16), u.astype(np.uint16)
+
+
+def load_split(a: Array, b: Array) -> Array:
+    """The float32 that was stored, to the last bit."""
+    upper, low = a.astype(np.uint32) << 16, b.view(np.int16).astype(np.int64)
+    u = (upper + low).astype(np.uint32)
+    # Where a 0 or an infinity was written without its lower half, that belongs to another number, and can make a NaN.
+    return np.where((u & SIGN - 1) > INFINITY, upper, u).view(np.float32)
+
+
+def blocks(a: Array) -> Array:
+    """A flat array as (blocks, elements), filled up with zeros."""
+    y = np.zeros((-(-a.size // FORMAT_TILE), FORMAT_TILE), a.dtype)
+    y.ravel()[: a.size] = a
+    return y
+
+
+def store_blocks(x: Array, codes: int, least: int, up: Array, up_top: int) -> tuple[Array, Array]:
+    """The codes without signs, and the bases. A number has the code `u >> 20`, less the base of its block.
+
+    The largest number of a block has the largest code. What is added before the cut is `up`, and `up_top` for the
+    largest. A block that holds an infinity or a NaN marks its base, and has the two largest codes for them.
+    """
+    u = blocks(unsigned(x)).astype(np.int64)
+    finite = u < INFINITY
+    marked = ~finite.all(axis=1)
+    most = np.where(marked, codes - 2, codes)
+    top = np.where(finite, u, 0).max(axis=1)
+    base = np.maximum(np.minimum((top + up_top) >> EIGHTH, LARGEST) - most, 0)
+    c = np.clip(((u + blocks(up)) >> EIGHTH) - base[:, None], least, most[:, None])
+    c = np.where(u == 0, 0, c)
+    c = np.where(finite, c, np.where(u == INFINITY, codes, codes - 1))
+    return c.ravel()[: x.size].astype(np.uint8), (base + np.where(marked, 0x8000, 0)).astype(np.uint16)
+
+
+def load_blocks(c: Array, b: Array, codes: int) -> Array:
+    """The bits of what codes without signs stand for."""
+    base, marked = (b & 0x7FFF).astype(np.uint32)[:, None], (b >> 15 == 1)[:, None]
+    c = blocks(c.astype(np.uint32))
+    u = np.where(c == 0, 0, c + base << EIGHTH)
+    u = np.where(marked & (c >= codes - 1), np.where(c == codes, INFINITY, QUIET_NAN), u)
+    return u.astype(np.uint32).ravel()
+
+
+def store_e4m3(x: Array, key: int) -> tuple[Array, Array]:
+    """A sign and 7 bits, to the nearest; of two as near, to the one farther from 0."""
+    half = 1 << EIGHTH - 1
+    c, b = store_blocks(x, 127, 0, np.full(x.size, half), half)
+    return c | (bits(x) >> 24 & 0x80).astype(np.uint8), b
+
+
+def load_e4m3(a: Array, b: Array) -> Array:
+    """A sign and 7 bits."""
+    u = load_blocks(a & 0x7F, b, 127)[: a.size]
+    return (u | (a.astype(np.uint32) & 0x80) << 24).view(np.float32)
+
+
+def store_ue5m3(x: Array, key: int) -> tuple[Array, Array]:
+    """8 bits without a sign, rounded up with the chance that the bits that are cut say; 0 for 0 only."""
+    return store_blocks(x, 255, 1, lattice(key, x.size).astype(np.int64) >> 32 - EIGHTH, (1 << EIGHTH) - 1)
+
+
+def load_ue5m3(a: Array, b: Array) -> Array:
+    """8 bits without a sign."""
+    return load_blocks(a, b, 255)[: a.size].view(np.float32)
+
+
+FORMATS: dict[str, Format] = {
+    "bfloat16": Format(store_bfloat16, load_bfloat16),
+    "bfloat16_stochastic": Format(store_bfloat16_stochastic, load_bfloat16),
+    "float16": Format(store_float16, load_float16),
+    "split": Format(store_split, load_split),
+    "e4m3": Format(store_e4m3, load_e4m3),
+    "ue5m3": Format(store_ue5m3, load_ue5m3),
+}
+"""Every format by name."""
+
+
+class Operand(NamedTuple):
+    """An array as a step reads and writes it: flat float32 or float64, in the order of memory."""
+
+    format: str | None
+    """How it is stored; None: in the type that is computed in."""
+    a: Array
+    b: Array
+    """What stands beside it in its format."""
+
+    def load(self) -> Array:
+        """The numbers, in the type that is computed in."""
+        return self.a.copy() if self.format is None else FORMATS[self.format].load(self.a, self.b)
+
+    def store(self, x: Array, key: int = 0) -> None:
+        """Write these numbers; `key` is the random number of the first."""
+        if self.format is None:
+            self.a[...] = x
+            return
+        self.a[...], beside = FORMATS[self.format].store(np.ascontiguousarray(x), key)
+        if beside.size:
+            self.b[...] = beside
+
+
+NOTHING = np.empty(0, np.uint16)
+LEAST_PACKED = 4096
+"""Elements of a parameter whose state 8 bits are for; that of smaller ones stays float32."""
+
+
+def flat(array: Array) -> Array:
+    """The elements of a contiguous array in the order of memory: a view. Those of two bytes by their bits."""
+    array = array.reshape(-1, order="A")
+    return array.view(np.uint16) if array.itemsize == 2 else array
+
+
+def half_format(array: Array) -> str | None:
+    """What an array of a gradient or mirror holds, by its type; uint16 holds bfloat16."""
+    return None if array.itemsize > 2 else "float16" if array.dtype == np.float16 else "bfloat16"
+
+
+def param_format(param: Array, storage: Storage | None) -> str | None:
+    """How a parameter is stored."""
+    if param.itemsize > 2:
+        return None
+    if storage is not None and storage.split:
+        return "split"
+    return "bfloat16_stochastic" if storage is not None and storage.rounding == "stochastic" else "bfloat16"
+
+
+def state_format(slot: Slot, param: Array, storage: Storage | None) -> str | None:
+    """How a state array of a parameter is stored: averages to the nearest, squares and sums at random."""
+    if slot.storage == "8bit" and param.size >= LEAST_PACKED:
+        return "ue5m3" if slot.narrow == "square" else "e4m3"
+    if slot.storage == "bfloat16" or (slot.storage == "parameter" and param.itemsize == 2):
+        at_random = slot.storage == "bfloat16" or (storage is not None and storage.rounding == "stochastic")
+        return "bfloat16_stochastic" if at_random and slot.narrow == "square" else "bfloat16"
+    return None
+
+
+def param_operand(param: Array, state: Mapping[str, Array], storage: Storage | None) -> Operand:
+    """A parameter; beside one of bfloat16 that is split, its low halves."""
+    format = param_format(param, storage)
+    return Operand(format, flat(param), flat(state["low"]) if format == "split" else NOTHING)
+
+
+def state_operand(slot: Slot, array: Array, param: Array, storage: Storage | None) -> Operand:
+    """A state array; one of 8 bits has the bases of all blocks first, then the codes."""
+    format, a = state_format(slot, param, storage), flat(array)
+    if slot.storage != "8bit" or format is None:
+        return Operand(format, a, NOTHING)
+    n_bases = a.size - param.size
+    return Operand(format, a[n_bases:], a[:n_bases].view(np.uint16))
+
+
 # --- A whole optimizer
 
 
 class Twin:
     """An optimizer's double in NumPy: the same groups, schedules, state and counts, over copies of its arrays.
 
-    Made by `twin`. ``params`` and ``state`` are as the optimizer's, in the order of all groups.
+    Made by `twin`. ``params``, ``state`` and ``mirrors`` are as the optimizer's, in the order of all groups, and stored
+    as those are.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         plan = optimizer._plan
         self.params: list[np.ndarray] = [np.array(p, order="K") for p in plan.arrays]
+        self.mirrors = [None if mirror is None else np.array(mirror, order="K") for mirror in plan.mirrors]
         counts = [plan.count(i) for i in range(len(plan.arrays))]
         self.counts, self.numbers = [t for t, _ in counts], [numbers for _, numbers in counts]
         self.state: list[dict[str, np.ndarray]] = [
@@ -700,7 +970,7 @@ class Twin:
             self.grad_norm = None
             return len(each) * [1.0]
         by = 1.0 if grad_scale is None else float(grad_scale)
-        arrays = [None if g is None else np.asarray(g) for g in grads]
+        arrays = [None if g is None else Operand(half_format(g), flat(g), NOTHING).load() for g in grads]
         self.grad_norm = norm(arrays, optimizer.norm_type) / by
         limit = inf if limit is None else limit(self.steps) if callable(limit) else limit
         factor = clip_factor(optimizer.convention, self.grad_norm, float(limit))
@@ -712,10 +982,11 @@ class Twin:
 
     def step(self, grads: Sequence[Any], grad_scale: float | None = None) -> None:
         """One step, as `Optimizer.step`, for a list of gradients (None skips one)."""
-        from fastopt.declare import AVERAGE, DECOUPLED, DECOUPLED_WITHOUT_LR, derive
+        from fastopt.declare import AVERAGE, DECOUPLED, DECOUPLED_WITHOUT_LR, LOW, derive
         from fastopt.engine import LEAST_EPS
 
         optimizer = self._optimizer
+        grads = [None if g is None else np.asarray(g) for g in grads]
         factors, i = self._clip(grads, grad_scale), 0
         with np.errstate(all="ignore"):
             for group in optimizer.param_groups:
@@ -729,32 +1000,43 @@ class Twin:
                     if grads[i] is None:
                         continue
                     before, after = program(spec, x, grad_scale, factors[i], x.get("clip_value", inf))
-                    p, g, state, dtype = self.params[i], np.asarray(grads[i]), self.state[i], self.params[i].dtype
+                    storage, param, t = spec.storage, self.params[i], self.counts[i] + 1
+                    seed, stream = 0 if storage is None else storage.seed, optimizer._plan.streams[i]
+                    walked = [slot for slot in spec.slots if slot.like == "parameter" and slot not in (AVERAGE, LOW)]
+                    stored = param_operand(param, self.state[i], storage)
+                    kept = [state_operand(slot, self.state[i][slot.name], param, storage) for slot in walked]
+                    old = p = stored.load()
+                    if t == 1:
+                        for slot, operand in zip(walked, kept, strict=True):
+                            if slot.first == "copy":
+                                operand.store(p, stream_key(seed, stream, slot.name, 0))
+                    g = Operand(half_format(grads[i]), flat(grads[i]), NOTHING).load()
                     for name, h in before:
-                        g = STAGES[name](g, g, p, rounded(h, dtype))
-                    scalars, self.numbers[i] = SCALARS[spec.rule](x, self.counts[i] + 1, self.numbers[i])
-                    walked = [slot for slot in spec.slots if slot.like == "parameter" and slot is not AVERAGE]
-                    if self.counts[i] == 0:
-                        state.update({slot.name: p.copy("K") for slot in walked if slot.first == "copy"})
-                    given = [state[slot.name] for slot in walked]
-                    new, slots = update(p, g, given, rounded([decay, *scalars], dtype))
+                        g = STAGES[name](g, g, p, rounded(h, p.dtype))
+                    scalars, self.numbers[i] = SCALARS[spec.rule](x, t, self.numbers[i])
+                    state = [operand.load() for operand in kept]
+                    p, state = update(p, g, state, rounded([decay, *scalars], p.dtype))
                     for name, h in after:
-                        new = STAGES[name](new, g, new, rounded(h, dtype))
-                    old = p.copy("K")
-                    p[...] = new
-                    self.counts[i] += 1
+                        p = STAGES[name](p, g, p, rounded(h, p.dtype))
+                    self.counts[i] = t
+                    stored.store(p, stream_key(seed, stream, "", t))
+                    for slot, operand, array in zip(walked, kept, state, strict=True):
+                        if t % 64 == 0 and fades and slot.low is not None:
+                            array = flush(array, g, p, [p.dtype.type(slot.low[p.dtype == np.float64])])
+                        operand.store(array, stream_key(seed, stream, slot.name, t))
+                    p = stored.load()
+                    if self.mirrors[i] is not None:
+                        Operand(half_format(self.mirrors[i]), flat(self.mirrors[i]), NOTHING).store(p)
                     if AVERAGE in spec.slots:
-                        self._average(i, spec, x, old)
-                    for slot, array in zip(walked, slots, strict=True):
-                        if self.counts[i] % 64 == 0 and fades and slot.low is not None:
-                            array = flush(array, g, new, [dtype.type(slot.low[dtype == np.float64])])
-                        state[slot.name][...] = array
+                        self._average(i, spec, x, old, p)
                 i += bool(group["params"])
         self.steps += 1
 
-    def _average(self, i: int, spec: Spec, x: Mapping[str, float], old: Array) -> None:
-        """The average of parameter i after its step, before which it was `old`."""
-        p, average = self.params[i], self.state[i].setdefault("ema", np.zeros_like(self.params[i]))
+    def _average(self, i: int, spec: Spec, x: Mapping[str, float], old: Array, p: Array) -> None:
+        """The average of parameter i after a step that made of `old` what is stored now."""
+        if "ema" not in self.state[i]:
+            self.state[i]["ema"] = np.zeros_like(self.params[i], p.dtype)
+        average = flat(self.state[i]["ema"])
         start = int(x.get("ema_start", 1))
         first, name, h = find_mean(spec, x["ema_decay"], start, self.counts[i], self.begun[i])
         if first:

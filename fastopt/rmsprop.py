@@ -79,8 +79,9 @@ class RMSprop(Optimizer):
         "initial_accumulator_value",
     )  # fmt: skip
     slots = (
-        STEP, Slot("square_avg", first="initial_accumulator_value", low=SQUARE),
-        Slot("grad_avg", low=MEAN, optional=True), Slot("momentum_buffer", low=MOMENT, optional=True),
+        STEP,
+        Slot("square_avg", first="initial_accumulator_value", low=SQUARE, narrow="square", wide_beside="grad_avg"),
+        Slot("grad_avg", low=MEAN, optional=True), Slot("momentum_buffer", low=MOMENT, optional=True, narrow="moment"),
     )  # fmt: skip
     always_offered = {"eps_placement": "outside"}
     eps_placements = ("outside", "inside")

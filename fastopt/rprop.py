@@ -60,7 +60,7 @@ class Rprop(Optimizer):
     """
 
     hyperparameters = ("lr", "etas", "step_sizes")
-    slots = (STEP, Slot("prev"), Slot("step_size"))
+    slots = (STEP, Slot("prev", narrow="sign"), Slot("step_size"))
     conventions = {"torch": Convention({"lr": 0.01, "etas": (0.5, 1.2), "step_sizes": (1e-6, 50.0)})}
 
     def __init__(

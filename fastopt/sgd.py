@@ -50,7 +50,8 @@ class SGD(Optimizer):
     **common
         ``maximize``, ``decoupled_weight_decay``, ``flush_subnormal``, ``n_threads``, ``nonfinite``, ``copy_grads``,
         ``convention``, ``state_factory``, ``clip_norm``, ``norm_type``, ``clip_value``, ``clip_norm_each``,
-        ``ema_decay``, ``ema_start``, ``zero_grads``: see `Optimizer`.
+        ``ema_decay``, ``ema_start``, ``zero_grads``, ``state_dtype``, ``split``, ``rounding``, ``seed``,
+        ``param_dtype``, ``grad_dtype``, ``mirrors``: see `Optimizer`.
 
     Notes
     -----
@@ -80,7 +81,7 @@ class SGD(Optimizer):
     """
 
     hyperparameters = ("lr", "momentum", "dampening", "weight_decay", "nesterov")
-    slots = (Slot("momentum_buffer", low=MOMENT, optional=True), Slot("begun", like="begun"))
+    slots = (Slot("momentum_buffer", low=MOMENT, optional=True, narrow="moment"), Slot("begun", like="begun"))
     family = ("SGD", "Momentum", "NAG")
     conventions = {
         "torch": Convention(
@@ -168,7 +169,7 @@ class Momentum(Optimizer):
     """
 
     hyperparameters = ("lr", "momentum", "weight_decay")
-    slots = (Slot("velocity", low=MOMENT),)
+    slots = (Slot("velocity", low=MOMENT, narrow="moment"),)
     family = SGD.family
     conventions = {
         "paper": Convention({"lr": 0.01, "momentum": 0.9, "weight_decay": 0.0}, {False: L2, True: DECOUPLED}),
@@ -233,7 +234,8 @@ class NAG(Momentum):
     def lookahead(self) -> Any:
         """The arrays at which to evaluate the gradient: exactly ``w + momentum * v``, in the form of ``params``.
 
-        Momentum is the coming step's. The arrays belong to the optimizer, and the next call overwrites them.
+        Momentum is the coming step's. The arrays belong to the optimizer, and the next call overwrites them. Of
+        bfloat16 parameters they are bfloat16, rounded to the nearest.
         """
         plan = self._plan
         buffers = self.__dict__.setdefault("_lookahead", [])

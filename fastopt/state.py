@@ -8,17 +8,36 @@ converted here (`CONVERSIONS`); else it is refused.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from fastopt._exchange import in_pytorchs_layout
+from fastopt._stored import (
+    Loading,
+    carried_options,
+    check_convert,
+    check_packed,
+    compute_type,
+    decoded,
+    is_bfloat16,
+    is_narrow,
+    is_packed,
+    packed_entries,
+    read_packed,
+    read_streams,
+    require_lossy,
+    stored_state,
+)
 from fastopt.declare import (
     AVERAGE,
     DECOUPLED,
     DECOUPLED_LAST,
     DECOUPLED_WITHOUT_LR,
     L2,
+    LOW,
     NEUTRAL,
     OPTIMIZERS,
     Declaration,
@@ -30,11 +49,24 @@ from fastopt.declare import (
     saved_numbers,
     state_from_start,
 )
-from fastopt.engine import AROUND, LAST_FLOAT_COUNT, PAIRS, Plan, as_values, is_number, shape_like, shown
+from fastopt.engine import (
+    AROUND,
+    LAST_FLOAT_COUNT,
+    PAIRS,
+    STORAGE,
+    Group,
+    Plan,
+    as_values,
+    is_number,
+    shape_like,
+    shown,
+)
 from fastopt.errors import FastoptError, ParameterError, StateDictError, warn_caller
 
-VERSION = 2
-"""Of what stands under the key ``fastopt``. Version 1 had one name, momentum_buffer, for state of three meanings."""
+VERSION = 3
+"""Of what stands under the key ``fastopt``. Version 1 had one name, momentum_buffer, for state of three meanings.
+Version 2 had state in the type of its parameter alone."""
+READABLE = (2, 3)
 LARGEST = 2**63 - 2**32  # a count that a 64-bit integer holds, with room for the steps to come
 
 MEANINGS = {
@@ -98,12 +130,19 @@ def snapshot(cls: type[Declaration], convention: str, plan: Plan) -> dict[str, A
         "version": VERSION, "optimizer": cls.__name__, "convention": convention,
         "steps": plan.steps, "skipped_steps": plan.skipped, "counts": counts,
     }  # fmt: skip
+    stored = any(group.storage is not None for group in plan.groups)
+    more = {"streams": plan.random_streams(), "packed": packed_entries(plan) if stored else None}
+    own.update({key: value for key, value in more.items() if value is not None})
+    if len(own) == 6 and not (stored and any(is_narrow(array) for e in entries.values() for array in e.values())):
+        own["version"] = 2  # which earlier versions of the library read, too
     return {"state": entries, "param_groups": groups, "fastopt": own}
 
 
 def packed_options(cls: type[Declaration], convention: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """A group's options, as a state dict lists them."""
     packed = {key: value for key, value in options.items() if key != "params"}
+    if isinstance(packed.get("state_dtype"), Mapping):
+        packed["state_dtype"] = dict(packed["state_dtype"])
     if "dampening" in cls.hyperparameters and "velocity" in named_arrays(cls, convention):
         # PyTorch's SGD would ignore the velocity, and begin a new buffer without a word: so it fails at this.
         momentum = packed.get("momentum", 0)
@@ -124,7 +163,8 @@ def saved_entries(
         arrays = plan.saved_state(i)
         count, numbers = plan.count(i)
         counts.append(count)
-        if count == 0 and not from_start:
+        # Low halves can be there before the first step: of a parameter that was made from a float32.
+        if count == 0 and not from_start and not (LOW.name in arrays and arrays[LOW.name].any()):
             continue
         entry: dict[str, Any] = {}
         if counted:
@@ -132,7 +172,7 @@ def saved_entries(
         if saved:
             entry.update(number_arrays(cls, convention, numbers))
         if flagged and numbers[0] == 0:  # it has not begun
-            arrays = {name: array for name, array in arrays.items() if name == AVERAGE.name}
+            arrays = {name: array for name, array in arrays.items() if name in (AVERAGE.name, LOW.name)}
         entry.update(arrays)
         if entry:
             entries[i] = entry
@@ -149,10 +189,14 @@ def number_arrays(cls: type[Declaration], convention: str, numbers: Sequence[flo
 
 
 def load(
-    cls: type[Declaration], convention: str, plan: Plan, state_dict: Mapping[str, Any], warns: bool = True
-) -> None:
+    cls: type[Declaration], convention: str, plan: Plan, state_dict: Mapping[str, Any], convert: Any = None,
+    warns: bool = True,
+) -> None:  # fmt: skip
     """See `Optimizer.load_state_dict`; inside ``plan.run``. `warns`: of averages that the dict does not have."""
     plan.refuse_averaged("load_state_dict()")
+    lossy = check_convert(convert)
+    check_layout(state_dict)
+    state_dict = in_pytorchs_layout(cls, state_dict, lossy)
     n = len(plan.arrays)
     own = check_layout(state_dict)
     check_origin(cls, own)
@@ -166,6 +210,8 @@ def load(
         counts = [as_count(own["counts"][places[i]], plan.label(i)) for i in range(n)]
     steps = as_count(own.get("steps", max(counts, default=0)), "the optimizer")
     skipped = as_count(own.get("skipped_steps", 0), "the optimizer")
+    streams = read_streams(own, places)
+    loading = Loading(plan, lossy, read_packed(own, places), counts, streams)
     options: list[dict[str, Any]] = []
     recorded: list[list[str]] = []  # per group, the state slots that the dict has
     records: list[Any] = [None] * n
@@ -175,11 +221,12 @@ def load(
         last = first + len(group.params)
         names = {name for i in range(first, last) for name in entries.get(i, ())}
         merged = merged_options(cls, convention, mine, saved, own, names)
-        slots = plan.check_options(merged, any(a.dtype == np.float32 for a in plan.arrays[first:last]), steps)
+        chosen = plan.check_options(merged, any(a.dtype != np.float64 for a in plan.arrays[first:last]), steps)
+        slots = chosen.slots
         options.append(merged)
         for i in range(first, last):
             if i in entries:
-                records[i] = record_of(cls, convention, plan, i, slots, entries[i], saved.get("lr"), mine["lr"])
+                records[i] = record_of(cls, convention, loading, i, chosen, entries[i], saved.get("lr"), mine["lr"])
             if AVERAGE.name in slots and counts[i] >= (merged.get("ema_start") or 1):
                 if records[i] is None or AVERAGE.name not in records[i][1]:
                     lacking.append(plan.label(i))
@@ -187,7 +234,7 @@ def load(
         first = last
     if lacking and warns:  # before anything is written: a filter may make an error of it
         warn_caller(f"the state dict has no average ('ema') of {lacking[0]}: averages begin anew with the next step")
-    plan.resume(options, recorded, records, counts, steps, skipped)
+    plan.resume(options, recorded, records, counts, steps, skipped, streams)
 
 
 def check_entries(plan: Plan, saved: Any, order: Sequence[Any]) -> dict[int, Mapping[str, Any]]:
@@ -206,26 +253,69 @@ def check_entries(plan: Plan, saved: Any, order: Sequence[Any]) -> dict[int, Map
 
 
 def record_of(
-    cls: type[Declaration], convention: str, plan: Plan, i: int, slots: Sequence[str], entry: Mapping[str, Any],
+    cls: type[Declaration], convention: str, loading: Loading, i: int, group: Group, entry: Mapping[str, Any],
     saved_lr: Any, lr: Any,
 ) -> tuple[tuple[float, ...], dict[str, np.ndarray]]:  # fmt: skip
-    """What the engine takes over for parameter i: its numbers, and its state arrays by name."""
+    """What the engine takes over for parameter i, in a group with the options to come: numbers, and arrays by name."""
+    plan = loading.plan
     label, param = f"state of {plan.label(i)}", plan.arrays[i]
-    entry = translated(cls, convention, entry, label, saved_lr, lr, param.dtype)
-    arrays = check_entry(cls, convention, label, param, slots, entry)
-    slots_of = named_arrays(cls, convention)
-    fit = {name: fitting(plan, i, slots_of[name], array) for name, array in arrays.items()}
+
+    def slot_of(name: str) -> Slot:
+        return group.kinds[name] if name in group.kinds else slot_called(name)
+
+    def read(value: Any, what: str, name: str) -> np.ndarray:
+        array = as_state(value, what, narrow=True)
+        if is_packed(array):
+            return check_packed(array, slot_of(name), loading.packed[i], param, what)
+        return array
+
+    def wide(value: Any, what: str, name: str) -> np.ndarray:
+        return decoded(read(value, what, name), slot_of(name), loading.packed[i], param)
+
+    entry = translated(cls, convention, entry, label, saved_lr, lr, compute_type(param), wide)
+    arrays = check_entry(cls, convention, label, param, group.slots, entry, read)
+    check_low(loading, i, group, entry, arrays)
+    seed = 0 if group.storage is None else group.storage.seed
+    with np.errstate(all="ignore"):  # a cast may overflow, which is not an error
+        fit = {name: stored_state(loading, i, group.kinds[name], seed, array) for name, array in arrays.items()}
+    for name in fit:
+        # A state_factory, which has its turn after this, may hand out or change this very memory.
+        if plan.state_factory is not None or plan.touches(fit[name]):
+            fit[name] = fit[name].copy("K")
     return check_numbers(cls, convention, label, entry), fit
 
 
-def fitting(plan: Plan, i: int, slot: Slot, array: np.ndarray) -> np.ndarray:
-    """State in the type and memory order that parameter i needs, and not in memory that loading writes to."""
-    param = plan.arrays[i]
-    order: Literal["C", "F"] = "C" if param.flags.c_contiguous or slot.like != "parameter" else "F"
-    with np.errstate(all="ignore"):  # a cast may overflow, which is not an error
-        fit = np.require(array, slot.storage or param.dtype, ["ENSUREARRAY", "ALIGNED", order])
-    # A state_factory, which has its turn after this, may hand out or change this very memory.
-    return fit.copy(order) if plan.state_factory is not None or plan.touches(fit) else fit
+def check_low(
+    loading: Loading, i: int, group: Group, entry: Mapping[str, Any], arrays: dict[str, np.ndarray]
+) -> None:
+    """Add the low half of a parameter to its arrays, where it keeps one; raises if it would be lost."""
+    if entry.get(LOW.name) is None:
+        return
+    param, what = loading.plan.arrays[i], f"state {LOW.name!r} of {loading.plan.label(i)}"
+    array = as_state(entry[LOW.name], what, "i")
+    if array.dtype != np.int16:
+        raise StateDictError(f"{what} has dtype {array.dtype}; int16 is needed")
+    if array.shape != param.shape:
+        raise StateDictError(f"{what} has shape {array.shape}; the parameter has {param.shape}")
+    if LOW.name in group.slots and compute_type(param) != param.dtype:
+        arrays[LOW.name] = array
+    elif array.size:
+        require_lossy(
+            loading, f"{what} is what a bfloat16 parameter with split=True lacks of a float32, and the optimizer has "
+            "no place for it: it would be dropped"
+        )  # fmt: skip
+
+
+@functools.cache
+def slot_called(name: str) -> Slot:
+    """The state slot of that name, of any class."""
+    for cls in OPTIMIZERS.values():
+        for convention in cls.conventions:
+            slots = named_arrays(cls, convention)
+            if name in slots:
+                slot: Slot = slots[name]
+                return slot
+    return Slot(name)
 
 
 def expect(value: Any, kind: Any, what: str) -> Any:
@@ -266,8 +356,9 @@ def check_origin(cls: type[Declaration], own: Mapping[str, Any]) -> None:
             f"the state dict was saved with convention {own['convention']!r}; "
             f"{own.get('optimizer', name)} has: {', '.join(conventions)}"
         )
-    if "version" in own and not (is_number(own["version"]) and own["version"] == VERSION):
-        raise StateDictError(f"the state dict has version {own['version']!r}; version {VERSION} can be read")
+    if "version" in own and not (is_number(own["version"]) and own["version"] in READABLE):
+        known = " and ".join(map(str, READABLE))
+        raise StateDictError(f"the state dict has version {own['version']!r}; versions {known} can be read")
 
 
 def merged_options(
@@ -291,9 +382,9 @@ def merged_options(
     """
     given = {
         key: value for key, value in saved.items()
-        if key not in ("params", "param_names") and (value is not None or key in AROUND)
+        if key not in ("params", "param_names", *STORAGE) and (value is not None or key in AROUND)
     }  # fmt: skip
-    merged = {**mine, **given}
+    merged = {**mine, **given, **carried_options(mine, saved)}
     for key in PAIRS.keys() & cls.hyperparameters:
         if isinstance(merged.get(key), list):
             merged[key] = tuple(merged[key])
@@ -315,7 +406,7 @@ def merged_options(
             merged[key] = NEUTRAL[key]
     elif "torch" in cls.conventions:
         offered = cls.conventions["torch"]
-        for key in {"eps_placement", "bias_correction"} & cls.always_offered.keys() - given.keys():
+        for key in {"eps_placement", "bias_correction"} & cls.always_offered.keys() & {*keys} - given.keys():
             merged[key] = offered.defaults.get(key, cls.always_offered[key])
     foreign = not MEANINGS.keys().isdisjoint(set(names) - {*cls.slots_under(convention)})
     merge_decay(cls, convention, mine, given, merged, own, foreign)
@@ -468,7 +559,7 @@ def quoted(names: Sequence[Any], most: int = 20) -> str:
 
 def translated(
     cls: type[Declaration], convention: str, entry: Mapping[str, Any], label: str, saved_lr: Any, lr: Any,
-    dtype: np.dtype,
+    dtype: np.dtype, read: Callable[[Any, str, str], np.ndarray] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """One parameter's entry, with state of another meaning converted to that of the optimizer's, or the error.
 
@@ -477,10 +568,12 @@ def translated(
     saved_lr, lr
         The learning rate of the state dict's group, and that of the optimizer's own.
     dtype : numpy dtype
-        The parameter's type: conversions are computed in it, or in the state's own if that is wider.
+        The type that the parameter is computed in: so are conversions, or in the state's own if that is wider.
+    read : callable(value, label, name) -> array, optional
+        What reads an array of a floating type.
     """
     wanted, numbers = named_arrays(cls, convention), saved_numbers(cls, convention)
-    known = {"step", *wanted, *numbers}
+    known = {"step", LOW.name, *wanted, *numbers}
     out = dict(entry)
     if known.issuperset(out):
         return out
@@ -509,7 +602,8 @@ def translated(
                 f"{has}; {owner} keeps {described(target)}. It is converted, {formula}, if the optimizer has the lr of "
                 f"the state dict, {saved_lr!r:.80}; it has {lr!r:.80}. Set the optimizer's lr before loading"
             )
-        array = as_state(value, f"state {name!r} of {label.removeprefix('state of ')}")
+        what = f"state {name!r} of {label.removeprefix('state of ')}"
+        array = as_state(value, what) if read is None else read(value, what, name)
         wide = np.result_type(array.dtype, dtype)
         with np.errstate(all="ignore"):
             converted = np.asarray(convert(array.astype(wide), wide.type(as_rate(saved_lr, wide))), dtype)
@@ -541,24 +635,40 @@ def as_rate(lr: Any, dtype: np.dtype) -> float | None:
         return None
 
 
-def as_state(value: Any, what: str) -> np.ndarray:
-    """The array of a state slot in a state dict, of any shape; raises if it is none."""
+def as_state(value: Any, what: str, kinds: str = "f", narrow: bool = False) -> np.ndarray:
+    """The array of a state slot in a state dict, of any shape; raises if it is none.
+
+    `kinds` are NumPy's letters for the types that it may have; `narrow` allows bfloat16 and 8 bits, too.
+    """
     try:
-        array = as_values(value, what)
+        array = bits_of(value) if narrow and is_pytorchs_bfloat16(value) else as_values(value, what)
     except FastoptError as error:
         raise StateDictError(str(error)) from error
     except Exception as error:  # whatever a foreign type's conversion raises
         raise StateDictError(f"{what} is no array: {error}") from error
-    if array.dtype.kind != "f":
-        raise StateDictError(f"{what} has dtype {array.dtype}; float16, 32 or 64 or longdouble is needed")
+    if array.dtype.kind not in kinds and not (narrow and (is_bfloat16(array) or is_packed(array))):
+        needed = "int16" if kinds == "i" else "float16, 32 or 64 or longdouble"
+        raise StateDictError(f"{what} has dtype {array.dtype}; {needed} is needed")
     return array
+
+
+def is_pytorchs_bfloat16(value: Any) -> bool:
+    """Whether a value is a tensor of PyTorch in bfloat16, which it makes no array of."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16
+
+
+def bits_of(tensor: Any) -> np.ndarray:
+    """The bits of such a tensor on the CPU, which NumPy has no type for, as uint16 over the same memory."""
+    bits: np.ndarray = tensor.detach().view(sys.modules["torch"].int16).numpy().view(np.uint16)
+    return bits
 
 
 def check_entry(
     cls: type[Declaration], convention: str, label: str, param: np.ndarray, slots: Sequence[str],
-    entry: Mapping[str, Any],
+    entry: Mapping[str, Any], read: Callable[[Any, str, str], np.ndarray],
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """The state arrays of one parameter, checked."""
+    """The state arrays of one parameter, checked; those in 8 bits by `read`, their shape included."""
     arrays = {}
     declared = named_arrays(cls, convention)
     for name in declared:
@@ -569,9 +679,9 @@ def check_entry(
                 continue
             raise StateDictError(f"{label} lacks {described(name)}")
         what = f"state {name!r} of {label.removeprefix('state of ')}"
-        array, like = as_state(entry[name], what), declared[name].like
+        array, like = read(entry[name], what, name), declared[name].like
         shape = param.shape if like == "parameter" else shape_like(like, param.shape)
-        if array.shape != shape:
+        if array.shape != shape and not is_packed(array):
             needed = f"the parameter has {shape}" if shape == param.shape else f"{shape} is needed"
             raise StateDictError(f"{what} has shape {array.shape}; {needed}")
         arrays[name] = array

@@ -11,13 +11,21 @@ PyTorch's own, ``state`` holds tensors under PyTorch's names, and only `step` is
 own memory, in one call and at most one parallel region for all of them.
 
 What is stepped
-    float32 and float64 tensors on the CPU, dense in any order of dimensions (contiguous, channels_last, transposed),
-    and `DTensor` whose local tensors are such. A gradient in another order, or of another floating type, is copied into
-    shape; a parameter with gaps between its elements (``big[:, :2]``) is stepped by way of a copy.
+    float32, float64 and bfloat16 tensors on the CPU, dense in any order of dimensions (contiguous, channels_last,
+    transposed), and `DTensor` whose local tensors are such. Gradients of float32 and bfloat16 parameters may be
+    float32, bfloat16 or float16 (``p.grad_dtype``): they are read in place. A gradient in another order, or of another
+    floating type, is copied into shape; a parameter with gaps between its elements (``big[:, :2]``) is stepped by way
+    of a copy.
 
-    Other parameters are stepped by PyTorch's own code, on the same state: half precision, complex numbers, sparse
+    Other parameters are stepped by PyTorch's own code, on the same state: float16 parameters, complex numbers, sparse
     gradients, other devices, tensors that share memory, ``differentiable=True``. All checks of the compiled step come
     first, then PyTorch's part runs, then the compiled part. If PyTorch raises, the compiled part was not written.
+
+bfloat16 parameters
+    State has the type of its parameter, as in PyTorch, but averages (``ema``), which are float32. A step widens the
+    stored values to float32, computes as for a float32 parameter, and rounds each stored array once, to nearest even.
+    Such rounding loses small steps, and averages of squares stand still: ``split=True`` or ``rounding="stochastic"``
+    helps. With ``split=True`` state is float32 where ``state_dtype`` says nothing else.
 
 More arguments, all by name
     n_threads : int >= 1, optional
@@ -60,11 +68,44 @@ More arguments, all by name
         Zero the gradients after they are read, as ``zero_grad(set_to_none=False)`` does, also those of a step that a
         scaler skips. Gradients that share memory with each other are refused.
 
-    ``clip_norm``, ``norm_type`` and ``clip_group`` are properties, too, and can be set between steps. They are saved by
-    `pickle`, but for the group, and are neither in parameter groups nor in state dicts. The last five are options of a
-    parameter group, there if they are given; a group that has None goes without. Loading a state dict without them
-    leaves them as they are. The formulas, and their order in a step, are those of `fastopt.Optimizer` under
-    ``convention="torch"``.
+    state_dtype : {"float32", "bfloat16", "8bit"} or dict, optional
+        How state arrays are stored: all, or by the names in a dict. None stores them as their parameter. With
+        "bfloat16" and "8bit" averages of gradients are rounded to nearest, and averages and sums of squares
+        stochastically; AMSGrad's maximum stays float32. State in 8 bits is a tensor of uint8, of ``n + 2 *
+        ceil(n / 256)`` bytes in the order of the parameter's memory; arrays of less than 4,096 elements stay float32.
+    split : bool, default False
+        Keep what a bfloat16 parameter lacks of a float32 in the state ``low`` (int16). Both together are the float32
+        parameter that is stepped, to the bit. Says nothing of float32 parameters, nor of other state, which stays
+        bfloat16 and is rounded to nearest: give ``state_dtype``, too.
+    rounding : {"nearest", "stochastic"}, default "nearest"
+        How bfloat16 parameters are rounded, and averages of squares that are stored like them. Not with ``split``,
+        which rounds no parameter.
+    seed : int >= 0, default 0
+        Of stochastic rounding. A random number depends on the seed, the place of the parameter among all, the state
+        array, the step and the place of the element: a resumed run goes on to the bit, with any number of threads.
+        Classes whose state has no ``step`` in PyTorch have one with ``rounding="stochastic"``.
+    mirrors : sequence of torch.Tensor or None, optional
+        For each parameter a bfloat16 or float16 tensor that takes a rounded copy of it at each step, or None.
+
+    ``clip_norm``, ``norm_type``, ``clip_group`` and ``mirrors`` are properties, too, and can be set between steps. They
+    are saved by `pickle`, but for the group, and are neither in parameter groups nor in state dicts. ``clip_value`` to
+    ``seed`` are options of a parameter group, there if they are given; a group that has None goes without. Loading a
+    state dict without them leaves them as they are. The formulas, and their order in a step, are those of
+    `fastopt.Optimizer` under ``convention="torch"``.
+
+Storage
+    - ``state_dtype`` and ``split`` are for parameters that are stepped compiled, in float32 or bfloat16. A parameter
+      that is left to PyTorch, or is float64, raises: put it into a group without them. ``rounding`` and ``seed`` do
+      nothing there. None of them goes with ``differentiable=True``.
+    - ``rounding`` and ``seed`` can be edited between steps. ``state_dtype`` and ``split`` cannot, once there is state
+      that they would change: make another optimizer and load the state dict.
+    - `load_state_dict` keeps the types of state, which PyTorch's own casts to that of the parameter. What would lose
+      bits needs ``convert="lossy"``. Load 8-bit state, ``low`` and ``ema`` with these classes alone.
+    - State dicts are interchangeable with those of fastopt's optimizers for arrays, bfloat16 and 8 bits included.
+    - Codes in 8 bits follow the order of memory in which the parameter was. If a parameter gets memory of another
+      order, the step raises; if it is not the usual order, the state dict says which, under the key ``fastopt``.
+    - Of `DTensor`, state in bfloat16, float32 and ``low`` is in shards, too. State in 8 bits of a `DTensor` in shards
+      raises. Shards have random numbers of their own: stochastic rounding depends on the number of ranks.
 
 Clipping on several ranks
     Of `DTensor`, sums are added over the dimensions of the mesh with ``Shard`` and counted once over those with
@@ -83,6 +124,10 @@ What differs from ``torch.optim``
     - ``foreach``, ``fused`` and ``capturable`` are accepted and change nothing: they choose between PyTorch's own
       implementations, the last for CUDA graphs. Parameters that are left to PyTorch are stepped as these say.
     - A `GradScaler`'s factor is taken out as gradients are read, for every optimizer; ``p.grad`` stays as it is.
+    - bfloat16 is rounded once a step, not after each operation: after one step the parameter is within 1.6 units in
+      the last place of PyTorch's, of the largest of the parameter before, after, and the way between (NAdam 2.5;
+      RMSprop's momentum may cancel, and differ by more).
+    - The numbers in NAdam's and ASGD's state of a bfloat16 parameter are not rounded to bfloat16 by loading.
     - ``step`` counts on beyond 2**24, where a float32 stands still: the tensor becomes float64 there.
     - With ``eps=0`` an element whose accumulator is zero does not move (PyTorch: NaN). RMSprop's variance that rounding
       took below zero counts as zero (PyTorch: NaN). Hyperparameters have to be finite numbers at every step.
@@ -99,7 +144,7 @@ import inspect
 import math
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
@@ -122,17 +167,22 @@ from torch.autograd import profiler
 from torch.optim import optimizer as torch_optimizer
 
 import fastopt
-from fastopt import _fallback, _torch_clip, _torch_install, _torch_ranks
+from fastopt import _fallback, _torch_clip, _torch_install, _torch_ranks, _torch_state
 from fastopt._spelling import about_clipping, meant
+from fastopt._stored import carried_options, check_convert
 from fastopt._tensors import (
     PLAIN,
     Host,
+    average_dtype,
     check_disjoint,
     check_inference,
+    check_mirror,
+    check_mirrors,
     check_swap,
     count_tensor,
     first_count,
     is_dense,
+    is_sharded,
     lies_as,
     local_of,
     new_state,
@@ -150,7 +200,9 @@ from fastopt._torch_install import uninstall as uninstall
 from fastopt.declare import (
     AVERAGE,
     FLAGS,
+    LOW,
     Range,
+    Slot,
     Spec,
     arrays_of,
     counts_in_state,
@@ -163,6 +215,7 @@ from fastopt.declare import (
 )
 from fastopt.engine import (
     AROUND,
+    FEWEST_PACKED,
     LAST_FLOAT_COUNT,
     LIMIT,
     NO_SCHEDULES,
@@ -181,11 +234,13 @@ from fastopt.errors import (
     HyperparameterError,
     ParameterError,
     StateDictError,
+    TensorDTypeError,
+    TensorKindError,
     TensorLayoutError,
     UnknownOptionError,
     warn_caller,
 )
-from fastopt.state import MEANINGS, check_layout, check_origin, described, expect, merged_options, translated
+from fastopt.state import MEANINGS, VERSION, check_layout, check_origin, described, expect, merged_options, translated
 
 if TYPE_CHECKING:  # what `__getattr__`, at the end, forwards
     from torch.optim import LBFGS as LBFGS
@@ -221,6 +276,14 @@ DEFAULTS = {
     "clip_group": None,
 }  # fmt: skip
 CLIPPING = ("clip_norm", "norm_type", "clip_group")
+LAYOUT = ("state_dtype", "split")
+"""Options that say which arrays there are, so that they stay the optimizer's own when a state dict is loaded;"""
+ROUNDING = ("rounding", "seed")
+"""those that come with the dict;"""
+OF_ARRAYS = ("param_dtype", "grad_dtype")
+"""those that only fastopt's optimizers for arrays have;"""
+OPTIONAL = (*AROUND, *LAYOUT, *ROUNDING)
+"""and all that a parameter group may have or not."""
 MOST_KNOWN = 256  # sets of options that each class remembers
 MORE_DECIDES = frozenset({"product", "single_mu", "single_eta"})  # forms that depend on the state and the default dtype
 
@@ -253,7 +316,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             cls._unknown = {p.name: p.default for p in taken if p.name not in known}
             cls._known = {}
             ours = fastopt.OPTIMIZERS.get(cls.core.__name__) is cls.core  # the rule() of a user's may look at anything
-            cls._deciding = (*cls.core.group_keys(), *AROUND, "differentiable") if ours else None
+            cls._deciding = (*cls.core.group_keys(), *OPTIONAL, "differentiable") if ours else None
         elif "__init__" in vars(cls):  # of a user
             cls.__signature__ = None  # type: ignore[attr-defined]
 
@@ -267,6 +330,12 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     """During construction: the options that a group may have or not."""
     _averaged: list[tuple[torch.Tensor, torch.Tensor]] | None = None
     """Parameters and the state in which their values are, while averages stand in their place."""
+    _orders: Mapping[torch.Tensor, tuple[int, ...]] = {}
+    """Parameters with state in 8 bits -> the order of memory that the codes follow."""
+    _lossy: bool = False
+    """Whether the state dict that is being loaded may lose bits."""
+    _copies: Mapping[torch.Tensor, torch.Tensor] = {}
+    """Parameters -> their mirrors, which take a copy at each step."""
     _in_zero: bool = False
     """Whether a ZeroRedundancyOptimizer made this optimizer, for some of its parameters."""
     _loading: dict[str, Any] | None = None
@@ -284,14 +353,17 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         self, params: Any, *args: Any, n_threads: int | None = None, flush_subnormal: bool = True,
         fallback: Literal["warn", "silent", "error"] = "warn", clip_norm: float | None = None, norm_type: float = 2,
         clip_group: Any = None, clip_value: float | None = None, clip_norm_each: float | None = None,
-        ema_decay: float | None = None, ema_start: int | None = None, zero_grads: bool | None = None, **kwargs: Any,
+        ema_decay: float | None = None, ema_start: int | None = None, zero_grads: bool | None = None,
+        state_dtype: str | Mapping[str, str] | None = None, split: bool | None = None,
+        rounding: Literal["nearest", "stochastic"] | None = None, seed: int | None = None,
+        mirrors: Sequence[torch.Tensor | None] | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         for name, default in self._unknown.items():
             if kwargs.get(name, default) != default:
                 raise UnknownOptionError(f"fastopt.torch.{type(self).__name__} does not know the option {name!r} yet")
         for name in kwargs:
             says = about_clipping(name, "torch")
-            if says is None and name not in signature_of(type(self)) and (close := meant(name, AROUND)):
+            if says is None and name not in signature_of(type(self)) and (close := meant(name, OPTIONAL)):
                 says = f"did you mean {close!r}?"
             if says is not None:
                 raise UnknownOptionError(f"fastopt.torch.{type(self).__name__} has no option {name!r}: {says}")
@@ -311,13 +383,19 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             self._in_zero = True
             _torch_ranks.check_zero(zero, clip_norm, clip_group)
             _torch_ranks.take_out(zero, params, CLIPPING)
-        around = (clip_value, clip_norm_each, ema_decay, ema_start, zero_grads)
-        self._around = {key: value for key, value in zip(AROUND, around, strict=True) if value is not None}
+        around = (
+            clip_value, clip_norm_each, ema_decay, ema_start, zero_grads, state_dtype, split, rounding, seed
+        )  # fmt: skip
+        self._around = {key: value for key, value in zip(OPTIONAL, around, strict=True) if value is not None}
         super().__init__(params, *args, **kwargs)
         self.defaults.update(self._around)
         self._around = {}
         for group in self.param_groups:
             self._check_options(group)
+        if self._stores(self.param_groups):
+            self._store_first_state()
+        if mirrors is not None:
+            self.mirrors = mirrors
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as in PyTorch."""
@@ -484,7 +562,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     ) -> None:  # fmt: skip
         """Write, after all checks, the gradients times the factor of clipping, where there is one."""
         if mixed.left:
-            around = _fallback.Around(self.state, groups, mixed, self._settings, scale, factor, named)
+            around = _fallback.Around(self.state, groups, mixed, self._settings, scale, factor, named, self._copies)
             _fallback.step_by_pytorch(self, self._twin_step, groups, mixed, scale, around.limits)
             around.average(counts_in_state(self.core))
         if not mixed.plan.step_tensors(groups, self.state, scale, factor=factor):  # PyTorch has made state
@@ -493,6 +571,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
                 raise ParameterError("parameters, groups or state changed while the step looked at them")
             mixed = mixed._replace(plan=plan)
         if mixed.left:
+            self._write_mirrors(one.param for one in mixed.left)
             around.zero()
         if factor is not None:
             self._last.note(norm)
@@ -519,7 +598,9 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
                 groups = self._plain_groups()
                 mixed, keep = self._checked(groups, scale, ranks)
                 _fallback.check_scale(groups, mixed, scale)
-                _fallback.Around(self.state, groups, mixed, self._settings, scale, None, named)  # for what it raises
+                _fallback.Around(  # for what it raises
+                    self.state, groups, mixed, self._settings, scale, None, named, self._copies
+                )
                 to_zero = _fallback.to_zero(groups, named, given)
                 of = dict(zip(map(id, ranks.params), ranks.places, strict=True))
                 totals = self._totals(mixed, [of[id(one.param)] for one in mixed.left], len(ranks.parts))
@@ -556,7 +637,16 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         return self._told(plan, left), keep
 
     def _left(self, groups: list[dict[str, Any]]) -> list[_fallback.Left]:
-        return _fallback.left_to_pytorch(groups, self.state, named)
+        left = _fallback.left_to_pytorch(groups, self.state, named)
+        for one in left:
+            group = groups[one.group]
+            for key in LAYOUT if self._stores([group]) else ():
+                if group.get(key):
+                    raise HyperparameterError(
+                        f"{key}={group[key]!r} is for the compiled step, and {one.text}. Put {one.label} into a "
+                        f"parameter group with {key}=None"
+                    )
+        return left
 
     def _totals(self, mixed: _fallback.Mixed, parts: list[int], n_parts: int) -> list[float]:
         """The sums over the gradients of a step that was checked, part by part; `parts` are those of what is left."""
@@ -625,6 +715,50 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         """The norm of all gradients at the last step, before clipping; None if that step did not clip."""
         return self._last.value
 
+    @property
+    def mirrors(self) -> list[torch.Tensor | None]:
+        """The tensors that take a copy of each parameter at each step, None for none. Can be set, to as many.
+
+        They are written when they are set, too.
+        """
+        return [self._copies.get(param) for group in self.param_groups for param in group["params"]]
+
+    @mirrors.setter
+    def mirrors(self, mirrors: Sequence[torch.Tensor | None] | None) -> None:
+        self._stepping.run(self._set_mirrors, mirrors)
+
+    def _set_mirrors(self, mirrors: Sequence[torch.Tensor | None] | None) -> None:
+        self._refuse_averaged("setting mirrors")
+        params = [param for group in self.param_groups for param in group["params"]]
+        given = [None] * len(params) if mirrors is None else list(mirrors)
+        if len(given) != len(params):
+            raise ParameterError(f"{len(given)} mirrors for {len(params)} parameters; None is for none")
+        names = [name for g, place in self._places() for name in names_of(g, place)]
+        copies = {}
+        for param, mirror, name in zip(params, given, names, strict=True):
+            if mirror is not None:
+                check_mirror(mirror, local_of(param), f"parameter {name!r}")
+                check_inference(Host(), mirror, f"mirror of parameter {name!r}")
+                copies[param] = mirror
+        check_mirrors(copies, {param: f"parameter {name!r}" for param, name in zip(params, names, strict=True)})
+        self._plan = self._mixed = self._guarded = None
+        self._copies = copies
+        self._write_mirrors(params)
+
+    def _places(self) -> Iterator[tuple[dict[str, Any], int]]:
+        """Every group, and the place of its first parameter among all."""
+        place = 0
+        for group in self.param_groups:
+            yield group, place
+            place += len(group["params"])
+
+    def _write_mirrors(self, params: Iterable[torch.Tensor]) -> None:
+        """Copy parameters into their mirrors, where they have some."""
+        with torch.no_grad():
+            for param in params if self._copies else ():
+                if (mirror := self._copies.get(param)) is not None:
+                    mirror.copy_(local_of(param))
+
     def _plain_groups(self) -> list[dict[str, Any]]:
         """The parameter groups; for one that is another kind of dict, a plain one with the same in it."""
         if type(self.param_groups) is not list or not isinstance(self.state, dict):
@@ -653,7 +787,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         core = self.core
         convention = next(iter(core.conventions))
         options = with_defaults(core, convention, {"flush_subnormal": self._settings["flush_subnormal"]})
-        options |= {key: group[key] for key in AROUND if key in group}
+        options |= {key: group[key] for key in OPTIONAL if key in group}
         for key in core.group_keys():
             if key in group:
                 options[key] = plain(group[key])
@@ -666,11 +800,14 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         if group.get("differentiable"):
             if self._settings["clip_norm"] is not None:
                 raise HyperparameterError(NOT_DIFFERENTIABLE)
-            if given := [key for key in AROUND if group.get(key) is not None]:
+            if given := [key for key in OPTIONAL if group.get(key) is not None]:
                 raise HyperparameterError(f"{given[0]}={group[given[0]]!r} does not go with differentiable=True")
         if options.get("nesterov") and is_zero(options["momentum"]):
             options["nesterov"] = False  # as PyTorch does where a momentum was edited to 0
         spec = derive(core, convention, options)
+        if spec.storage is not None and spec.storage.split:  # state in bfloat16 would lose what the weights keep
+            kinds = {name: in_float32(kind) for name, kind in spec.kinds.items()}
+            spec = spec._replace(kinds=kinds, slots=tuple(map(in_float32, spec.slots)))
         forms = dict(spec.forms)
         if forms.get("product") == 1 and self._has_double_number(group, "mu_product"):
             forms["product"] = 0.0
@@ -763,7 +900,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
 
         With inference tensors it may not: whether they can be written to depends on where the next step is called.
         """
-        host = Host()
+        host = Host(self._copies)
         plan = self._empty_plan(host, left)
         labels: dict[torch.Tensor, str] = {}
         place = 0
@@ -771,9 +908,11 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         for group in groups:
             spec, params, names = self._spec_of(group), [], []
             records: list[tuple[Any, ...] | None] = []
-            for param, name in zip(group["params"], names_of(group, place), strict=True):
+            places: list[int] = []
+            for k, (param, name) in enumerate(zip(group["params"], names_of(group, place), strict=True)):
                 if out and id(param) in out:
                     continue
+                places.append(place + k)
                 params.append(param)
                 names.append(name)
                 if param.grad is None:
@@ -783,7 +922,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
                     if not ordinary:
                         labels[param] = label
                     records.append(self._record(param, group, spec, label, host, plan if ordinary else None))
-            plan.bind(group, spec, params, records, names)
+            plan.bind(group, spec, params, records, names, places)
             place += len(group["params"])
         check_disjoint(host.copies, labels)
         plan.watch(self.state, alone=not left and not host.copies)
@@ -811,6 +950,8 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         A plan is given for an ordinary parameter, of which nothing more has to be checked.
         """
         own = param if plan else steppable(param, label)
+        if spec.storage is not None:
+            check_narrow(param, own, spec, label)
         if plan is None:
             if self._settings["fallback"] == "error" and (reason := _fallback.shared_reason(param, label)):
                 raise TensorLayoutError(reason[1])
@@ -821,8 +962,11 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         inner = self.state.get(param, {})
         if not isinstance(inner, dict):
             raise StateDictError(f"state of {label} is a {type(inner).__name__}; a dict is needed")
+        if inner and LOW.name in {*inner, *(slot.name for slot in spec.slots)}:
+            check_split(inner, spec, label)
         averages = AVERAGE in spec.slots
-        if plan and not inner and not averages:
+        counted = averages or draws(spec)  # whether it counts steps even where PyTorch does not
+        if plan and not inner and not counted:
             if (record := self._first_record(param, inner, spec, host, plan)) is not None:
                 return record
         counts = counts_in_state(self.core)
@@ -833,7 +977,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         slots: dict[str, Any] = {}
         begins, average_begun = "step" not in inner, averages and inner.get(AVERAGE.name) is not None
         count: Any = None
-        if counts or averages:  # of which some begin late
+        if counts or counted:
             count = first_count(host.arena) if begins else number_tensor(inner["step"], f"state 'step' of {label}")
         for place, slot in enumerate(spec.slots):
             name, given = slot.name, inner.get(slot.name)
@@ -844,10 +988,11 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
                 slot = slot._replace(first="copy")  # what it would be if the step ended in the middle
             if given is None:
                 arrays[name] = given = new_state(host.arena, param, own, place, slot)
-            if plan and slot.like == "parameter" and plan.is_like(given, param):
+            if plan and slot.like == "parameter" and slot.storage is None and plan.is_like(given, param):
                 slots[name] = given
                 continue
-            if self._settings["fallback"] != "error" and type(given) in PLAIN and given.is_floating_point():
+            plain_type = slot.storage is None and type(given) in PLAIN and given.is_floating_point()
+            if self._settings["fallback"] != "error" and plain_type:
                 if given.dtype != state_dtype(slot, own):  # PyTorch's step left it, before the parameter was cast
                     arrays[name] = given = given.to(state_dtype(slot, own))
             local = state_tensor(given, param, own, slot, f"state {name!r} of {label}")
@@ -855,6 +1000,8 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
                 arrays[name] = new_state(host.arena, param, own, place, slot._replace(first=0.0))
                 local = state_tensor(arrays[name], param, own, slot, label).copy_(local)
             check_inference(host, local, f"state {name!r} of {label}")
+            if local.dtype == torch.uint8:
+                self._note_order(param, own, label)
             slots[name] = local
         kept = [inner.get(name) is not None for name in slots if name != AVERAGE.name]
         begun = 0 if counts else int(all(kept) and bool(kept))  # which a state without a count says itself
@@ -877,6 +1024,17 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         entries = in_order({**entries, **arrays})
         return param, inner, entries, own, slots, count, tuple(numbers), begun, average_begun
 
+    def _note_order(self, param: torch.Tensor, own: torch.Tensor, label: str) -> None:
+        """Note the order of memory that the codes of a parameter follow; raises if it has another one by now."""
+        order = _torch_state.order_of(own)
+        if self._orders.get(param, order) != order:
+            raise TensorLayoutError(
+                f"{label} has its dimensions in another order of memory than its state in 8 bits, which cannot follow: "
+                "give it memory of the old order, or load a state dict into another optimizer"
+            )
+        if param not in self._orders:
+            self._orders = {**self._orders, param: order}
+
     @staticmethod
     def _start_of(group: Mapping[str, Any]) -> float:
         """The step at which the average of a parameter begins, the first being 1."""
@@ -890,7 +1048,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         slots = {}
         for place, slot in enumerate(spec.slots):
             slots[slot.name] = made = new_state(host.arena, param, param, place, slot)
-            if slot.like != "parameter" or not plan.is_like(made, param):
+            if slot.like != "parameter" or slot.storage is not None or not plan.is_like(made, param):
                 return None
         if not counts_in_state(self.core):
             return param, inner, slots, param, slots, None, (), 0, False
@@ -902,25 +1060,38 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
 
     # --- State
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], convert: Literal["lossy"] | None = None) -> None:
         """Continue from a `state_dict`: of this class, of its twin in ``torch.optim``, or of fastopt's for arrays.
 
         As in PyTorch, tensors that fit are taken over, not copied, and state goes by the position of parameters. State
         of fastopt's optimizers for arrays that has another unit or sign than PyTorch's is converted, or refused.
 
+        ``state_dtype`` and ``split`` stay the optimizer's own; ``rounding`` and ``seed`` come from the dict, if that
+        has them. State that is stored as this optimizer stores it is taken over bit for bit, and into a wider type it
+        is converted without a loss. Where none of these options is given, other state is cast to the type of the
+        parameter, as in PyTorch.
+
+        Parameters
+        ----------
+        convert : "lossy", optional
+            Allows what loses bits: state in float32 that becomes bfloat16 or 8 bits, bfloat16 that becomes 8 bits,
+            ``low`` of a parameter that is not split here, and the state of an 8-bit optimizer of bitsandbytes or
+            torchao. It is rounded as by a step.
+
         Raises
         ------
         StateDictError, HyperparameterError
-            For state of another shape, kind or meaning, or that lacks something, and for options out of range; the
-            optimizer is then as it was.
+            For state of another shape, kind or meaning, or that lacks something, or would lose bits, and for options
+            out of range; the optimizer is then as it was.
         """
+        lossy = check_convert(convert)
 
         def translate(_: Any, given: dict[str, Any]) -> dict[str, Any]:
-            given = self._with_around(given)
-            if (uncast := self._uncast(given)) is not None:
+            if (uncast := self._uncast(self._with_around(given))) is not None:
                 return uncast
-            self._loading = translated = with_tensors(self._translated(given))
-            return translated
+            given = self._with_around(_torch_state.of_another_library(self.core, given, self.param_groups, lossy))
+            self._loading, self._lossy = with_tensors(self._translated(given)), lossy
+            return self._loading
 
         self._refuse_averaged("load_state_dict()")
         hook = self.register_load_state_dict_pre_hook(translate)
@@ -928,7 +1099,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             super().load_state_dict(dict(state_dict))
         finally:
             hook.remove()
-            self._loading = None
+            self._loading, self._lossy = None, False
         self._tell_of_averages()
 
     def _with_around(self, given: Any) -> Any:
@@ -937,11 +1108,16 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         if not isinstance(groups, (list, tuple)) or len(groups) != len(self.param_groups):
             return given  # which is refused, or needs none
         if not all(isinstance(group, Mapping) for group in groups) or not any(
-            key in group for group in self.param_groups for key in AROUND
+            key in group for group in (*self.param_groups, *groups) for key in (*OPTIONAL, *OF_ARRAYS)
         ):
             return given
-        mine = [{key: group[key] for key in AROUND if key in group} for group in self.param_groups]
-        return {**given, "param_groups": [{**own, **saved} for own, saved in zip(mine, groups, strict=True)]}
+        merged = []
+        for own, saved in zip(self.param_groups, groups, strict=True):
+            mine = {key: own[key] for key in OPTIONAL if key in own}
+            rounds = carried_options(mine, saved)
+            layout = {key: value for key, value in mine.items() if key in LAYOUT}
+            merged.append({**mine, **without(saved, (*LAYOUT, *ROUNDING, *OF_ARRAYS)), **layout, **rounds})
+        return {**given, "param_groups": merged}
 
     def _tell_of_averages(self) -> None:
         """Warn if averages are to be there, and the state has none."""
@@ -965,6 +1141,8 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         kinds, required = ordinary_state(self.core)
         if kinds is None or type(given) is not dict or "fastopt" in given or Host.modes():
             return None
+        if self._stores(self.param_groups):
+            return None
         state, saved, groups = given.get("state"), given.get("param_groups"), self.param_groups
         if type(state) is not dict or type(saved) is not list or not {*map(type, state.values())} <= {dict}:
             return None
@@ -982,17 +1160,48 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             return None
         return {**given, "state": by_param}
 
-    def _restore_types(self, state: Mapping[torch.Tensor, Any], groups: list[dict[str, Any]]) -> None:
-        """Take state of a type of its own as the dict had it: PyTorch's loading casts it to the parameter's."""
-        own = {slot.name: slot for slot in arrays_of(self.core) if slot.storage is not None}
-        if self._loading is None or not own:
+    def _stores(self, groups: Iterable[Any]) -> bool:
+        """Whether options of groups say that state has another type than its parameter."""
+        return any(group.get(key) for group in groups if isinstance(group, Mapping) for key in LAYOUT)
+
+    def _store_first_state(self) -> None:
+        """Give state that PyTorch's constructor made, Adagrad's, the types that the options say."""
+        for group, param, entry, label in self._entries(self.state, self.param_groups):
+            if self._stores([group]) and _fallback.unfit(param, label) is None:
+                for place, slot in enumerate(self._derive(group).slots):
+                    if slot.name in entry or slot.name == LOW.name:
+                        entry[slot.name] = new_state(Host().arena, param, local_of(param), place, slot)
+
+    def _fit_state(self) -> None:
+        """Take state as the dict has it that is loaded: PyTorch has cast it to the type of the parameter."""
+        loading = self._loading
+        if loading is None:
             return
-        for group, saved in zip(groups, self._loading["param_groups"], strict=True):
-            for param, key in zip(group["params"], saved["params"], strict=True):
-                for name in own.keys() & state.get(param, {}).keys():
-                    value = self._loading["state"][key][name]
-                    if isinstance(value, torch.Tensor):
-                        state[param][name] = value.to(state_dtype(own[name], param), copy=True)
+        places = [(group, param) for group in self.param_groups for param in group["params"]]
+        own = loading["fastopt"] if isinstance(loading.get("fastopt"), Mapping) else {}
+        packed = _torch_state.read_packed(own, len(places))
+        keys = [key for group in loading["param_groups"] for key in group["params"]]
+        specs = {id(group): self._derive(group) for group in self.param_groups}
+        streams, self._orders = own.get("streams"), {}
+        if streams is not None and list(streams) != [*range(len(places))] and any(map(draws, specs.values())):
+            _torch_state.require_lossy(
+                self._lossy, f"the state dict's 'streams' of random numbers are {streams!r:.80}; those here are the "
+                "places of the parameters"
+            )  # fmt: skip
+        for k, ((group, param), key) in enumerate(zip(places, keys, strict=True)):
+            saved = loading["state"].get(key)
+            entry = self.state.get(param)
+            if not isinstance(saved, Mapping) or not isinstance(entry, dict) or not saved:
+                continue
+            label = f"parameter {k}"
+            if _fallback.unfit(param, label) is not None:
+                continue
+            spec = specs[id(group)]
+            count = entry.get("step", 0)
+            to = _torch_state.Place(param, label, k, packed[k], int(count))
+            _torch_state.fit_entry(entry, saved, spec, spec.kinds, self._lossy, to)
+            if param.dtype == torch.bfloat16:  # in which no number would be what it was
+                entry.update({name: saved[name] for name in self._number_names() if name in saved})
 
     def _translated(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """A state dict in PyTorch's terms; raises if its state or options mean something that PyTorch has not."""
@@ -1027,13 +1236,17 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             new_groups.append({**saved, **settled})
             for key, param in zip(keys, group["params"], strict=True):
                 if key in listed:
-                    entry = {name: as_array(x) if name in foreign else x for name, x in listed[key].items()}
+                    entry = {
+                        name: _torch_state.wide_array(as_array(x)) if name in foreign else x
+                        for name, x in listed[key].items()
+                    }
                     dtype = np.dtype(np.float64 if param.dtype == torch.float64 else np.float32)
                     state[key] = translated(
                         core, convention, entry, f"state of parameter {key!r}", options.get("lr"), mine["lr"], dtype
                     )
                 count = None if counts is None else next(counts, None)
-                if count and saved.get("ema_decay") is not None:  # by which its average begins
+                # By it an average begins, and random numbers are drawn.
+                if count and (saved.get("ema_decay") is not None or saved.get("rounding") == "stochastic"):
                     state[key] = {"step": count_tensor(count), **state.get(key, {})}
         return {**given, "state": state, "param_groups": new_groups}
 
@@ -1132,7 +1345,8 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
                 raise StateDictError(f"parameter {name!r} has no state yet: load the optimizer's state dict first")
             try:
                 with torch.no_grad():
-                    found.append((param, torch.empty_like(param, requires_grad=False).copy_(value)))
+                    average = torch.empty_like(param, dtype=average_dtype(param), requires_grad=False)
+                    found.append((param, average.copy_(value)))
             except (TypeError, ValueError, RuntimeError) as error:
                 raise StateDictError(f"the average 'module.{name}' cannot be copied: {error}") from error
         for param, value in found:
@@ -1147,23 +1361,58 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     def state_dict(self) -> dict[str, Any]:
         """The state, in PyTorch's layout. Inside `averaged` averages are copied, since they are in the parameters."""
         found = super().state_dict()
+        if self._averaged is None and not self._orders:
+            return found
+        params = [param for group in self.param_groups for param in group["params"]]
+        if (packed := self._packed(params)) is not None:
+            found = {**found, "fastopt": {"version": VERSION, "packed": packed}}
         if self._averaged is not None:
-            params = [param for group in self.param_groups for param in group["params"]]
             keys = [key for group in found["param_groups"] for key in group["params"]]
             state = dict(found["state"])
             for key, param in zip(keys, params, strict=True):
-                if key in state and AVERAGE.name in state[key] and self._has_average(param):
+                if key in state and self._has_average(param) and self._stands_in(param):
                     state[key] = {**state[key], AVERAGE.name: param.detach().clone()}
             found = {**found, "state": state}
         return found
+
+    def _packed(self, params: list[torch.Tensor]) -> list[Any] | None:
+        """For a state dict, the order of memory of parameters with state in 8 bits; None if that is the usual one."""
+        shapes = [tuple(local_of(param).shape) for param in params]
+        orders = [self._orders.get(param) for param in params]
+        entries = [None if order is None else _torch_state.packed_entry(shape, order)
+                   for shape, order in zip(shapes, orders, strict=True)]  # fmt: skip
+        return entries if any(entry is not None and entry[0] != "C" for entry in entries) else None
+
+    def export_state_dict(
+        self, layout: Literal["bitsandbytes", "torchao"], *, convert: Literal["lossy"] | None = None
+    ) -> dict[str, Any]:
+        """A state dict for an 8-bit optimizer of another library: see `fastopt.Optimizer.export_state_dict`.
+
+        `load_state_dict` reads such dicts, with ``convert="lossy"``. Not for `DTensor`.
+        """
+        groups = []
+        for k, group in enumerate(self.param_groups):
+            for param in group["params"]:
+                if local_of(param) is not param:
+                    raise TensorKindError(f"group {k} has a {type(param).__name__}; only whole tensors can be exported")
+            dtypes = [np.float64 if param.dtype == torch.float64 else np.float32 for param in group["params"]]
+            arrays = [np.empty(tuple(p.shape), dtype) for p, dtype in zip(group["params"], dtypes, strict=True)]
+            groups.append({"params": arrays})
+        twin = self.core(groups)
+        twin.load_state_dict(self.state_dict(), convert=convert)  # exact but for low halves: it becomes float32
+        return twin.export_state_dict(layout, convert=convert)
 
     def _has_average(self, param: torch.Tensor) -> bool:
         entry = self.state.get(param)
         return isinstance(entry, Mapping) and isinstance(entry.get(AVERAGE.name), torch.Tensor)
 
+    def _stands_in(self, param: torch.Tensor) -> bool:
+        """Whether the average of a parameter is in the parameter, inside `averaged`, and not in the state."""
+        return self._averaged is not None and self.state[param][AVERAGE.name].dtype == param.dtype
+
     def _average_of(self, param: torch.Tensor) -> torch.Tensor:
         """The average of a parameter: its own value where it has none, or where that stands in its place."""
-        if self._averaged is None and self._has_average(param):
+        if self._has_average(param) and not self._stands_in(param):
             return self.state[param][AVERAGE.name]  # type: ignore[no-any-return]
         return param.detach()
 
@@ -1190,12 +1439,15 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
                     if group.get("ema_decay") is not None and self._has_average(param):
                         average = self.state[param][AVERAGE.name]
                         check_swap(param, average, f"parameter {name!r}")
+                        if average.dtype != param.dtype:  # it stays in the state, and a rounded copy takes part
+                            average = average.to(param.dtype)
                         pairs.append((param, average))
                 place += len(group["params"])
         with torch.no_grad():
             swap_tensors(
                 pairs, torch.Tensor.clone, torch.Tensor.copy_, self.__dict__, None if back else pairs, self._plan
             )
+            self._write_mirrors(param for param, _ in pairs)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         before = dict(self.__dict__)
@@ -1208,14 +1460,19 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         try:
             if "state" in state and "param_groups" in state:
                 kinds, required = ordinary_state(self.core)
-                self._restore_types(state["state"], state["param_groups"])
-                ordinary = kinds is not None and self._empty_plan().is_ordinary_state(state["state"], kinds, required)
+                ordinary = (
+                    kinds is not None and not self._stores(state["param_groups"])
+                    and self._empty_plan().is_ordinary_state(state["state"], kinds, required)
+                )  # fmt: skip
+                loaded = self._loading is not None
                 if not ordinary:
                     self._check_numbers(state["state"], state["param_groups"])
                 super().__setstate__(state)
                 for group in self.param_groups:
                     self._check_options(group)
-                if not ordinary:
+                if loaded:
+                    self._fit_state()
+                if not ordinary or loaded:
                     self._check_state()
             else:
                 super().__setstate__(state)
@@ -1228,6 +1485,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_averaged("pickling or copying")
         state = {**super().__getstate__(), "_settings": _torch_ranks.savable(self._settings)}
+        state |= {name: kept for name in ("_copies", "_orders") if (kept := getattr(self, name))}
         return {**state, "_in_zero": True} if self._in_zero else state
 
     def _entries(
@@ -1267,7 +1525,8 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         plan = self._empty_plan()
         slots = {id(group): self._derive(group).slots for group in self.param_groups}
         for group, param, entry, label in self._entries(self.state, self.param_groups):
-            if all(slot.like == "parameter" and plan.is_like(entry.get(slot.name), param) for slot in slots[id(group)]):
+            if all(slot.like == "parameter" and slot.storage is None and plan.is_like(entry.get(slot.name), param)
+                   for slot in slots[id(group)]):  # fmt: skip
                 continue
             lenient = self._settings["fallback"] != "error"
             if lenient and _fallback.reason_of(group, param, label) is not None:
@@ -1328,6 +1587,50 @@ def frozen(spec: Spec) -> Spec:
         limits=MappingProxyType({**spec.limits}),
         forms=MappingProxyType({**spec.forms}),
     )
+
+
+def without(options: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Options but for those of these names."""
+    return {key: value for key, value in options.items() if key not in keys}
+
+
+def draws(spec: Spec) -> bool:
+    """Whether parameters are rounded stochastically, by numbers that depend on their step."""
+    return spec.storage is not None and spec.storage.rounding == "stochastic"
+
+
+def check_narrow(param: torch.Tensor, own: torch.Tensor, spec: Spec, label: str) -> None:
+    """Raise if a parameter cannot be stored as the options of its group say."""
+    if spec.storage is None or not spec.storage.narrows:
+        return
+    if own.dtype == torch.float64:
+        raise TensorDTypeError(
+            f"{label} has dtype torch.float64, and is computed with in float64: state_dtype and split are for float32 "
+            "and bfloat16"
+        )
+    if param is not own and is_sharded(param) and param.numel() >= FEWEST_PACKED:
+        if any(slot.storage == "8bit" for slot in spec.slots):
+            raise TensorKindError(
+                f"state_dtype='8bit': {label} is a DTensor in shards, and a distributed checkpoint would take state in "
+                "8 bits, which is no DTensor, for the same on all ranks; 'bfloat16' is kept as a DTensor"
+            )
+
+
+def check_split(entry: Mapping[str, Any], spec: Spec, label: str) -> None:
+    """Raise if a parameter was not split when its state began, and is to be now, or the other way round."""
+    has, keeps = entry.get(LOW.name) is not None, any(slot.name == LOW.name for slot in spec.slots)
+    begun = any(entry.get(slot.name) is not None for slot in spec.slots if slot.name not in (AVERAGE.name, LOW.name))
+    if has != keeps and (has or begun):
+        raise HyperparameterError(
+            f"split={keeps}: state of {label} was begun with split={has}; options of storage cannot be edited: make "
+            "another optimizer, and load the state dict of this one"
+        )
+
+
+def in_float32(slot: Slot) -> Slot:
+    """State that is float32 where nothing else is said, also beside a bfloat16 parameter."""
+    said = slot.storage is not None or slot.like != "parameter" or slot.name == AVERAGE.name
+    return slot if said else slot._replace(storage="float32")
 
 
 def in_order(entries: dict[str, Any]) -> dict[str, Any]:
@@ -1406,7 +1709,7 @@ def with_tensors(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
     def convert(key: str, value: Any) -> Any:
         if isinstance(value, np.ndarray):
-            value = torch.from_numpy(np.array(value, order="K"))
+            value = _torch_state.from_array(value)
         if key == "step" and isinstance(value, torch.Tensor) and value.numel() == 1:
             ordinary = value.dtype == torch.float32 and value.device.type == "cpu"
             if (value.item() if ordinary else value) >= LAST_FLOAT_COUNT:
@@ -1447,6 +1750,9 @@ class SGD(_Compiled, torch.optim.SGD):
             norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
             clip_value: float | None = None, clip_norm_each: float | None = None, ema_decay: float | None = None,
             ema_start: int | None = None, zero_grads: bool | None = None,
+            state_dtype: str | Mapping[str, str] | None = None, split: bool | None = None,
+            rounding: Literal["nearest", "stochastic"] | None = None, seed: int | None = None,
+            mirrors: Sequence[torch.Tensor | None] | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1470,6 +1776,9 @@ class ASGD(_Compiled, torch.optim.ASGD):
             norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
             clip_value: float | None = None, clip_norm_each: float | None = None, ema_decay: float | None = None,
             ema_start: int | None = None, zero_grads: bool | None = None,
+            state_dtype: str | Mapping[str, str] | None = None, split: bool | None = None,
+            rounding: Literal["nearest", "stochastic"] | None = None, seed: int | None = None,
+            mirrors: Sequence[torch.Tensor | None] | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1494,6 +1803,9 @@ class Adagrad(_Compiled, torch.optim.Adagrad):
             norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
             clip_value: float | None = None, clip_norm_each: float | None = None, ema_decay: float | None = None,
             ema_start: int | None = None, zero_grads: bool | None = None,
+            state_dtype: str | Mapping[str, str] | None = None, split: bool | None = None,
+            rounding: Literal["nearest", "stochastic"] | None = None, seed: int | None = None,
+            mirrors: Sequence[torch.Tensor | None] | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1517,6 +1829,9 @@ class Adadelta(_Compiled, torch.optim.Adadelta):
             norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
             clip_value: float | None = None, clip_norm_each: float | None = None, ema_decay: float | None = None,
             ema_start: int | None = None, zero_grads: bool | None = None,
+            state_dtype: str | Mapping[str, str] | None = None, split: bool | None = None,
+            rounding: Literal["nearest", "stochastic"] | None = None, seed: int | None = None,
+            mirrors: Sequence[torch.Tensor | None] | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1542,6 +1857,9 @@ class RMSprop(_Compiled, torch.optim.RMSprop):
             norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
             clip_value: float | None = None, clip_norm_each: float | None = None, ema_decay: float | None = None,
             ema_start: int | None = None, zero_grads: bool | None = None,
+            state_dtype: str | Mapping[str, str] | None = None, split: bool | None = None,
+            rounding: Literal["nearest", "stochastic"] | None = None, seed: int | None = None,
+            mirrors: Sequence[torch.Tensor | None] | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1568,6 +1886,9 @@ class Adam(_Compiled, torch.optim.Adam):
             norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
             clip_value: float | None = None, clip_norm_each: float | None = None, ema_decay: float | None = None,
             ema_start: int | None = None, zero_grads: bool | None = None,
+            state_dtype: str | Mapping[str, str] | None = None, split: bool | None = None,
+            rounding: Literal["nearest", "stochastic"] | None = None, seed: int | None = None,
+            mirrors: Sequence[torch.Tensor | None] | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1594,6 +1915,9 @@ class AdamW(_Compiled, torch.optim.AdamW):
             norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
             clip_value: float | None = None, clip_norm_each: float | None = None, ema_decay: float | None = None,
             ema_start: int | None = None, zero_grads: bool | None = None,
+            state_dtype: str | Mapping[str, str] | None = None, split: bool | None = None,
+            rounding: Literal["nearest", "stochastic"] | None = None, seed: int | None = None,
+            mirrors: Sequence[torch.Tensor | None] | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1618,6 +1942,9 @@ class Adamax(_Compiled, torch.optim.Adamax):
             norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
             clip_value: float | None = None, clip_norm_each: float | None = None, ema_decay: float | None = None,
             ema_start: int | None = None, zero_grads: bool | None = None,
+            state_dtype: str | Mapping[str, str] | None = None, split: bool | None = None,
+            rounding: Literal["nearest", "stochastic"] | None = None, seed: int | None = None,
+            mirrors: Sequence[torch.Tensor | None] | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1643,6 +1970,9 @@ class NAdam(_Compiled, torch.optim.NAdam):
             norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
             clip_value: float | None = None, clip_norm_each: float | None = None, ema_decay: float | None = None,
             ema_start: int | None = None, zero_grads: bool | None = None,
+            state_dtype: str | Mapping[str, str] | None = None, split: bool | None = None,
+            rounding: Literal["nearest", "stochastic"] | None = None, seed: int | None = None,
+            mirrors: Sequence[torch.Tensor | None] | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1667,6 +1997,9 @@ class RAdam(_Compiled, torch.optim.RAdam):
             norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
             clip_value: float | None = None, clip_norm_each: float | None = None, ema_decay: float | None = None,
             ema_start: int | None = None, zero_grads: bool | None = None,
+            state_dtype: str | Mapping[str, str] | None = None, split: bool | None = None,
+            rounding: Literal["nearest", "stochastic"] | None = None, seed: int | None = None,
+            mirrors: Sequence[torch.Tensor | None] | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1691,6 +2024,9 @@ class Rprop(_Compiled, torch.optim.Rprop):
             norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
             clip_value: float | None = None, clip_norm_each: float | None = None, ema_decay: float | None = None,
             ema_start: int | None = None, zero_grads: bool | None = None,
+            state_dtype: str | Mapping[str, str] | None = None, split: bool | None = None,
+            rounding: Literal["nearest", "stochastic"] | None = None, seed: int | None = None,
+            mirrors: Sequence[torch.Tensor | None] | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1753,6 +2089,9 @@ class Lion(_Compiled, _Lion):
             norm_type: float = 2, clip_group: torch.distributed.ProcessGroup | None = None,
             clip_value: float | None = None, clip_norm_each: float | None = None, ema_decay: float | None = None,
             ema_start: int | None = None, zero_grads: bool | None = None,
+            state_dtype: str | Mapping[str, str] | None = None, split: bool | None = None,
+            rounding: Literal["nearest", "stochastic"] | None = None, seed: int | None = None,
+            mirrors: Sequence[torch.Tensor | None] | None = None,
         ) -> None: ...  # fmt: skip
 
 
@@ -1783,7 +2122,7 @@ untraced(
     clip_grad_norm_, clip_grad_value_,
     _Compiled._refuse_averaged, _Compiled._swap_averages,
     spec_of, record_of, Host.local, Host.fit, Host.finish, Host.is_read, Host.check_each, Host.check_zeroing,
-    Host.check_zeroed, Host.zero,  # which a plan calls, maybe from `step` itself
+    Host.check_zeroed, Host.zero, Host.mirror_of,  # which a plan calls, maybe from `step` itself
     inside=True,
 )  # fmt: skip
 

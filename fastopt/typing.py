@@ -103,6 +103,16 @@ StateFactory = Callable[[str, tuple[int, ...], np.dtype[Any]], Any]
 """Returns the memory of a state slot, by its name, shape and dtype."""
 
 
+StateDtype = Literal["float32", "bfloat16", "8bit"]
+"""How a state array is stored."""
+
+Rounding = Literal["nearest", "stochastic"]
+"""How a parameter of bfloat16 is rounded after its step."""
+
+Mirrors = Array | Iterable[Any] | Mapping[Any, Any]
+"""Arrays that take a copy of each parameter, None for none: one array, several, or arrays by name."""
+
+
 class CommonOptions(TypedDict, total=False):
     """The options that every optimizer has beside its convention: see `fastopt.Optimizer`.
 
@@ -123,3 +133,10 @@ class CommonOptions(TypedDict, total=False):
     ema_decay: Hyperparameter | None
     ema_start: int | None
     zero_grads: bool | None
+    state_dtype: StateDtype | Mapping[str, StateDtype] | None
+    split: bool | None
+    rounding: Rounding | None
+    seed: int | None
+    param_dtype: Literal["bfloat16"] | None
+    grad_dtype: Literal["bfloat16"] | None
+    mirrors: Mirrors | None

@@ -132,14 +132,42 @@ static inline PyObject *fo_tensor_over(fo_import_t import, PyObject *keeper, con
     return NULL;
 }
 
-enum { FO_UNFIT = -1, FO_FLOAT = 11, FO_DOUBLE = 12 };
+/* NumPy's type numbers; it has none for bfloat16. */
+enum { FO_UNFIT = -1, FO_UBYTE = 2, FO_SHORT = 3, FO_FLOAT = 11, FO_DOUBLE = 12, FO_HALF = 23, FO_BFLOAT16 = 30 };
 
-/* NumPy's type number for what a rule can walk: float32 and float64 in the CPU's memory (pinned, too), else FO_UNFIT. */
+/* The type of a tensor in the CPU's memory (pinned, too): one of these, FO_UNFIT for any other. */
 static inline int fo_tensor_type(const fo_tensor_t *t)
 {
-    if ((t->device_type != 1 && t->device_type != 3) || t->code != 2 || t->lanes != 1 || t->byte_offset != 0)
+    if ((t->device_type != 1 && t->device_type != 3) || t->lanes != 1 || t->byte_offset != 0)
         return FO_UNFIT;
-    return t->bits == 32 ? FO_FLOAT : t->bits == 64 ? FO_DOUBLE : FO_UNFIT;
+    switch (t->code * 256 + t->bits) {
+    case 2 * 256 + 32: return FO_FLOAT;
+    case 2 * 256 + 64: return FO_DOUBLE;
+    case 2 * 256 + 16: return FO_HALF;
+    case 4 * 256 + 16: return FO_BFLOAT16;
+    case 0 * 256 + 16: return FO_SHORT;
+    case 1 * 256 + 8: return FO_UBYTE;
+    default: return FO_UNFIT;
+    }
+}
+
+/* 1 if a parameter can have this type. */
+static inline int fo_can_step(int type)
+{
+    return type == FO_FLOAT || type == FO_DOUBLE || type == FO_BFLOAT16;
+}
+
+/* The bytes of an element. */
+static inline int fo_width(int type)
+{
+    return type == FO_DOUBLE ? 8 : type == FO_FLOAT ? 4 : type == FO_UBYTE ? 1 : 2;
+}
+
+/* Have a description say another type. */
+static inline void fo_describe_type(fo_tensor_t *t, int type)
+{
+    t->code = type == FO_BFLOAT16 ? 4 : type == FO_SHORT ? 0 : type == FO_UBYTE ? 1 : 2;
+    t->bits = (uint8_t)(8 * fo_width(type));
 }
 
 /* Describe a number of a type that a rule can walk, in memory that is not known yet. */
@@ -147,9 +175,8 @@ static inline void fo_describe_number(fo_tensor_t *t, int type)
 {
     memset(t, 0, sizeof(*t));
     t->device_type = 1;
-    t->code = 2;
-    t->bits = type == FO_DOUBLE ? 64 : 32;
     t->lanes = 1;
+    fo_describe_type(t, type);
 }
 
 /* 1 if these are the sizes and strides of `form`: sizes first, then strides. */
@@ -178,7 +205,7 @@ typedef int32_t (*fo_shim_int_t)(void *handle, int32_t *out);
 typedef struct {
     ptrdiff_t place; /* of the at::Tensor in a Python object; 0: not in use */
     ptrdiff_t storage_place; /* of the pointer to the storage in what the at::Tensor points to; 0: not known */
-    int32_t f32, f64, cpu, strided;
+    int32_t f32, f64, bf16, f16, i16, u8, cpu, strided;
     fo_shim_pointer_t data;
     fo_shim_sizes_t sizes, strides;
     fo_shim_long_t dim;
@@ -195,8 +222,13 @@ static inline void fo_shim_fill(fo_shim_t *s, const uintptr_t *at)
 {
     s->f32 = ((int32_t (*)(void))at[0])();
     s->f64 = ((int32_t (*)(void))at[1])();
-    s->cpu = ((int32_t (*)(void))at[2])();
-    s->strided = ((int32_t (*)(void))at[3])();
+    s->bf16 = ((int32_t (*)(void))at[2])();
+    s->f16 = ((int32_t (*)(void))at[3])();
+    s->i16 = ((int32_t (*)(void))at[4])();
+    s->u8 = ((int32_t (*)(void))at[5])();
+    s->cpu = ((int32_t (*)(void))at[6])();
+    s->strided = ((int32_t (*)(void))at[7])();
+    at += 4;
     s->data = (fo_shim_pointer_t)at[4];
     s->sizes = (fo_shim_sizes_t)at[5];
     s->strides = (fo_shim_sizes_t)at[6];
@@ -213,8 +245,8 @@ static inline void fo_shim_fill(fo_shim_t *s, const uintptr_t *at)
 }
 
 #define FO_SHIM                                                                                                        \
-    "dtype_float32 dtype_float64 device_type_cpu layout_strided get_data_ptr get_sizes get_strides get_dim get_dtype "  \
-    "get_device_type get_layout get_storage_size get_storage_offset"
+    "dtype_float32 dtype_float64 dtype_bfloat16 dtype_float16 dtype_int16 dtype_uint8 device_type_cpu layout_strided "   \
+    "get_data_ptr get_sizes get_strides get_dim get_dtype get_device_type get_layout get_storage_size get_storage_offset"
 
 /* The place of the at::Tensor in Python's object for it, if it is one of the two that are known; else 0. */
 static inline ptrdiff_t fo_shim_find(PyObject *object, void *handle)
@@ -288,7 +320,17 @@ static inline int fo_shim_has(const fo_shim_t *s, void *handle, int ndim, const 
 static inline int fo_shim_is(const fo_shim_t *s, void *handle, int type)
 {
     int32_t code;
-    return !s->type(handle, &code) && code == (type == FO_FLOAT ? s->f32 : s->f64);
+    if (s->type(handle, &code))
+        return 0;
+    switch (type) {
+    case FO_FLOAT: return code == s->f32;
+    case FO_DOUBLE: return code == s->f64;
+    case FO_BFLOAT16: return code == s->bf16;
+    case FO_HALF: return code == s->f16;
+    case FO_SHORT: return code == s->i16;
+    case FO_UBYTE: return code == s->u8;
+    default: return 0;
+    }
 }
 
 /* 1 if a tensor is in the CPU's memory. */
@@ -324,7 +366,7 @@ static inline void *fo_shim_writable(const fo_shim_t *s, PyObject *object, int t
                                      int64_t n)
 {
     void *handle = (char *)object + s->place, *data = fo_shim_fits(s, object, type, ndim, form);
-    int64_t bytes, offset, width = type == FO_DOUBLE ? 8 : 4;
+    int64_t bytes, offset, width = fo_width(type);
     if (data == NULL || (uintptr_t)data % width || s->is_inference(handle)
         || (s->version_counter != NULL && *s->version_counter(handle) == NULL) || s->storage_bytes(handle, &bytes)
         || s->storage_offset(handle, &offset) || bytes / width - offset < n)
@@ -342,11 +384,12 @@ static inline int fo_shim_look(const fo_shim_t *s, PyObject *object, fo_tensor_t
         || s->strides(handle, &t->strides) || s->data(handle, &t->data))
         return -1;
     t->device_type = 1;
-    t->code = 2;
+    t->code = type == s->bf16 ? 4 : type == s->i16 ? 0 : type == s->u8 ? 1 : 2;
     t->lanes = 1;
     t->byte_offset = 0;
     t->ndim = (int32_t)dim;
-    t->bits = type == s->f32 ? 32 : type == s->f64 ? 64 : 0;
+    t->bits = type == s->f32 ? 32 : type == s->f64 ? 64 : type == s->u8 ? 8
+        : type == s->bf16 || type == s->f16 || type == s->i16 ? 16 : 0;
     return 0;
 }
 

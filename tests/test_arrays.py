@@ -72,8 +72,8 @@ WRONG_TYPE: dict[str, Change] = {
     "a string": lambda a: "w",
     "a number": lambda a: 1.0,
 }
+FLOAT16: dict[str, Change] = {"float16": lambda a: a.astype(np.float16)}
 OTHER_FLOAT: dict[str, Change] = {
-    "float16": lambda a: a.astype(np.float16),
     "longdouble": lambda a: a.astype(np.longdouble),
     "byte-swapped": lambda a: a.astype(a.dtype.newbyteorder()),
 }
@@ -98,7 +98,7 @@ def cases(*tables: tuple[dict[str, Change], type[Exception]]) -> Any:
 
 BAD_PARAMETERS = cases(
     (WRONG_TYPE, DTypeError),
-    (OTHER_FLOAT, DTypeError),
+    ({**FLOAT16, **OTHER_FLOAT}, DTypeError),
     (WRONG_LAYOUT, LayoutError),
     (READ_ONLY, ReadOnlyError),
 )
@@ -138,9 +138,9 @@ def test_other_permutations_of_the_axes_are_refused():
 def test_messages_tell_what_is_there_and_what_is_needed():
     with pytest.raises(LayoutError, match=r"strides \(40, 8\)"):
         Adam(strided(values()))
-    with pytest.raises(DTypeError, match="int32; float32 or float64"):
+    with pytest.raises(DTypeError, match="int32; float32, float64 or bfloat16 in native byte order is needed"):
         Adam(values().astype("<i4"))
-    with pytest.raises(DTypeError, match="float32, byte-swapped; float32 or float64 in native byte order"):
+    with pytest.raises(DTypeError, match="float32, byte-swapped; float32, float64 or bfloat16 in native byte order"):
         Adam(values().astype(">f4"))
     with pytest.raises(LayoutError, match="misaligned"):
         Adam(misaligned(values()))
@@ -414,7 +414,7 @@ def test_parameter_that_is_no_longer_what_it_was(change, error):
 # --- State: from a state_factory, and loaded
 
 BAD_STATES = cases(
-    (WRONG_TYPE, DTypeError), (OTHER_FLOAT, DTypeError), (WRONG_LAYOUT, LayoutError),
+    (WRONG_TYPE, DTypeError), ({**FLOAT16, **OTHER_FLOAT}, DTypeError), (WRONG_LAYOUT, LayoutError),
     (READ_ONLY, ReadOnlyError), ({"float64": lambda a: a.astype(np.float64)}, DTypeError),
     ({"Fortran order": np.asfortranarray}, LayoutError),
     ({"other shape": lambda a: a[:3].copy(), "transposed": lambda a: a.T.copy()}, ShapeError),
@@ -749,7 +749,7 @@ def test_axes_of_length_one_have_no_order():
 
 # --- copy_grads
 
-COPIED = {**WRONG_LAYOUT, **OTHER_FLOAT, "Fortran order": np.asfortranarray,
+COPIED = {**WRONG_LAYOUT, **FLOAT16, **OTHER_FLOAT, "Fortran order": np.asfortranarray,
           "float64": lambda a: a.astype(np.float64) / 3,
           "broadcast": lambda a: np.broadcast_to(a[:1], a.shape),
           "strided float16": lambda a: strided(a).astype(np.float16)[:, ::-1]}  # fmt: skip

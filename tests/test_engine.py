@@ -1080,11 +1080,11 @@ def test_a_record_puts_all_numbers_back():
     plan, options = opt._plan, [dict(opt.param_groups[0])]
     arrays = {name: np.full(3, 0.5) for name in ("exp_avg", "exp_avg_sq")}
     resume = functools.partial(plan.run, plan.resume, options, [sorted(arrays)])
-    resume([((0.5, 0.25), arrays)], [7], 7, 0)
+    resume([((0.5, 0.25), arrays)], [7], 7, 0, [0])
     assert plan.count(0) == (7, (0.5, 0.25)) and (plan.states[0]["exp_avg"] == 0.5).all()
     for numbers, error in (((1.0, 2.0, 3.0), RuntimeError), (("a",), TypeError)):
         with pytest.raises(error):
-            resume([(numbers, {name: a * 2 for name, a in arrays.items()})], [8], 8, 0)
+            resume([(numbers, {name: a * 2 for name, a in arrays.items()})], [8], 8, 0, [0])
         assert plan.count(0) == (7, (0.5, 0.25)) and (plan.states[0]["exp_avg"] == 0.5).all() and opt.steps == 7
 
 

@@ -35,7 +35,8 @@ def test_every_public_name_is_documented(name):
     missing = []
     for key, value in public(importlib.import_module(name)).items():
         known = {*fastopt.reference.RULES, *fastopt.reference.STAGES}
-        rule = name == "fastopt.reference" and key.removesuffix("_scalars") in known
+        rule = name == "fastopt.reference" and (
+            key.removesuffix("_scalars") in known or key.partition("_")[2] in fastopt.reference.FORMATS)
         # An alias has its text beside it, for the documentation. Python 3.10 takes Callable[...] for a class.
         alias = name == "fastopt.typing" and not issubclass(type(value), type)
         if not callable(value) or alias or rule or key in ("Array", "State", "Scalars", "X"):

@@ -149,7 +149,8 @@ def test_the_annotations_of_the_functions_can_be_read():
 # --- Completion
 
 OF_USERS = [
-    "add_param_group", "averaged", "averages", "clip_norm", "convention", "copy_grads", "defaults", "grad_norm",
+    "add_param_group", "averaged", "averages", "clip_norm", "convention", "copy_grads", "defaults",
+    "export_state_dict", "grad_norm",
     "load", "load_state_dict", "n_threads", "nonfinite", "norm_type", "param_groups", "params", "rebind", "save",
     "skipped_steps", "state", "state_dict", "state_factory", "step", "steps",
 ]  # fmt: skip

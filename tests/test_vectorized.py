@@ -3,7 +3,8 @@
 A loop that is not gives the same bits, only more slowly: no other test sees it. This one reads the machine code. A
 vectorized loop is a jump backwards over instructions that neither jump, call nor compute with single numbers, and that
 reach memory in vectors as wide as the level has them. Beside it there are others, for the elements left over and for
-operands that overlap: a rule needs as many vectorized ones as it has loops in the source. A sum needs one.
+operands that overlap: a rule needs as many vectorized ones as it has loops in the source. A sum needs one. The load or
+store of a format needs those that every block goes through, but not those for blocks with an infinity or a NaN.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ import pytest
 
 from fastopt import engine, kernels
 
-SOURCES = [Path(__file__).parents[1] / "fastopt" / "kernels" / name for name in ("rules.pxi", "stages.pxi")]
+KERNELS = Path(__file__).parents[1] / "fastopt" / "kernels"
+SOURCES = [KERNELS / name for name in ("rules.pxi", "stages.pxi")]
 MODULES = sorted(module.name for module in pkgutil.iter_modules(kernels.__path__))
 DTYPES = ("float32", "float64")  # in the order of the fused type
-SUMS = {(name, dtype) for name in engine.sums() for dtype in DTYPES} | {("values", "float64")}
+SUMS = {(name, dtype) for name in engine.sums() for dtype in DTYPES} | {("values", None)}
 NOT_IN_VECTORS = {
     ("generic", "maximum", "float64"),  # SSE2 cannot compare whole numbers of 64 bits
     ("generic", "squares", "float32"), ("x86_64_v2", "squares", "float32"),  # two elements are half a vector
     ("x86_64_v4_narrow", "squares", "float32"), ("x86_64_v4_narrow", "squares", "float64"),  # wide ones are used
-    ("x86_64_v4_narrow", "values", "float64"),
+    ("x86_64_v4_narrow", "values", None),
 }  # fmt: skip
 OBJDUMP = shutil.which("objdump")
 
@@ -55,13 +57,13 @@ class Instruction(NamedTuple):
     operands: str
 
 
-def functions(listing: str, module: str) -> Iterator[tuple[str, str, list[Instruction]]]:
-    """Name, dtype and instructions of every function that a fused one was compiled to; others are of float64."""
+def functions(listing: str, module: str) -> Iterator[tuple[str, str | None, list[Instruction]]]:
+    """Name, dtype and instructions of every function that a fused one was compiled to; others have no dtype."""
     for block in listing.split("\n\n"):
         symbol = rf"\s*[0-9a-f]+ <_*pyx_(?:fuse_([01])_)?\w*\d{module}_(\w+)(?:\.lto_priv\.\d+)?>:"
         if head := re.match(symbol, block):
             lines = re.findall(r"^ *([0-9a-f]+):\s+(\S+)[ \t]*(.*)", block, re.MULTILINE)
-            yield head[2], DTYPES[int(head[1] or 1)], [Instruction(int(at, 16), *line) for at, *line in lines]
+            yield head[2], head[1] and DTYPES[int(head[1])], [Instruction(int(at, 16), *line) for at, *line in lines]
 
 
 def loops(code: list[Instruction]) -> Iterator[list[Instruction]]:
@@ -89,10 +91,24 @@ def loops_in_source() -> dict[str, int]:
     return {rule: len(re.findall(r"^ +(?:for|while) ", body, re.MULTILINE)) for rule, body in bodies}
 
 
+def loops_of_formats() -> dict[str, int]:
+    """The number of loops of every load and store: its own, less those under a condition, and `top_of`."""
+    text = (KERNELS / "formats.pxi").read_text()
+    bodies = re.findall(r"^cdef void ((?:load|store)_\w+)\(.*\n((?: .*\n|\n)*)", text, re.MULTILINE)
+    return {name: len(re.findall(r"^    for |\btop_of\(", body, re.MULTILINE)) for name, body in bodies}
+
+
 def test_every_rule_has_loops_in_the_source():
     source = loops_in_source()
     assert set(source) == {*engine.rules(), *engine.stages()}
     assert all(source.values()), source
+
+
+def test_every_format_has_loops_in_the_source():
+    source = loops_of_formats()
+    loads = {f"load_{name.removesuffix('_stochastic')}" for name in engine.formats()}
+    assert set(source) == {*loads, *(f"store_{name}" for name in engine.formats())}
+    assert {name: n for name, n in source.items() if n != 1} == {"store_e4m3": 2, "store_ue5m3": 2}
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -104,9 +120,10 @@ def test_loops_are_vectorized(module):
         pytest.skip("the names of the functions were stripped from the module")
     widths = {(rule, dtype): [width(loop) for loop in loops(code)] for rule, dtype, code in functions(listing, module)}
     needed = {(rule, dtype): n for rule, n in loops_in_source().items() for dtype in DTYPES}
+    needed |= {(name, None): n for name, n in loops_of_formats().items()}
     needed |= dict.fromkeys((key for key in SUMS if (module, *key) not in NOT_IN_VECTORS), 1)
-    assert needed.keys() <= widths.keys(), f"{module} lacks the functions of {sorted(needed.keys() - widths.keys())}"
+    assert needed.keys() <= widths.keys(), f"{module} lacks the functions of {needed.keys() - widths.keys()}"
     done = {key: widths[key].count(WIDTHS[module]) for key in needed}
-    wrong = [f"{rule} {dtype} ({done[rule, dtype]} of {n} loops)"
-             for (rule, dtype), n in sorted(needed.items()) if done[rule, dtype] < n]  # fmt: skip
+    wrong = [f"{rule} {dtype or ''} ({done[rule, dtype]} of {n} loops)"
+             for (rule, dtype), n in needed.items() if done[rule, dtype] < n]  # fmt: skip
     assert not wrong, f"{module}: not in vectors of {WIDTHS[module]} bytes: {', '.join(wrong)}"

@@ -12,6 +12,8 @@ In Markdown pages::
     ```{rule-table}                  the rules of the compiled table, and what each takes
     ```{own-options}                 the options that are fastopt's own, and who has them
     ```{convention-table}            which optimizer exists in which convention
+    ```{combinations}                what of low precision combines with what
+    ```{narrowed-state}              what becomes of each optimizer's state in fewer bits
     ```{state-meanings}              state that differs by convention, and what a load makes of it
     ```{command-help} info           what a command's --help prints
     ```{drawing} genealogy           a picture of ``drawings``; what is to be seen in it is the content
@@ -156,6 +158,20 @@ class ConventionTable(FromLibrary):
 
     def run(self) -> list[nodes.Node]:
         return self.parse_text_to_nodes(library.conventions())
+
+
+class Combinations(FromLibrary):
+    """What of low precision combines with what."""
+
+    def run(self) -> list[nodes.Node]:
+        return self.parse_text_to_nodes(library.combinations())
+
+
+class NarrowedState(FromLibrary):
+    """What becomes of the state of each optimizer in fewer bits."""
+
+    def run(self) -> list[nodes.Node]:
+        return self.parse_text_to_nodes(library.narrowed())
 
 
 class StateMeanings(FromLibrary):
@@ -351,6 +367,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("own-options", OwnOptions)
     app.add_directive("rule-table", RuleTable)
     app.add_directive("convention-table", ConventionTable)
+    app.add_directive("combinations", Combinations)
+    app.add_directive("narrowed-state", NarrowedState)
     app.add_directive("state-meanings", StateMeanings)
     app.add_directive("rule-source", RuleSource)
     app.add_directive("command-help", CommandHelp)

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 import fastopt
 from fastopt import engine, reference
 from fastopt.declare import (
@@ -158,6 +160,69 @@ def meanings() -> str:
                                  else f"none ({', '.join(found[target])})",
                                  said if said == "refused" else f"converted: `{said}`"])  # fmt: skip
     return table(["optimizer", "from", "to", "a load"], rows)
+
+
+STORED: dict[str, tuple[type, dict[str, Any]]] = {
+    "float32": (np.float32, {}),
+    "bfloat16, `split`": (np.uint16, {"param_dtype": "bfloat16", "split": True}),
+    "bfloat16, stochastic": (np.uint16, {"param_dtype": "bfloat16", "rounding": "stochastic"}),
+    "bfloat16, nearest": (np.uint16, {"param_dtype": "bfloat16", "rounding": "nearest"}),
+    "bfloat16, nothing said": (np.uint16, {"param_dtype": "bfloat16"}),
+    "float64": (np.float64, {}),
+    "float16": (np.float16, {}),
+}
+"""Parameters -> their type, and what is said of them. Arrays of uint16 are bfloat16 that needs no other library."""
+COMBINED: dict[str, tuple[type | None, dict[str, Any]]] = {
+    "float32 gradients": (np.float32, {}),
+    "bfloat16 gradients": (np.uint16, {"grad_dtype": "bfloat16"}),
+    "float16 gradients": (np.float16, {}),
+    "state `\"bfloat16\"`": (None, {"state_dtype": "bfloat16"}),
+    "state `\"8bit\"`": (None, {"state_dtype": "8bit"}),
+    "clipping": (None, {"clip_norm": 1.0, "clip_norm_each": 1.0, "clip_value": 1.0}),
+    "`ema_decay`": (None, {"ema_decay": 0.9}),
+    "`mirrors`": (None, {"mirrors": np.uint16}),
+    "`zero_grads`": (None, {"zero_grads": True}),
+    "`nonfinite`": (None, {"nonfinite": "skip"}),
+}
+"""What they are combined with -> the type of the gradients (None: that of the parameters), and the options."""
+
+
+def combined(parameters: str, other: str) -> str:
+    """Whether a step can be taken so: "yes", or the error, found by taking one."""
+    (dtype, said), (grad_dtype, options) = STORED[parameters], COMBINED[other]
+    p, g = np.zeros(5000, dtype), np.zeros(5000, grad_dtype or dtype)
+    options = {**said, **options}
+    if "mirrors" in options:
+        options["mirrors"] = [np.zeros_like(p, options["mirrors"])]
+    try:
+        fastopt.AdamW([p], lr=0.1, **options).step([g], grad_scale=2.0)
+    except fastopt.FastoptError as error:
+        return f"`{type(error).__name__}`"
+    return "yes"
+
+
+def combinations() -> str:
+    """What combines with what."""
+    rows = ([parameters, *(combined(parameters, other) for other in COMBINED)] for parameters in STORED)
+    return table(["parameters", *COMBINED], rows)
+
+
+NARROWED = {
+    "moment": ("nearest", "sign and 7 bits, nearest"), "square": ("stochastic", "8 bits, stochastic"),
+    "sign": ("nearest", "float32"), None: ("float32", "float32"),
+}  # fmt: skip
+"""`Slot.narrow` -> what state_dtype="bfloat16" makes of it, and "8bit"."""
+
+
+def narrowed() -> str:
+    """What becomes of the state of each optimizer."""
+    rows = []
+    for name, cls in fastopt.OPTIMIZERS.items():
+        for slot in arrays_of(cls):
+            bfloat16, bits = NARROWED[slot.narrow]
+            beside = f" (float32 beside `{slot.wide_beside}`)" if slot.wide_beside else ""
+            rows.append([name, f"`{slot.name}`{beside}", bfloat16, bits])
+    return table(["optimizer", "state", '`"bfloat16"`', '`"8bit"`'], rows)
 
 
 def conventions() -> str:

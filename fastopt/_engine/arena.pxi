@@ -7,6 +7,13 @@ cdef extern from "fastopt_tensors.h":
     fo_import_t fo_exchange_import(capsule) except? NULL
     object fo_tensor_over(fo_import_t take, object keeper, const fo_tensor_t *t)
     void fo_describe_number(fo_tensor_t *t, int type) noexcept
+    void fo_describe_type(fo_tensor_t *t, int type) noexcept
+    enum:
+        FO_SHORT
+        FO_UBYTE
+
+# The types of state that is not of its parameter's type, by PyTorch's names.
+TYPES = {"float32": FO_FLOAT, "bfloat16": FO_BFLOAT16, "int16": FO_SHORT, "uint8": FO_UBYTE}
 
 cdef struct ArenaPiece:
     char *base
@@ -38,21 +45,27 @@ cdef class Arena:
             if self.look == NULL:
                 self.over = NULL
 
-    def zeros(self, own, int place):
+    def zeros(self, own, int place, str kind=None, Py_ssize_t flat=-1):
         """A tensor of zeros like a dense one, for its slot at this place; None if another has to make it.
 
+        Of another type, `kind` (see TYPES), or with one dimension of `flat` elements, if that is asked.
         That is so of an empty one: it would lie where its neighbour does, and `torch.save` refuses two tensors of
         different types at one address.
         """
         cdef fo_tensor_t t
         cdef Py_ssize_t size, like = -1
+        cdef int64_t length = flat, step = 1
         cdef int k
         if self.over == NULL or not 0 <= place < MAX_STATES:
             return None
         self.look(<PyObject *>own, &t)
-        if fo_tensor_type(&t) == FO_UNFIT:
+        if not fo_can_step(fo_tensor_type(&t)):
             return None
-        size = 8 if fo_tensor_type(&t) == cnp.NPY_DOUBLE else 4
+        if kind is not None:
+            fo_describe_type(&t, TYPES[kind])
+        if flat >= 0:
+            t.ndim, t.shape, t.strides = 1, &length, &step
+        size = fo_width(fo_tensor_type(&t))
         for k in range(t.ndim):
             size *= t.shape[k]
         if size == 0:

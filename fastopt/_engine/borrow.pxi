@@ -69,6 +69,9 @@ cdef class BorrowedPlan(Plan):
     cdef int before[MAX_WATCH]        # and in the group's options
     cdef int64_t stamp                # of its last use
 
+    def __cinit__(self):
+        self.plain = True
+
     def __dealloc__(self):
         PyMem_Free(self.numbers)
         PyMem_Free(self.refs)
@@ -264,7 +267,7 @@ cdef class BorrowedPlan(Plan):
             x.high = x.low + (8 if at.is_double else 4)
         else:
             x.low = q.p if slot < 0 else q.s[slot]
-            x.high = x.low + bytes_of(q)
+            x.high = x.low + (q.n << shift_of(q))
         x.param, x.slot = i, slot
         return x.high > x.low
 
@@ -288,7 +291,7 @@ cdef class BorrowedPlan(Plan):
                 continue
             if not (cnp.PyArray_CheckExact(<object>g) and fits(g, q, 0)):
                 return False
-            self.add_work(job, group, q, g, fo_array_data(g))
+            self.add_work(job, group, &group.program, q, g, fo_array_data(g))
         job.moved = moved_blocks(job.blocks, &group.program)
         return True
 

@@ -76,7 +76,7 @@ cdef class GradientClipper(TensorPlan):
             if not self.is_plain(g) or not self.can_view(g, &t) or t.ndim > MOST_ORDINARY_DIMS:
                 return False
             n = dense_form(&t, form)
-            if n < 0 or fo_tensor_type(&t) == FO_UNFIT:
+            if n < 0 or fo_tensor_type(&t) not in (FO_FLOAT, FO_DOUBLE):
                 return False
             data = <char *>fo_shim_writable(&self.shim, g, fo_tensor_type(&t), t.ndim, form, n)
             if n == 0:
@@ -86,7 +86,7 @@ cdef class GradientClipper(TensorPlan):
             q, w = &self.params[job.n_work], &self.work[job.n_work]
             add_summand(job, q, fo_tensor_type(&t), n, data)
             q.p, w.program, w.place = data, &self.program, 0
-            self.memory.append(data, bytes_of(q), i, -1)
+            self.memory.append(data, q.n << shift_of(q), i, -1)
         job.moved = job.blocks
         return self.memory.sort() == 0        # PyTorch clips twice what two of them share
 

@@ -42,24 +42,43 @@ cdef convert(Operands operands, Py_ssize_t i, object g, bint copy):
     label = f"gradient of {operands.label(i)}"
     param = operands.arrays[i]
     array = as_array(g, label, not zeroes)
-    if array.dtype.kind != "f":
-        raise wrong_dtype(label, dtype_name(array), str(param.dtype), True)
+    narrow = not operands.plain and param.dtype != np.float64 and (
+        is_bfloat16(array) or (array.dtype == np.uint16 and operands.reads_uint16(i)))
+    if array.dtype.kind != "f" and not is_bfloat16(array) and not narrow:
+        needed = needed_for(param, operands.plain)
+        if array.dtype == np.uint16 and not operands.plain and param.dtype != np.float64:
+            needed += " (or uint16 with grad_dtype='bfloat16')"
+        raise wrong_dtype(label, dtype_name(array), needed, True)
     if array.shape != param.shape:
         raise ShapeError(f"{label} has shape {array.shape}; the parameter has {param.shape}")
     if zeroes and not array.flags.writeable:
         raise ReadOnlyError(f"{label} is read-only; zero_grads=True writes to it")
-    if not fits(<PyObject *>array, q, 0):
+    readable = array.dtype == param.dtype or narrow or (
+        not operands.plain and param.dtype != np.float64 and array.dtype in (np.float32, np.float16))
+    if not (readable and fits_as(<PyObject *>array, q)):
         if not copy or zeroes:
             more = "; it cannot be copied, because zero_grads=True zeroes it" if zeroes else ", or copy_grads=True"
-            if array.dtype != param.dtype:
-                raise DTypeError(f"{label} has dtype {dtype_name(array)}; {param.dtype} is needed{more}")
+            if not readable:
+                needed = needed_for(param, operands.plain)
+                raise DTypeError(f"{label} has dtype {dtype_name(array)}; {needed} is needed{more}")
             misaligned = "" if array.flags.aligned else ", misaligned"
             raise LayoutError(f"{label} has strides {array.strides}{misaligned}; "
                               f"the parameter has {param.strides}: use the same memory order{more}")
         order = "C" if q.order == cnp.NPY_ARRAY_C_CONTIGUOUS else "F"
         with np.errstate(all="ignore"):       # a cast may overflow to infinity
-            array = np.array(array, dtype=param.dtype, order=order, copy=True, subok=False)
+            dtype = array.dtype if readable else np.float32 if is_narrow(param) else param.dtype
+            array = np.array(array, dtype=dtype, order=order, copy=True, subok=False)
     return np.asarray(array)
+
+
+cdef str needed_for(param, bint plain):
+    """What types a gradient of a parameter can have, for messages."""
+    return str(param.dtype) if plain or param.dtype == np.float64 else "float32, bfloat16 or float16"
+
+
+cdef inline bint fits_as(PyObject *array, const Param *q) noexcept:
+    """Whether an array has the form of a parameter, but for its type."""
+    return fo_array_fits(array, cnp.PyArray_TYPE(<cnp.ndarray>array), q.nd, q.dims, q.order | cnp.NPY_ARRAY_ALIGNED)
 
 
 # --- Errors
@@ -81,11 +100,11 @@ cdef complain_overlap(Operands operands, Py_ssize_t i, char *data):
     cdef Py_ssize_t k
     for k in range(operands.n_params):
         q = &operands.params[k]
-        if data < q.p + bytes_of(q) and q.p < data + bytes_of(&operands.params[i]):
+        if data < q.p + param_bytes(q) and q.p < data + grad_bytes(&operands.params[i]):
             same = "is" if k == i and data == q.p else "overlaps"
             raise OverlapError(f"gradient of {operands.label(i)} {same} {operands.label(k)}; gradients need other "
                                "memory")
-    raise OverlapError(f"gradient of {operands.label(i)} overlaps the state of the optimizer; "
+    raise OverlapError(f"gradient of {operands.label(i)} overlaps the state of the optimizer, or a mirror; "
                        "gradients need other memory")
 
 
@@ -95,6 +114,6 @@ cdef complain_nonfinite(Operands operands, const Job *job):
     cdef Work *w
     for i in range(job.n_work):
         w = &job.work[i]
-        if any_nonfinite(w, 1, w.first_block, w.first_block + w.q.blocks):
+        if any_nonfinite(w, 1, w.first_block, w.first_block + blocks_of(w.q)):
             raise NonFiniteError(f"gradient of {operands.label(w.q - operands.params)} holds a NaN or an "
                                  "infinity; nothing was written")

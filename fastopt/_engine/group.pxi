@@ -82,7 +82,9 @@ SCHEDULABLE = ("lr", "betas", "momentum", "weight_decay")
 PAIRS = {"betas": ("beta1", "beta2"), "etas": ("eta_minus", "eta_plus"), "step_sizes": ("step_min", "step_max")}
 FIXED = (int, float, np.integer, np.floating)     # numbers that cannot change by themselves
 MEAN_SLOT = "ema"                 # what the average of a parameter is called in its state
-AROUND = ("clip_value", "clip_norm_each", "ema_decay", "ema_start", "zero_grads")     # what a group may have or not
+LOW_SLOT = "low"                  # and what a bfloat16 parameter lacks of a float32
+AROUND = ("clip_value", "clip_norm_each", "ema_decay", "ema_start", "zero_grads")     # what a group may have or not,
+STORAGE = ("state_dtype", "split", "rounding", "seed", "param_dtype", "grad_dtype")   # and these: see storage.pxi
 
 
 cdef enum:
@@ -147,6 +149,10 @@ cdef class Group:
     cdef unsigned int copied          # a bit for each of them that starts as a copy of the parameter
     cdef Hyper hyper
     cdef Program program
+    cdef Program stored               # the same over arrays some of which have a format
+    cdef readonly object storage      # see `Storage` in declare.py, or None
+    cdef bint grad_is_bfloat16        # whether gradients of uint16 hold bfloat16
+    cdef int low                      # the place of the low halves among the slots, -1 for none
     cdef int mean                     # the place of the average among the slots, -1 for none
     cdef object clip_norm             # of the plan
     cdef bint around                  # whether one of the options in AROUND was given
@@ -203,6 +209,8 @@ cdef class Group:
         for key in spec.watched:
             watch.append((key, OPTION, -2, ()))
         self.adopt_state(spec, rule)
+        self.storage = spec.storage
+        self.grad_is_bfloat16 = spec.storage is not None and spec.storage.grad_is_bfloat16
         if len(watch) > MAX_WATCH:
             raise RuntimeError("MAX_WATCH in group.pxi is too small")
         rule_alone(&self.program, rule, &SHORT_TABLE.rules[rule - TABLE.rules])
@@ -222,7 +230,8 @@ cdef class Group:
         """Take over what is said of the state, if it is what the rule needs."""
         cdef int i
         cdef list names = [slot.name for slot in spec.slots]
-        cdef list stepped = [slot for slot in spec.slots if slot.like == "parameter" and slot.name != MEAN_SLOT]
+        cdef list stepped = [slot for slot in spec.slots
+                             if slot.like == "parameter" and slot.name not in (MEAN_SLOT, LOW_SLOT)]
         if len(stepped) != rule.n_states:
             raise DeclarationError(f"{spec.owner}: the rule {spec.rule!r} has {rule.n_states} state slot(s); rule() "
                                    f"names {len(stepped)}: {', '.join([slot.name for slot in stepped]) or 'none'}")
@@ -236,8 +245,9 @@ cdef class Group:
                 self.copied |= 1 << i
         read_numbers(self.numbers, spec.numbers)
         self.slots, self.kinds, self.n_slots = names, spec.kinds, <int>len(names)
-        self.alike = all([slot.like == "parameter" for slot in spec.slots])
+        self.alike = all([slot.like == "parameter" and slot.storage is None for slot in spec.slots])
         self.mean = names.index(MEAN_SLOT) if MEAN_SLOT in names else -1
+        self.low = names.index(LOW_SLOT) if LOW_SLOT in names else -1
         self.hyper.averages, self.hyper.mean = self.mean >= 0, spec.mean
 
     cdef bint refresh(self, int64_t steps) except -1:
@@ -347,7 +357,8 @@ cdef class Group:
     cdef bint read_around(self, int64_t steps) except -1:
         """Read the options that a group may have or not, None being as none; True if another spec is needed."""
         cdef Hyper *hyper = &self.hyper
-        self.around = any([self.options.get(key) is not None for key in AROUND])
+        cdef bint stores = any([self.options.get(key) is not None for key in STORAGE])
+        self.around = stores or any([self.options.get(key) is not None for key in AROUND])
         hyper.clip_value = self.limit("clip_value", steps, hyper.has_float)
         hyper.clip_norm_each = self.limit("clip_norm_each", steps, False)
         decay, start, zeroes = [self.options.get(key) for key in ("ema_decay", "ema_start", "zero_grads")]
@@ -364,6 +375,10 @@ cdef class Group:
                 raise HyperparameterError(f"{self.owner}: ema_decay={now!r} must be a number in [0, 1], or a schedule")
             hyper.ema_decay = float(now)
         self.check_alone(self.clip_norm)
+        if stores or self.storage is not None:
+            self.settled = self.settled and not isinstance(self.options.get("state_dtype"), Mapping)
+            if self.storage is None or self.storage.differs(self.options):
+                return True
         return (decay is not None) != hyper.averages
 
     cdef check_alone(self, clip_norm):
@@ -431,6 +446,8 @@ cdef class Group:
             raise HyperparameterError(f"{self.owner}: 1 - lr * weight_decay is not finite; "
                                       f"lr={hyper.x[0]!r}, weight_decay={hyper.weight_decay!r}")
         compile(&self.program, hyper, grad_scale, clips, shrink.d[0], &self.faded, self.mean)
+        self.stored = self.program
+        self.stored.walk, self.stored.bare, self.stored.bare_unclipped = walk_stored, False, False
         self.stale, self.grad_scale, self.clips = False, grad_scale, clips
 
     cdef compute(self, StepScalars *out, int64_t t, const double *numbers, bint begun):

@@ -22,6 +22,12 @@ cdef const Rule *EXCHANGE = NULL
 cdef const Rule *NONFINITE = NULL
 cdef const Sum *SQUARES = NULL
 cdef const Sum *MAXIMUM = NULL
+cdef const Format *BFLOAT16 = NULL
+cdef const Format *BFLOAT16_STOCHASTIC = NULL
+cdef const Format *FLOAT16 = NULL
+cdef const Format *SPLIT = NULL
+cdef const Format *E4M3 = NULL
+cdef const Format *UE5M3 = NULL
 cdef str isa = ""
 
 
@@ -65,6 +71,7 @@ def use_level(str level):
     """
     global TABLE, SHORT_TABLE, UNSCALE, RESCALE, CLAMP, L2, NEGATE, SHRINK, FLUSH, LERP, LERP_BACK, BLEND
     global FILL, LOOKAHEAD, EXCHANGE, NONFINITE, SQUARES, MAXIMUM, isa
+    global BFLOAT16, BFLOAT16_STOCHASTIC, FLOAT16, SPLIT, E4M3, UE5M3
     if not is_available(level):
         raise ImportError(f"FASTOPT_ISA={level!r} is not possible here; possible: {', '.join(available_levels())}")
     TABLE = table_of(_kernels(level))
@@ -76,6 +83,9 @@ def use_level(str level):
     FILL, LOOKAHEAD, NONFINITE = find_rule("fill"), find_rule("lookahead"), find_rule("nonfinite")
     EXCHANGE = find_rule("exchange")
     SQUARES, MAXIMUM = find_sum("squares"), find_sum("maximum")
+    BFLOAT16, BFLOAT16_STOCHASTIC = find_format("bfloat16"), find_format("bfloat16_stochastic")
+    FLOAT16, SPLIT = find_format("float16"), find_format("split")
+    E4M3, UE5M3 = find_format("e4m3"), find_format("ue5m3")
     isa = level
 
 
@@ -108,6 +118,23 @@ cdef const Sum *find_sum(str name) except NULL:
         if strcmp(TABLE.sums[i].name, key) == 0:
             return &TABLE.sums[i]
     raise ImportError(f"there is no sum {name!r} in kernels/sums.pxi")
+
+
+cdef const Format *find_format(str name) except NULL:
+    cdef bytes key = name.encode()
+    for i in range(TABLE.n_formats):
+        if strcmp(TABLE.formats[i].name, key) == 0:
+            return &TABLE.formats[i]
+    raise ImportError(f"there is no format {name!r} in kernels/formats.pxi")
+
+
+def formats():
+    """Every format: name -> (bytes of an element, bytes beside it, beside how many elements; 0: each). For tests."""
+    return {
+        (<bytes>TABLE.formats[i].name).decode(): (
+            TABLE.formats[i].size, TABLE.formats[i].beside, TABLE.formats[i].block)
+        for i in range(TABLE.n_formats)
+    }
 
 
 def sums():

@@ -4,7 +4,7 @@ cdef struct Interval:
     char *low
     char *high
     Py_ssize_t param
-    int slot                  # place in the parameter's state, -1 for the parameter itself
+    int slot                  # place in the parameter's state, -1 for the parameter itself, -2 for its mirror
 
 
 cdef class Memory:
@@ -15,8 +15,8 @@ cdef class Memory:
     cdef char *gap_low                # between two intervals, where the last gradient lay
     cdef char *gap_high
 
-    def __cinit__(self, list arrays, list names, list states):
-        cdef Py_ssize_t i, size = len(arrays)
+    def __cinit__(self, list arrays, list names, list states, list mirrors=None):
+        cdef Py_ssize_t i, size = len(arrays) + (0 if mirrors is None else len(mirrors))
         cdef dict state
         for state in states:
             size += len(state)
@@ -26,6 +26,8 @@ cdef class Memory:
             if i < len(states):
                 for slot, array in enumerate((<dict>states[i]).values()):
                     self.note(array, i, slot)
+            if mirrors is not None and i < len(mirrors) and mirrors[i] is not None:
+                self.note(mirrors[i], i, -2)
         i = self.sort()
         if i:
             raise OverlapError(clash(&self.intervals[i - 1], &self.intervals[i], names, states))
@@ -127,6 +129,8 @@ cdef int by_address(const void *a, const void *b) noexcept nogil:
 cdef str owner_of(const Interval *x, list names, list states):
     """What messages call the owner of an interval."""
     label = label_of(names, x.param)
+    if x.slot == -2:
+        return f"mirror of {label}"
     return f"state {list(states[x.param])[x.slot]!r} of {label}" if x.slot >= 0 else label
 
 
@@ -136,7 +140,7 @@ cdef str clash(const Interval *a, const Interval *b, list names, list states):
     if (a.param, a.slot) > (b.param, b.slot):
         a, b = b, a
     return (f"{owner_of(b, names, states)} {'is the same memory as' if same else 'overlaps'} "
-            f"{owner_of(a, names, states)}; every parameter and state needs memory of its own")
+            f"{owner_of(a, names, states)}; every parameter, state and mirror needs memory of its own")
 
 
 cdef void *renewed(void *block, Py_ssize_t size) except NULL:

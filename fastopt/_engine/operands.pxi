@@ -6,8 +6,11 @@ cdef class Operands:
     cdef readonly list arrays         # the parameters, as arrays
     cdef readonly list names          # their names, or None for each
     cdef readonly list states         # per parameter: slot -> array
+    cdef readonly list mirrors        # per parameter: an array that takes a copy of it at each step, or None
+    cdef readonly list streams        # per parameter: the number of its random stream, which no other has
     cdef public bint named
     cdef readonly object state_factory
+    cdef bint plain                   # whether only float32 and float64 are accepted
     cdef bint foreign                 # whether some state came from a state_factory
     cdef bint flattened                 # whether arrays are tensors', with one dimension
     cdef bint copies_first            # whether some state starts as a copy of its parameter
@@ -20,11 +23,13 @@ cdef class Operands:
 
     def __cinit__(self):
         self.groups, self.arrays, self.names, self.states, self.arenas = [], [], [], [], {}
+        self.mirrors, self.streams = [], []
 
     def __dealloc__(self):
         cdef Py_ssize_t i
         for i in range(self.n_params):       # the lists may be gone already
             PyMem_Free(self.params[i].dims)
+            PyMem_Free(self.params[i].stored)
         PyMem_Free(self.params)
         PyMem_Free(self.copies)
         PyMem_Free(self.work)
@@ -41,6 +46,10 @@ cdef class Operands:
         """Set what `count` returns; numbers that are left out become 0."""
         read_numbers(self.params[i].numbers, numbers)
         self.params[i].t = t
+
+    cdef bint reads_uint16(self, Py_ssize_t i) except -1:
+        """Whether a gradient of uint16 holds bfloat16, for parameter i."""
+        return self.group_of(i).grad_is_bfloat16 or self.arrays[i].dtype == np.uint16
 
     def touches(self, cnp.ndarray array):
         """Whether an array may share memory with a parameter or a state."""
@@ -77,6 +86,74 @@ cdef class Operands:
             states = self.states[i]
             for k in range(len(group.slots)):
                 self.params[i].s[k] = <char *>cnp.PyArray_DATA(<cnp.ndarray>states[group.slots[k]])
+            if self.params[i].stored != NULL:
+                self.note_formats(group, i)
+
+    cdef note_formats(self, Group group, Py_ssize_t i):
+        """Note the formats of a parameter and its state, for which there is memory."""
+        cdef Stored *stored = self.params[i].stored
+        cdef cnp.ndarray array
+        self.put_formats(group, &self.params[i], is_narrow(self.arrays[i]), False)
+        if i < len(self.streams):
+            stored.stream = self.streams[i]
+        stored.mirror, stored.copy = NULL, NULL
+        if i < len(self.mirrors) and self.mirrors[i] is not None:
+            array = self.mirrors[i]
+            stored.mirror = <char *>cnp.PyArray_DATA(array)
+            stored.copy = FLOAT16 if cnp.PyArray_TYPE(array) == NPY_HALF else BFLOAT16
+
+    cdef put_formats(self, Group group, Param *q, bint narrow, bint like_param):
+        """Note the formats of a parameter and its state. `like_param`: state is stored as its parameter by default."""
+        cdef Stored *stored = q.stored
+        cdef Py_ssize_t k
+        cdef bint rounds = group.storage is not None and group.storage.rounding == "stochastic"
+        stored.p = NULL
+        if narrow:
+            stored.p = SPLIT if group.low >= 0 else BFLOAT16_STOCHASTIC if rounds else BFLOAT16
+        stored.low = q.s[group.low] if group.low >= 0 else NULL
+        stored.seed = group.storage.seed if group.storage is not None else 0
+        for k in range(MAX_SLOTS):
+            stored.s[k] = NULL
+        for k, name in enumerate(group.slots):
+            if k != group.mean and k != group.low:
+                stored.s[k] = format_of(group.kinds[name], q.n, like_param and narrow, rounds)
+                stored.names[k] = hash_of(name)
+
+    def random_streams(self):
+        """The number of each parameter's random stream; None if none is drawn from, and they are 0, 1, 2 and so on."""
+        cdef Py_ssize_t i
+        for i in range(len(self.streams)):
+            if self.streams[i] != i or (self.params[i].stored != NULL and draws(self.params[i].stored)):
+                return list(self.streams)
+        return None
+
+    cdef list more_streams(self, Py_ssize_t n):
+        """Numbers of random streams for n more parameters, which none has."""
+        cdef set taken = set(self.streams)
+        cdef list fresh = []
+        cdef Py_ssize_t number = len(self.streams)
+        while len(fresh) < n:
+            if number not in taken:
+                fresh.append(number)
+            number += 1
+        return fresh
+
+    cdef void write_mirrors(self, Group group) noexcept:
+        """Write the mirrors of the parameters of a group."""
+        cdef Py_ssize_t i
+        for i in range(group.first, group.first + group.n_params):
+            self.write_mirror(&self.params[i])
+
+    cdef void write_mirror(self, const Param *q) noexcept:
+        """Write the mirror of a parameter, if it has one, as the parameter is now."""
+        cdef Stored *stored = q.stored
+        cdef float tile[FORMAT_TILE]
+        cdef Py_ssize_t at, size
+        if stored == NULL or stored.mirror == NULL:
+            return
+        for at from 0 <= at < q.n by FORMAT_TILE:
+            size = min(q.n - at, FORMAT_TILE)
+            put(stored.copy, stored.mirror, NULL, loaded(stored.p, tile, q.p, stored.low, at, size), at, size, 0)
 
     # --- Memory of the state
 
@@ -94,18 +171,18 @@ cdef class Operands:
                 for i in missing:
                     states[i][name] = self.made(kind, arrays[i], labels[i])
             elif kind.like == "parameter":
-                place_slot(name, missing, arrays, states)
+                place_slot(kind, missing, arrays, states)
             else:
                 for i in missing:
-                    shape, dtype = shape_like(kind.like, arrays[i].shape), storage_of(kind, arrays[i])
-                    memory = np.empty(int(np.prod(shape)) * dtype.itemsize, np.uint8)
-                    states[i][name] = memory.view(dtype).reshape(shape)
+                    layout = layout_of(kind, arrays[i])
+                    shape, dtype = layout
+                    states[i][name] = np.empty(bytes_of(layout), np.uint8).view(dtype).reshape(shape)
 
     cdef made(self, kind, array, str owner):
         """State from the state_factory, checked."""
         label = f"state {kind.name!r} of {owner}, from state_factory,"
-        shape = shape_like(kind.like, array.shape)
-        state = as_parameter(self.state_factory(kind.name, shape, storage_of(kind, array)), label)
+        shape, dtype = layout_of(kind, array)
+        state = as_slot(kind, self.state_factory(kind.name, shape, dtype), label)
         check_state(kind, state, array, label, self.flattened)
         return state
 
@@ -123,14 +200,16 @@ cdef class Operands:
 
         Parameters and state have to have been checked: this reads and writes by their pointers.
         """
-        cdef Program value, copy
+        cdef Program value, stored, copy
         cdef StepScalars scalars
         cdef Job job
         cdef Group other
         cdef Py_ssize_t k
         rule_alone(&value, FILL, FILL)
+        stored = value
+        stored.walk, stored.bare, stored.bare_unclipped = walk_stored, False, False
         rule_alone(&copy, UNSCALE, UNSCALE)         # by 1: the value itself
-        scalars.flush = False
+        scalars.flush, scalars.t = False, 0
         for k in range(len(group.slots)):
             if group.slots[k] not in names:
                 continue
@@ -140,10 +219,18 @@ cdef class Operands:
             if kind.like != "parameter":
                 self.fill_small(group, k, &scalars.h)
                 continue
+            if kind.storage == "low":
+                self.fill_low(group, k)
+                continue
             self.begin_job(&job, &scalars)
             for other in self.groups:     # as a step: the same threads are to touch the memory first
-                self.add_fill(&job, other, &copy if is_copy else &value, k if other is group else -1, is_copy)
+                self.add_fill(&job, other, &copy if is_copy else &value, &stored, k if other is group else -1, is_copy)
             launch(team, &job)
+
+    cdef fill_low(self, Group group, Py_ssize_t k):
+        """Write the low halves of parameters that begin as the bfloat16 that they are."""
+        for i in range(group.first, group.first + group.n_params):
+            memset(self.params[i].s[k], 0, cnp.PyArray_NBYTES(<cnp.ndarray>self.states[i][group.slots[k]]))
 
     cdef fill_small(self, Group group, Py_ssize_t k, Scaled *value):
         """Write the first values of a state slot that is not like its parameters."""
@@ -173,18 +260,27 @@ cdef class Operands:
             if q.t == 0:
                 for k in range(MAX_STATES):
                     if group.copied >> k & 1:
-                        memcpy(q.s[k], q.p, bytes_of(q))
+                        copy_param(q, k)
 
-    cdef void add_fill(self, Job *job, Group group, const Program *program, Py_ssize_t k, bint reads) noexcept:
+    cdef void add_fill(self, Job *job, Group group, const Program *program, const Program *program_stored,
+                       Py_ssize_t k, bint reads) noexcept:
         """Add a program on the k-th state slot of a group, which `reads` its parameters; -1 leaves its blocks out."""
         cdef Param *q
         cdef Py_ssize_t i, before = job.blocks
         for i in range(group.first, group.first + group.n_params):
             q = &self.params[i]
-            if k >= 0:
+            if reads and k >= 0 and q.stored != NULL:
+                copy_param(q, k)
+            if k < 0 or (reads and q.stored != NULL):
+                job.blocks += blocks_of(q)
+            elif q.stored == NULL or q.stored.s[k] == NULL:
                 self.add_other(job, q, q.s[k], program, q.p if reads else NULL, 0)
             else:
-                job.blocks += q.blocks
+                self.add_other(job, q, q.s[k] + beside_bytes(q.stored.s[k], q.n), program_stored, NULL, 0)
+                memset(q.stored + 1, 0, sizeof(Stored))       # as if the slot were a parameter
+                q.stored[1].p, q.stored[1].low, q.stored[1].name = q.stored.s[k], q.s[k], q.stored.names[k]
+                q.stored[1].seed, q.stored[1].stream = q.stored.seed, q.stored.stream
+                self.copies[job.n_work - 1].stored = q.stored + 1
         job.moved += moved_blocks(job.blocks - before, &group.program)
 
     cpdef check_states(self):
@@ -206,16 +302,17 @@ cdef class Operands:
         for k, name in enumerate(group.slots):
             state = self.states[i][name]
             if <char *>cnp.PyArray_DATA(state) != q.s[k] or not (
-                    fits(<PyObject *>state, q, cnp.NPY_ARRAY_WRITEABLE) if group.alike else
+                    fits(<PyObject *>state, q, cnp.NPY_ARRAY_WRITEABLE) if group.alike and q.stored == NULL else
+                    fits_format(<PyObject *>state, q, k, k == group.low) or
                     self.fits_slot(group.kinds[name], state, i, cnp.NPY_ARRAY_WRITEABLE)):
                 raise LayoutError(f"state {name!r} of {self.label(i)} was changed after it was made: its "
                                   "memory, shape, type or writability")
 
     cdef bint fits_slot(self, kind, array, Py_ssize_t i, int flags) except -1:
         """Whether an array can be this state slot of parameter i, and has these flags."""
-        if kind.like == "parameter":
+        if kind.like == "parameter" and kind.storage is None and self.params[i].stored == NULL:
             return fits(<PyObject *>array, &self.params[i], flags)
-        return (is_like(kind, array, self.arrays[i], self.flattened)
+        return (has_layout(kind, array, self.arrays[i], self.flattened)
                 and (cnp.PyArray_FLAGS(<cnp.ndarray>array) & flags) == flags)
 
     cdef check_params(self, Group group):
@@ -245,7 +342,7 @@ cdef class Operands:
         copy[0] = q[0]
         copy.p = target
         w.q, w.program, w.g, w.place, w.first_block = copy, program, g, place, job.blocks
-        job.blocks += q.blocks
+        job.blocks += blocks_of(q)
         job.n_work += 1
 
     # --- Where gradients may be
@@ -260,12 +357,35 @@ cdef class Operands:
     @cython.final                     # and so inline: once for each parameter
     cdef inline bint is_apart(self, Param *q, char *data) noexcept:
         """Whether a gradient at `data` meets no parameter or state; the gap that it lies in is remembered."""
-        if (q.gap_low <= data and data + bytes_of(q) <= q.gap_high) or q.n == 0:
+        if (q.gap_low <= data and data + grad_bytes(q) <= q.gap_high) or q.n == 0:
             return True
-        if not self.memory.is_free(data, data + bytes_of(q)):
+        if not self.memory.is_free(data, data + grad_bytes(q)):
             return False
         q.gap_low, q.gap_high = self.memory.gap_low, self.memory.gap_high
         return True
+
+
+cdef inline bint fits_format(PyObject *array, const Param *q, Py_ssize_t k, bint low) noexcept:
+    """Whether an array is what the k-th state slot of a parameter is stored in, without Python calls.
+
+    Not of all that can be: what this says no to, `Operands.fits_slot` has to say.
+    """
+    cdef const Format *format = NULL
+    cdef int type = cnp.PyArray_TYPE(<cnp.ndarray>array)
+    if q.stored == NULL:
+        return False
+    format = q.stored.s[k]
+    if format == BFLOAT16 or format == BFLOAT16_STOCHASTIC:
+        if <PyObject *>cnp.PyArray_DESCR(<cnp.ndarray>array) != <PyObject *>bfloat16_made:
+            return False
+    elif format != NULL:
+        return False
+    elif q.stored.p == NULL:
+        if low or type != q.type:         # of other parameters than bfloat16, low halves are empty
+            return False
+    elif type != <int>(cnp.NPY_SHORT if low else cnp.NPY_FLOAT):
+        return False
+    return fo_array_fits(array, type, q.nd, q.dims, q.order | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE)
 
 
 cdef describe(Param *q, cnp.ndarray a):
@@ -277,9 +397,39 @@ cdef describe(Param *q, cnp.ndarray a):
     q.p = <char *>cnp.PyArray_DATA(a)
     q.n = cnp.PyArray_SIZE(a)
     q.type = cnp.PyArray_TYPE(a)
-    q.blocks = (bytes_of(q) + BLOCK - 1) // BLOCK
     q.nd = a.ndim
     q.order = cnp.NPY_ARRAY_C_CONTIGUOUS if cnp.PyArray_IS_C_CONTIGUOUS(a) else cnp.NPY_ARRAY_F_CONTIGUOUS
+
+
+cdef Stored *new_stored(Py_ssize_t i) except NULL:
+    """Memory for what is stored of parameter i, and, beside it, of what takes its place for a while."""
+    cdef Stored *stored = <Stored *>renewed(NULL, 2 * <Py_ssize_t>sizeof(Stored))
+    memset(stored, 0, 2 * sizeof(Stored))
+    stored.stream, stored.name = <uint32_t>i, hash_of("")
+    return stored
+
+
+cdef void copy_param(const Param *q, Py_ssize_t k) noexcept nogil:
+    """Copy a parameter into its k-th state slot."""
+    cdef const Stored *stored = q.stored
+    cdef float tile[FORMAT_TILE]
+    cdef float *x
+    cdef char *a = q.s[k]
+    cdef uint32_t key = 0
+    cdef Py_ssize_t at, size
+    if stored == NULL or (stored.p == NULL and stored.s[k] == NULL):
+        memcpy(a, q.p, q.n << shift_of(q))
+        return
+    if stored.s[k] != NULL:
+        a += beside_bytes(stored.s[k], q.n)
+        key = stream_key(stored.seed, stored.stream, stored.names[k], 0)
+    for at from 0 <= at < q.n by FORMAT_TILE:
+        size = min(q.n - at, FORMAT_TILE)
+        x = loaded(stored.p, tile, q.p, stored.low, at, size)
+        if stored.s[k] == NULL:
+            memcpy(a + at * sizeof(float), x, size * sizeof(float))
+        else:
+            put(stored.s[k], a, q.s[k], x, at, size, key)
 
 
 cdef write_numbers(list pairs):
@@ -289,24 +439,25 @@ cdef write_numbers(list pairs):
         memcpy(cnp.PyArray_DATA(array), cnp.PyArray_DATA(<cnp.ndarray>value), cnp.PyArray_ITEMSIZE(array))
 
 
-cdef place_slot(str name, list missing, list arrays, list states):
+cdef place_slot(kind, list missing, list arrays, list states):
     """A state slot of a group in one block of memory, for the arrays at `missing`, each on a 64-byte boundary.
 
     Streams at one offset in their pages hold each other up: a load waits for any store whose address ends in the same
     twelve bits. So slots lie a quarter page apart, those of large arrays from the parameter, too.
     """
-    cdef Py_ssize_t i, base, place, lead, apart
+    cdef Py_ssize_t i, base, place, lead, apart, n_bytes
+    cdef list layouts = [layout_of(kind, arrays[i]) for i in missing]
+    cdef list sizes = [bytes_of(layout) for layout in layouts]
     apart = (len(states[0]) + 1 if states else 0) * (PAGE // 4)
-    arena = np.empty(PAGE + sum([arrays[i].nbytes + (PAGE if arrays[i].nbytes >= PAGE else BLOCK)
-                                 for i in missing]), np.uint8)
+    arena = np.empty(PAGE + sum([size + (PAGE if size >= PAGE else BLOCK) for size in sizes]), np.uint8)
     base = place = <Py_ssize_t>cnp.PyArray_DATA(<cnp.ndarray>arena)
     place += (apart - place) & (PAGE - 1)
-    for i in missing:
+    for i, (shape, dtype), n_bytes in zip(missing, layouts, sizes):
         array = arrays[i]
         place += -place & (BLOCK - 1)
-        if array.nbytes >= PAGE:
+        if n_bytes >= PAGE:
             lead = <Py_ssize_t>cnp.PyArray_DATA(<cnp.ndarray>array) + apart
             place += (lead - lead % BLOCK - place) & (PAGE - 1)
-        flat = arena[place - base:][:array.nbytes].view(array.dtype)
-        states[i][name] = flat.reshape(array.shape, order="C" if array.flags.c_contiguous else "F")
-        place += array.nbytes
+        flat = arena[place - base:][:n_bytes].view(dtype)
+        states[i][kind.name] = flat.reshape(shape, order="C" if array.flags.c_contiguous else "F")
+        place += n_bytes

@@ -1,4 +1,5 @@
-# For tests: the walk of a step, over arrays that no machine has room for; a stage by itself, and sums in any pieces.
+# For tests: the walk of a step, over arrays that no machine has room for; a stage or format by itself, and sums in any
+# pieces.
 
 cdef enum:
     MOST_NOTED = 16
@@ -46,6 +47,7 @@ def cut(list arrays, Py_ssize_t begin, Py_ssize_t end):
         raise ValueError("an element has 4 or 8 bytes")
     for i, (n, width) in enumerate(arrays[:MOST_NOTED]):
         q[i].p, q[i].n, q[i].type = NULL, n, cnp.NPY_DOUBLE if width == 8 else cnp.NPY_FLOAT
+        q[i].stored = NULL
         work[i].q, work[i].program, work[i].g, work[i].place, work[i].first_block = &q[i], &program, NULL, i, blocks
         blocks += n // (BLOCK // <int>width) + (n % (BLOCK // <int>width) != 0)
         bank[i].flush = False
@@ -75,6 +77,37 @@ def run_stage_alone(str name, cnp.ndarray target, cnp.ndarray gradient, cnp.ndar
     else:
         f64[0] = <double *>cnp.PyArray_DATA(param)
         run_stage(&stage, <double *>cnp.PyArray_DATA(target), <const double *>cnp.PyArray_DATA(gradient), f64, n)
+
+
+def store_alone(str name, cnp.ndarray x, uint32_t key=0):
+    """Flat float32 in a format, at the level in use, tile by tile: (elements, what is beside them). For tests.
+
+    `key` is the random number of the first element.
+    """
+    cdef const Format *format = find_format(name)
+    cdef Py_ssize_t n = x.shape[0], first
+    cdef cnp.ndarray a = np.empty(n * format.size, np.uint8), b = np.empty(beside_bytes(format, n), np.uint8)
+    if not has_form(x) or cnp.PyArray_TYPE(x) != cnp.NPY_FLOAT:
+        raise ValueError(f"the format {name!r} takes flat arrays of float32")
+    for first from 0 <= first < n by FORMAT_TILE:
+        format.store(cnp.PyArray_BYTES(a) + first * format.size, cnp.PyArray_BYTES(b) + beside_bytes(format, first),
+                     <const float *>cnp.PyArray_DATA(x) + first, min(n - first, FORMAT_TILE),
+                     lattice(key, first))
+    return a.view(np.dtype(f"u{format.size}")), b.view(np.uint16)
+
+
+def load_alone(str name, cnp.ndarray a, cnp.ndarray b):
+    """What `store_alone` gave, as float32. For tests."""
+    cdef const Format *format = find_format(name)
+    cdef Py_ssize_t n = a.shape[0], first
+    cdef cnp.ndarray x = np.empty(n, np.float32)
+    if a.dtype.itemsize != format.size or b.nbytes != beside_bytes(format, n):
+        raise ValueError(f"the format {name!r} has {format.size} bytes for each element, and "
+                         f"{beside_bytes(format, n)} beside {n} elements")
+    for first from 0 <= first < n by FORMAT_TILE:
+        format.load(<float *>cnp.PyArray_DATA(x) + first, cnp.PyArray_BYTES(a) + first * format.size,
+                    cnp.PyArray_BYTES(b) + beside_bytes(format, first), min(n - first, FORMAT_TILE))
+    return x
 
 
 def run_sum_alone(str name, cnp.ndarray x):

@@ -21,11 +21,27 @@ cdef enum:
     PAGE = 4096
     BLOCK = 64                # bytes of parameter that are never cut
 
+
+cdef inline Py_ssize_t beside_bytes(const Format *format, Py_ssize_t n) noexcept nogil:
+    """The bytes beside n elements in a format."""
+    return format.beside * ((n + format.block - 1) // format.block if format.block else n)
+
+
+cdef inline uint32_t lattice(uint32_t key, Py_ssize_t i) noexcept nogil:
+    """The random number of element i."""
+    return key + <uint32_t>i * <uint32_t>LATTICE
+
+
 cdef struct Stage:
     const Rule *kernel
     int target
     float f[MOST_STAGE_SCALARS]     # its scalars, for each compute type
     double d[MOST_STAGE_SCALARS]
+
+cdef struct Stored
+cdef struct Program
+ctypedef void (*Walk)(const Program *program, const StepScalars *scalars, double factor, const Stored *stored, char *p,
+                      char *g, char *const *state, Py_ssize_t n, Py_ssize_t first, Py_ssize_t last) noexcept nogil
 
 cdef struct Program:
     const Rule *rule
@@ -36,6 +52,7 @@ cdef struct Program:
     double own_limit          # of the norm of each gradient, 0 for none: the factors are each array's own
     int mean                  # the place of the average among the state slots, -1 for none
     bint zeroes               # whether gradients are zeroed
+    Walk walk                 # over arrays some of which are stored in a format; NULL where none is
     int n_before              # stages before the rule,
     int n_after               # then those after it,
     int n_fading              # then those that are run only at steps that flush
@@ -45,7 +62,7 @@ cdef struct Program:
 cdef void rule_alone(Program *program, const Rule *rule, const Rule *short_rule) noexcept nogil:
     """A program of a rule alone."""
     program.rule, program.short_rule, program.bare, program.bare_unclipped = rule, short_rule, True, True
-    program.clip, program.own_limit, program.mean, program.zeroes = -1, 0, -1, False
+    program.clip, program.own_limit, program.mean, program.zeroes, program.walk = -1, 0, -1, False, NULL
     program.n_before = program.n_after = program.n_fading = 0
 
 
@@ -140,19 +157,37 @@ cdef inline void run_mean(const Mean *mean, real *average, real **operands, Py_s
               n)
 
 
+cdef inline void run_tile(const Program *program, const StepScalars *scalars, real by, real **operands,
+                          const real *seen, const real *h, int n_stages, Py_ssize_t n) noexcept nogil:
+    """Run the rule and so many stages on a tile. `by` is the factor of clipping by norm, `seen` the gradient."""
+    cdef const Stage *stage
+    cdef int k
+    for k in range(program.n_before):
+        if k != program.clip:
+            run_stage(&program.stages[k], operands[GRAD], seen, operands, n)
+        elif by != 1:
+            apply(program.stages[k].kernel, operands[GRAD], seen, operands, &by, n)
+        else:
+            continue
+        seen = operands[GRAD]
+    if program.mean >= 0 and scalars.mean.copies_first:
+        memcpy(operands[MEAN], operands[PARAM], n * sizeof(real))
+    apply(program.rule, operands[PARAM], seen, operands + STATE, h, n)
+    for k in range(program.n_before, n_stages):
+        stage = &program.stages[k]
+        run_stage(stage, operands[stage.target], seen, operands, n)
+
+
 cdef void run_tiles(const Program *program, const StepScalars *scalars, double factor, real *p, real *g,
                     char *const *state, const real *h, Py_ssize_t first, Py_ssize_t n) noexcept nogil:
     """Run a program on n elements of an array, from its element `first` on. `factor` is that of clipping by norm."""
     cdef char room[4 * PAGE]  # one to begin on a page, one to begin anywhere in it, and ONE_TILE doubles
     cdef real *operands[MAX_OPERANDS]
-    cdef const real *seen
-    cdef const Stage *stage
     cdef int n_stages = program.n_before + program.n_after + (program.n_fading if scalars.flush else 0)
     # Clipping by norm reads nothing that the rule reads, too.
     cdef bint clips_alone = n_stages == 1 and program.clip == 0 and program.mean < 0
     cdef Py_ssize_t size, tile = ONE_TILE if n <= ONE_TILE or clips_alone else STAGE_TILE
     cdef int k, n_operands = STATE + program.rule.n_states
-    cdef real by = <real>factor
     operands[PARAM] = p + first
     for k in range(STATE, n_operands):
         operands[k] = <real *>state[k - STATE] + first
@@ -166,21 +201,7 @@ cdef void run_tiles(const Program *program, const StepScalars *scalars, double f
     while True:
         size = min(n, tile)
         operands[GRAD] = beside(room, operands[PARAM])
-        seen = g
-        for k in range(program.n_before):
-            if k != program.clip:
-                run_stage(&program.stages[k], operands[GRAD], seen, operands, size)
-            elif factor != 1:
-                apply(program.stages[k].kernel, operands[GRAD], seen, operands, &by, size)
-            else:
-                continue
-            seen = operands[GRAD]
-        if program.mean >= 0 and scalars.mean.copies_first:
-            memcpy(operands[MEAN], operands[PARAM], size * sizeof(real))
-        apply(program.rule, operands[PARAM], seen, operands + STATE, h, size)
-        for k in range(program.n_before, n_stages):
-            stage = &program.stages[k]
-            run_stage(stage, operands[stage.target], seen, operands, size)
+        run_tile(program, scalars, <real>factor, operands, <const real *>g, h, n_stages, size)
         if program.mean >= 0:
             run_mean(&scalars.mean, operands[MEAN], operands, size)
             operands[MEAN] += size

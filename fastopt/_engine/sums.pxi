@@ -48,10 +48,29 @@ cdef inline void sum_tiles(const Job *job, Py_ssize_t i, Py_ssize_t first, Py_ss
     cdef Py_ssize_t start = first * SUM_TILE, n = min(last * SUM_TILE, w.q.n) - start
     if first >= last:
         return
-    if w.q.type == cnp.NPY_DOUBLE:
-        job.sum.f64(sums_of(job, i) + first, <const double *>w.g + start, n)
+    sum_elements(job, w, sums_of(job, i) + first, start, n)
+
+
+cdef inline void sum_elements(const Job *job, const Work *w, double *sums, Py_ssize_t start,
+                              Py_ssize_t n) noexcept nogil:
+    """Sum n elements of an array, from its element `start` on, where a tile begins."""
+    if w.q.stored != NULL and w.q.stored.g != NULL:
+        sum_format(job.sum, w.q.stored.g, sums, w.g, start, n)
+    elif w.q.type == cnp.NPY_DOUBLE:
+        job.sum.f64(sums, <const double *>w.g + start, n)
     else:
-        job.sum.f32(sums_of(job, i) + first, <const float *>w.g + start, n)
+        job.sum.f32(sums, <const float *>w.g + start, n)
+
+
+cdef void sum_format(const Sum *sum, const Format *format, double *sums, const char *g, Py_ssize_t start,
+                     Py_ssize_t n) noexcept nogil:
+    """The same of a gradient in a format."""
+    cdef float tile[SUM_TILE]
+    cdef Py_ssize_t at, size
+    for at from start <= at < start + n by SUM_TILE:
+        size = min(start + n - at, SUM_TILE)
+        format.load(tile, g + at * format.size, NULL, size)
+        sum.f32(sums + (at - start) // SUM_TILE, tile, size)
 
 
 cdef void sum_blocks(Job *job, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
@@ -62,7 +81,7 @@ cdef void sum_blocks(Job *job, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
         w = &job.work[i]
         per_block = elements_per_block(w)
         sum_tiles(job, i, tiles_of(max(0, begin - w.first_block) * per_block),
-                  tiles_of(min(end - w.first_block, w.q.blocks) * per_block))
+                  tiles_of(min(end - w.first_block, blocks_of(w.q)) * per_block))
         i += 1
 
 
@@ -86,10 +105,7 @@ cdef void sum_all(Job *job) noexcept nogil:
     for i in range(job.n_work):
         prefetch_gradient(job, i)
         w, sums = &job.work[i], job.sums + i
-        if w.q.type == cnp.NPY_DOUBLE:
-            job.sum.f64(sums, <const double *>w.g, w.q.n)
-        else:
-            job.sum.f32(sums, <const float *>w.g, w.q.n)
+        sum_elements(job, w, sums, 0, w.q.n)
         if w.q.n > SUM_TILE or w.q.n == 0:        # of one tile, the sum is that of the array
             sums[0] = join(job.sum, sums, sums, tiles_of(w.q.n))
 
@@ -259,9 +275,9 @@ cdef void add_summand(Job *job, Param *q, int type, Py_ssize_t n, char *data) no
     """Add n elements at `data` to a job that sums; `q` takes what has to be known of them."""
     cdef Work *w = &job.work[job.n_work]
     q.type, q.n = <short>type, n
-    q.blocks = (bytes_of(q) + BLOCK - 1) // BLOCK
+    q.stored = NULL
     w.q, w.g, w.first_block = q, data, job.blocks
-    job.blocks += q.blocks
+    job.blocks += blocks_of(q)
     job.n_work += 1
 
 

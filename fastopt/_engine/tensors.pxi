@@ -19,10 +19,16 @@ cdef extern from "fastopt_tensors.h":
     ctypedef int (*fo_look_t)(void *object, fo_tensor_t *out) except -1
     fo_look_t fo_exchange_look(capsule) except? NULL
     int fo_tensor_type(const fo_tensor_t *t)
+    bint fo_can_step(int type)
+    int fo_width(int type)
     bint fo_tensor_has(const fo_tensor_t *t, int ndim, const int64_t *shape_and_strides)
     const char *FO_SHIM
     enum:
         FO_UNFIT
+        FO_FLOAT
+        FO_DOUBLE
+        FO_HALF
+        FO_BFLOAT16
     ctypedef struct fo_shim_t:
         Py_ssize_t place
         Py_ssize_t storage_place
@@ -86,6 +92,7 @@ cdef struct Binding:                  # what belongs to a parameter of the plan;
     uint64_t version              # of that dict, when it was last compared
     BoundTensor own
     BoundTensor other[MOST_BOUND]
+    BoundTensor mirror            # takes a copy of the parameter, or NULL
     int n_numbers                 # tensors of carried numbers
     int ndim
     int64_t *form                 # sizes, then strides
@@ -127,7 +134,8 @@ cdef class TensorPlan(Plan):
         ``grad``, the descriptor of the attribute; ``modes()``, whether asking for it may run Python code;
         ``local(parameter, None)``, the tensor that is stepped in its place, and ``local(gradient, parameter)``;
         ``fit(gradient, tensor, label)``, one that fits, or the error; ``finish(parameters)``, after a step with such;
-        ``bump(parameters)``, to note that they were written to.
+        ``bump(parameters)``, to note that they were written to; ``mirrors``, empty if no parameter has one, and
+        ``mirror_of(parameter, tensor, label)``, what takes a copy of it, or None.
     number_names : tuple of str
         What the state calls the carried numbers.
     clip_norm, norm_type
@@ -140,6 +148,7 @@ cdef class TensorPlan(Plan):
     cdef bint alone                   # whether no memory but that of the bindings is to be kept apart
     cdef bint can_follow              # whether C sees all that there is to check
     cdef object host
+    cdef bint has_mirrors             # whether the host may have some
     cdef object grad
     cdef object requires_grad
     cdef object bump
@@ -176,7 +185,7 @@ cdef class TensorPlan(Plan):
 
     def __cinit__(self):
         self.flattened = True
-        self.owners, self.keep_refs, self.retired, self.specs = [], [], [], []
+        self.owners, self.keep_refs, self.retired, self.specs, self.streams = [], [], [], [], []
         self.members, self.outer, self.fresh = [], [], []
 
     def __init__(self, derive, record, host, *, number_names=(), n_threads=None, clip_norm=None, norm_type=2,
@@ -186,6 +195,7 @@ cdef class TensorPlan(Plan):
         self.record, self.number_names = record, tuple(number_names)
         self.memory = Memory([], [], [])
         self.host, self.bump = host, host.bump
+        self.has_mirrors = bool(host.mirrors)
         self.grad = host.grad if isinstance(host.grad, GetSetDescriptorType) else None
         self.requires_grad = host.requires_grad
         self.exchange = fo_exchange_look(host.exchange) if host.exchange is not None else NULL
@@ -204,7 +214,7 @@ cdef class TensorPlan(Plan):
         PyMem_Free(self.trails)
 
     cdef take_shim(self, shim):
-        cdef uintptr_t addresses[20]
+        cdef uintptr_t addresses[24]
         memset(&self.shim, 0, sizeof(fo_shim_t))
         if shim is None:
             return
@@ -217,8 +227,10 @@ cdef class TensorPlan(Plan):
 
     # --- Binding
 
-    def bind(self, dict options, spec, list params, list records, list names):
+    def bind(self, dict options, spec, list params, list records, list names, list places):
         """Add a group, with its parameters, and a record for each that has a gradient; None for the others.
+
+        `places` are those of the parameters among all that the optimizer has.
 
         A record is (owner, its dict of state, entries to put there, local tensors: of the owner, of its state slots by
         name, of the count or None, a tuple of those of carried numbers; steps so far, where there is no count).
@@ -230,7 +242,7 @@ cdef class TensorPlan(Plan):
         for record in records:
             if record is not None and not has_float:
                 self.view(<PyObject *>record[3], &t)
-                has_float = fo_tensor_type(&t) == cnp.NPY_FLOAT
+                has_float = fo_tensor_type(&t) != FO_DOUBLE
         group = self.new_group(options, has_float, self.steps)
         group.first, group.n_params = first, n
         self.reserve(first + n)
@@ -245,6 +257,7 @@ cdef class TensorPlan(Plan):
         self.specs.append(spec)
         self.names = self.names + names
         self.owners += params
+        self.streams += places
         self.keep_refs += n * [None]
         self.members.append((options["params"], list(options["params"])))
         for i in range(first, first + n):
@@ -274,7 +287,7 @@ cdef class TensorPlan(Plan):
                     and self.can_view(<PyObject *>owner, &t) and t.ndim <= MOST_ORDINARY_DIMS):
                 return False
             type, n = fo_tensor_type(&t), contiguous_form(&t, form)
-            if (type == FO_UNFIT or n == 0
+            if (type not in (FO_FLOAT, FO_DOUBLE) or n == 0
                     or fo_shim_writable(&self.shim, <PyObject *>owner, type, t.ndim, form, n) == NULL
                     or fo_shim_fits(&self.shim, <PyObject *>grad, type, t.ndim, form) == NULL):
                 return False
@@ -319,7 +332,7 @@ cdef class TensorPlan(Plan):
                 and t.ndim <= MOST_ORDINARY_DIMS):
             return False
         type, n = fo_tensor_type(&t), contiguous_form(&t, form)
-        if type == FO_UNFIT or n == 0:
+        if type not in (FO_FLOAT, FO_DOUBLE) or n == 0:
             return False
         while PyDict_Next(entry, &place, &name, &value):
             kind = kinds.get(<object>name) if PyUnicode_CheckExact(name) else None
@@ -360,11 +373,12 @@ cdef class TensorPlan(Plan):
         cdef fo_tensor_t t
         cdef BoundTensor bound
         cdef char *old
+        cdef char *before
         cdef int k, type
         self.view(<PyObject *>own, &t)
         type = fo_tensor_type(&t)
         if ((binding.own.tensor != NULL and type != binding.own.type)
-                or (type == cnp.NPY_FLOAT and not group.hyper.has_float)):
+                or (type != FO_DOUBLE and not group.hyper.has_float)):
             return False
         if binding.pending:
             self.fresh = [one for one in self.fresh if one[0] != i]
@@ -382,20 +396,30 @@ cdef class TensorPlan(Plan):
         binding.wrapped, binding.stale, binding.pending = own is not owner, False, bool(entries)
         self.note(&binding.own, own)
         q.p, q.type = binding.own.data, <short>type
-        q.blocks = (bytes_of(q) + BLOCK - 1) // BLOCK
-        self.add_move(i, -1, old, q.p, bytes_of(q))
+        mirror = self.host.mirror_of(owner, own, self.label(i)) if self.has_mirrors else None
+        if binding.mirror.tensor != NULL or mirror is not None:
+            before = binding.mirror.data if binding.mirror.tensor != NULL else NULL
+            self.note(&binding.mirror, mirror)
+            self.add_move(i, -2, before, binding.mirror.data, 0 if mirror is None else 2 * q.n)
+        if q.stored == NULL and (type == FO_BFLOAT16 or group.storage is not None or mirror is not None):
+            q.stored = new_stored(i)
+        if q.stored != NULL:
+            self.note_formats(group, i)
+        self.add_move(i, -1, old, q.p, param_bytes(q))
         for k, name in enumerate(group.slots):
             self.note(&bound, slots[name])
             if bound.tensor == NULL:      # an average that does not begin yet
                 bound.data = NULL
                 binding.other[k], q.s[k] = bound, NULL
                 continue
-            if not group.alike and <uintptr_t>bound.data % (8 if bound.type == cnp.NPY_DOUBLE else 4):
+            if not group.alike and <uintptr_t>bound.data % fo_width(bound.type):
                 raise TensorStateError(f"state {name!r} of {self.label(i)} is misaligned")
             self.add_move(i, k, binding.other[k].data if binding.other[k].tensor != NULL else NULL, bound.data,
-                          bytes_of(q) if group.alike else self.size_of(slots[name]))
+                          self.state_bytes(group, q, k, slots[name]))
             binding.other[k] = bound
             q.s[k] = bound.data
+        if group.low >= 0:
+            q.stored.low = q.s[group.low]
         self.note(&binding.other[COUNT], count)
         for k, number in enumerate(numbers):
             self.note(&binding.other[NUMBERS + k], number)
@@ -409,6 +433,20 @@ cdef class TensorPlan(Plan):
         if entries:
             self.fresh.append((i, inner, entries))
         return True
+
+    cdef note_formats(self, Group group, Py_ssize_t i):
+        cdef Param *q = &self.params[i]
+        cdef const BoundTensor *mirror = &self.bindings[i].mirror
+        self.put_formats(group, q, q.type == FO_BFLOAT16, True)
+        q.stored.stream = self.streams[i]
+        q.stored.mirror = mirror.data if mirror.tensor != NULL else NULL
+        q.stored.copy = FLOAT16 if mirror.type == FO_HALF else BFLOAT16
+
+    cdef Py_ssize_t state_bytes(self, Group group, const Param *q, int k, tensor) except -1:
+        """The bytes of the k-th state slot of a parameter, this tensor."""
+        if not group.alike:
+            return self.size_of(tensor)
+        return q.n << shift_of(q) if k == group.mean else param_bytes(q)
 
     cdef note(self, BoundTensor *bound, tensor):
         """Bind a tensor; the two ways to look at it, where there are two, have to agree."""
@@ -447,7 +485,7 @@ cdef class TensorPlan(Plan):
         cdef Py_ssize_t n
         cdef int k
         self.view(<PyObject *>tensor, &t)
-        n = 8 if fo_tensor_type(&t) == cnp.NPY_DOUBLE else 4
+        n = fo_width(fo_tensor_type(&t))
         for k in range(t.ndim):
             n *= t.shape[k]
         return n
@@ -458,6 +496,8 @@ cdef class TensorPlan(Plan):
         for i in range(group.first, group.first + group.n_params):
             for k in range(group.n_slots):
                 self.params[i].s[k] = self.bindings[i].other[k].data
+            if self.params[i].stored != NULL:
+                self.note_formats(group, i)
 
     def watch(self, state, bint alone):
         """Note the optimizer's state as it is: the plan holds as long as it stays so. Raises where memory overlaps.
@@ -485,7 +525,7 @@ cdef class TensorPlan(Plan):
                 if self.bindings[i].stale:
                     if spec is None:      # options may have changed, and with them the first values of state
                         spec = self.derive(group.options)
-                        if spec.forms != bound_spec.forms or [slot.name for slot in spec.slots] != group.slots:
+                        if spec.forms != bound_spec.forms or types_of(spec) != types_of(bound_spec):
                             return False
                     record = self.record(self.owners[i], group.options, spec, self.label(i))
                     if record is None or not self.bind_one(i, group, record):
@@ -519,6 +559,8 @@ cdef class TensorPlan(Plan):
             data = fo_shim_writable(&self.shim, binding.owner, q.type, binding.ndim, binding.form, q.n)
             if data == NULL or not self.alone:
                 return False
+        if binding.mirror.tensor != NULL and not self.is_same(&binding.mirror, binding):
+            return False
         same = same_values(binding.state, binding.values)
         memcpy(now, binding.other, sizeof(now))
         for k in range(group.n_slots):
@@ -535,11 +577,11 @@ cdef class TensorPlan(Plan):
         if not same:
             self.keep_values(i)
         if data != q.p:
-            self.add_move(i, -1, q.p, data, bytes_of(q))
+            self.add_move(i, -1, q.p, data, param_bytes(q))
             q.p = binding.own.data = data
         for k in range(group.n_slots):
             if now[k].data != q.s[k]:
-                self.add_move(i, k, q.s[k], now[k].data, bytes_of(q))
+                self.add_move(i, k, q.s[k], now[k].data, q.n << shift_of(q) if k == group.mean else param_bytes(q))
                 q.s[k] = now[k].data
         memcpy(binding.other, now, sizeof(now))
         self.note_trails(i, group.n_slots)
@@ -616,7 +658,7 @@ cdef class TensorPlan(Plan):
         cdef int k
         self.n_moves, self.unsorted = 0, True
         for group in self.groups:
-            room += group.n_params * group.n_slots
+            room += group.n_params * (group.n_slots + 1)
         if room > memory.room:
             memory.reserve(room)
         memory.n = 0
@@ -625,13 +667,14 @@ cdef class TensorPlan(Plan):
                 binding = &self.bindings[i]
                 if binding.own.tensor == NULL:
                     continue
-                if bytes_of(&self.params[i]):
-                    memory.append(binding.own.data, bytes_of(&self.params[i]), i, -1)
+                if param_bytes(&self.params[i]):
+                    memory.append(binding.own.data, param_bytes(&self.params[i]), i, -1)
+                if binding.mirror.tensor != NULL and self.params[i].n:
+                    memory.append(binding.mirror.data, 2 * self.params[i].n, i, -2)
                 for k in range(group.n_slots):
                     if binding.other[k].tensor == NULL:
                         continue
-                    n_bytes = (bytes_of(&self.params[i]) if group.alike
-                               else self.size_of(<object>binding.other[k].tensor))
+                    n_bytes = self.state_bytes(group, &self.params[i], k, <object>binding.other[k].tensor)
                     if n_bytes:
                         memory.append(binding.other[k].data, n_bytes, i, k)
         for i in range(self.n_params):
@@ -705,6 +748,8 @@ cdef class TensorPlan(Plan):
         """Take over edited options, if the rule stays the same."""
         cdef Group fresh = self.new_group(group.options, group.hyper.has_float, no_schedules)
         if fresh.program.rule != group.program.rule or fresh.slots != group.slots:
+            return False
+        if storage_of(fresh) != storage_of(group):        # state is of another type, or steps are to be counted
             return False
         fresh.first, fresh.n_params = group.first, group.n_params
         self.commit_groups([(k, fresh, [])])
@@ -887,25 +932,48 @@ cdef class TensorPlan(Plan):
     cdef fit(self, list grads):
         """Gradients that fit in the place of those that do not, or the error."""
         cdef Py_ssize_t i
+        cdef int type
         for i in range(self.n_bindings):
             g = grads[i]
             if g is not None and (self.params[i].n or not self.is_plain(<PyObject *>g)) and self.fitting(
-                    <PyObject *>g, &self.bindings[i]) == NULL:
+                    <PyObject *>g, &self.bindings[i], &type) == NULL:
                 grads[i] = self.host.fit(g, <object>self.bindings[i].own.tensor, f"gradient of {self.label(i)}")
 
     @cython.final
-    cdef inline char *fitting(self, PyObject *g, const Binding *binding):
-        """The memory of a gradient that has the type, sizes and strides of its parameter; else NULL."""
-        cdef fo_tensor_t t
+    cdef inline char *fitting(self, PyObject *g, const Binding *binding, int *type):
+        """The memory of a gradient that has the sizes and strides of its parameter, and its type; else NULL.
+
+        Or a type that is read as float32, of a parameter that is computed with in float32.
+        """
         cdef char *data = NULL
         if not self.is_plain(g):
             return NULL
+        type[0] = binding.own.type
+        data = self.fitting_as(g, binding, type[0])
+        if data == NULL and type[0] != FO_DOUBLE:
+            type[0] = FO_BFLOAT16 if type[0] == FO_FLOAT else FO_FLOAT
+            data = self.fitting_as(g, binding, type[0])
+            if data == NULL:
+                type[0] = FO_HALF
+                data = self.fitting_as(g, binding, type[0])
+        return NULL if <uintptr_t>data % fo_width(type[0]) else data      # misaligned
+
+    @cython.final
+    cdef inline char *fitting_as(self, PyObject *g, const Binding *binding, int type):
+        """The memory of a gradient that has this type, and the sizes and strides of its parameter; else NULL."""
+        cdef fo_tensor_t t
         if self.shim.place:
-            data = <char *>fo_shim_fits(&self.shim, g, binding.own.type, binding.ndim, binding.form)
-        elif (self.can_view(g, &t) and fo_tensor_type(&t) == binding.own.type
-              and fo_tensor_has(&t, binding.ndim, binding.form)):
-            data = <char *>t.data
-        return NULL if <uintptr_t>data % (8 if binding.own.type == cnp.NPY_DOUBLE else 4) else data     # misaligned
+            return <char *>fo_shim_fits(&self.shim, g, type, binding.ndim, binding.form)
+        if self.can_view(g, &t) and fo_tensor_type(&t) == type and fo_tensor_has(&t, binding.ndim, binding.form):
+            return <char *>t.data
+        return NULL
+
+    cdef const Program *program_for(self, Group group, Param *q, int type) except NULL:
+        """The program for a parameter, and a gradient of this type: something has a format, or may have."""
+        if q.stored == NULL:
+            q.stored = new_stored(q - self.params)
+        q.stored.g = BFLOAT16 if type == FO_BFLOAT16 else FLOAT16 if type == FO_HALF else NULL
+        return &group.stored if has_formats(q.stored) else &group.program
 
     cdef inline bint can_view(self, PyObject *tensor, fo_tensor_t *t):
         """`view`, where it is no error that there is nothing to see."""
@@ -944,6 +1012,8 @@ cdef class TensorPlan(Plan):
                 binding.version = fo_dict_version(binding.state)
         if not self.is_same(&binding.own, binding):
             return False
+        if binding.mirror.tensor != NULL and not self.is_same(&binding.mirror, binding):
+            return False
         for k in range(n_slots):
             if binding.other[k].tensor != NULL and not self.is_same(&binding.other[k], NULL):
                 return False              # its form was compared when it was bound
@@ -971,7 +1041,8 @@ cdef class TensorPlan(Plan):
         cdef Trails *trails
         cdef char *data
         cdef Py_ssize_t i, before, asked = 0
-        cdef int k
+        cdef const Program *program
+        cdef int k, type = FO_UNFIT
         cdef bint stale = False, apart = True
         self.begin_job(job, NULL)
         self.bank.n = 0
@@ -1013,15 +1084,18 @@ cdef class TensorPlan(Plan):
                 if group.mean >= 0 and binding.other[group.mean].tensor == NULL and q.t + 1 >= group.hyper.ema_start:
                     binding.stale = stale = True      # its average begins
                     continue
-                data = self.fitting(g, binding)
+                data = self.fitting(g, binding, &type)
                 if data == NULL and (q.n or not self.is_plain(g)):
                     return -1
                 if group.program.zeroes and grads is None and not self.can_zero(g):
                     return -1
                 if g != <PyObject *>self.trails[i].at[0].object and self.shim.place:
                     fo_shim_trail(&self.shim, g, &self.trails[i].at[0])
+                program = &group.program
+                if q.stored != NULL or type != q.type:
+                    program = self.program_for(group, q, type)
                 apart = self.is_apart(q, data) and apart
-                self.append_work(job, group, q, g, data)
+                self.append_work(job, group, program, q, g, data)
             job.moved += moved_blocks(job.blocks - before, &group.program)
         if self.n_moves or self.unsorted:
             apart = False
@@ -1093,6 +1167,11 @@ cdef class TensorPlan(Plan):
                 fo_shim_bump(&self.shim, binding.owner)
             else:
                 asks = True
+            if binding.mirror.tensor != NULL:
+                if self.can_count(binding.mirror.tensor):
+                    fo_shim_bump(&self.shim, binding.mirror.tensor)
+                else:
+                    asks = True
             if self.averages_now and w.program.mean >= 0 and is_averaged(&job.bank[w.place].mean):
                 w.q.begun = True
             if self.zeroes and w.program.zeroes and self.can_count(w.grad):
@@ -1102,6 +1181,8 @@ cdef class TensorPlan(Plan):
             if self.special:
                 self.host.finish(stepped)
             if asks:
+                stepped += [<object>self.bindings[job.work[i].q - self.params].mirror.tensor for i in range(job.n_work)
+                            if self.bindings[job.work[i].q - self.params].mirror.tensor != NULL]
                 self.bump([owner for owner in stepped if not self.can_count(<PyObject *>owner)])
         self.steps += 1
 
@@ -1109,6 +1190,17 @@ cdef class TensorPlan(Plan):
     cdef inline bint can_count(self, PyObject *owner) noexcept:
         """Whether C can count the version of a parameter; where that is an error, Python is left to say so."""
         return self.shim.place and self.is_plain(owner) and fo_shim_counter(&self.shim, owner) != NULL
+
+
+cdef list types_of(spec):
+    return [(slot.name, slot.storage) for slot in spec.slots]
+
+
+cdef storage_of(Group group):
+    """What decides in which types the state of a group is, and whether its steps are counted."""
+    if group.storage is None:
+        return None
+    return group.storage.rounding, [group.kinds[name].storage for name in group.slots]
 
 
 cdef double number_at(const BoundTensor *bound) noexcept:

@@ -12,7 +12,7 @@ cdef struct Param:
     char *p
     char *s[MAX_SLOTS]
     Py_ssize_t n              # elements
-    Py_ssize_t blocks
+    Stored *stored            # if some of its arrays have a format, or a gradient had; then two of them, see add_other
     short type                # NumPy's type number
     short begun               # whether its average has begun
     short nd
@@ -38,12 +38,21 @@ if sizeof(Param) > PARAM_BYTES:
 
 
 cdef inline int shift_of(const Param *q) noexcept nogil:
-    """By how many bits the number of elements is shifted to give their bytes."""
+    """By how many bits the number of elements is shifted to give their bytes, where they are computed with."""
     return 3 if q.type == cnp.NPY_DOUBLE else 2
 
 
-cdef inline Py_ssize_t bytes_of(const Param *q) noexcept nogil:
-    return q.n << shift_of(q)
+cdef inline Py_ssize_t blocks_of(const Param *q) noexcept nogil:
+    return ((q.n << shift_of(q)) + BLOCK - 1) // BLOCK
+
+
+cdef inline Py_ssize_t param_bytes(const Param *q) noexcept nogil:
+    return q.n * q.stored.p.size if q.stored != NULL and q.stored.p != NULL else q.n << shift_of(q)
+
+
+cdef inline Py_ssize_t grad_bytes(const Param *q) noexcept nogil:
+    """Of the gradient of the step at hand."""
+    return q.n * q.stored.g.size if q.stored != NULL and q.stored.g != NULL else q.n << shift_of(q)
 
 
 cdef inline Py_ssize_t moved_blocks(Py_ssize_t blocks, const Program *program) noexcept nogil:
@@ -80,16 +89,32 @@ cdef bint any_nonfinite(Work *work, Py_ssize_t n_work, Py_ssize_t begin, Py_ssiz
     for i in range(n_work):
         if work[i].first_block >= end:
             break
-        if work[i].first_block + work[i].q.blocks <= begin:
+        if work[i].first_block + blocks_of(work[i].q) <= begin:
             continue
         per_block = elements_per_block(&work[i])
         first = max(0, begin - work[i].first_block) * per_block
         last = min((end - work[i].first_block) * per_block, work[i].q.n)
-        if work[i].q.type == cnp.NPY_DOUBLE:
+        if work[i].program.walk != NULL and work[i].q.stored.g != NULL:
+            f = has_nonfinite(work[i].q.stored.g, work[i].g, first, last)
+        elif work[i].q.type == cnp.NPY_DOUBLE:
             NONFINITE.f64(&d, <const double *>work[i].g + first, NULL, NULL, last - first)
         else:
             NONFINITE.f32(&f, <const float *>work[i].g + first, NULL, NULL, last - first)
         if f != 0 or d != 0:
+            return True
+    return False
+
+
+cdef bint has_nonfinite(const Format *format, const char *g, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    """The same for the elements from `first` to `last` of a gradient in a format."""
+    cdef float tile[SUM_TILE]
+    cdef float found = 0
+    cdef Py_ssize_t at, n
+    for at from first <= at < last by SUM_TILE:
+        n = min(last - at, SUM_TILE)
+        format.load(tile, g + at * format.size, NULL, n)
+        NONFINITE.f32(&found, tile, NULL, NULL, n)
+        if found != 0:
             return True
     return False
 
@@ -159,6 +184,9 @@ cdef inline void walk_array(const Job *job, Py_ssize_t i, Py_ssize_t first, Py_s
         walk_bare(w, scalars, last)
         return
     factor = job.factor if w.program.own_limit == 0 else job.sums[i]
+    if w.program.walk != NULL:
+        w.program.walk(w.program, scalars, factor, w.q.stored, w.q.p, w.g, w.q.s, w.q.n, first, last)
+        return
     clips_alone = w.program.bare_unclipped and first == 0 and not scalars.flush
     if clips_alone and factor == 1:
         walk_bare(w, scalars, last)
@@ -199,7 +227,7 @@ cdef inline void walk_bare(const Work *w, const StepScalars *scalars, Py_ssize_t
 cdef inline void prefetch_gradient(const Job *job, Py_ssize_t i) noexcept nogil:
     """Small fresh gradients lie scattered, where the hardware does not expect them: at array i, ask for i + 2."""
     cdef Work *ahead = &job.work[min(i + 2, job.n_work - 1)]
-    fo_prefetch(ahead.g, min(bytes_of(ahead.q), 512))
+    fo_prefetch(ahead.g, min(ahead.q.n << shift_of(ahead.q), 512))
 
 
 cdef void zero_gradients(Job *job) noexcept nogil:
@@ -207,7 +235,7 @@ cdef void zero_gradients(Job *job) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(job.n_work):
         if job.work[i].program.zeroes:
-            memset(job.work[i].g, 0, bytes_of(job.work[i].q))
+            memset(job.work[i].g, 0, grad_bytes(job.work[i].q))
 
 
 cdef void walk_all(Job *job) noexcept nogil:

@@ -13,12 +13,12 @@
 
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport fabs, fabsf, pow, sqrt, sqrtf
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from fastopt.kernels.table cimport (
-    F32Rule, F32Sum, F64Rule, F64Sum, Root, Rule, Scalars, Sum, Table, MAX_RULES, MAX_STAGES, MAX_SUMS, SUM_LANES,
-    SUM_TILE, TABLE_VERSION,
+    F32Rule, F32Sum, F64Rule, F64Sum, Format, Load, Root, Rule, Scalars, Store, Sum, Table, FORMAT_TILE, FORMAT_TOP,
+    LATTICE, MAX_FORMATS, MAX_RULES, MAX_STAGES, MAX_SUMS, SUM_LANES, SUM_TILE, TABLE_VERSION,
 )
 
 ctypedef fused real:
@@ -538,6 +538,7 @@ cdef void nonfinite(real *p, const real *g, real **s, const real *h, Py_ssize_t 
 
 include "stages.pxi"
 include "sums.pxi"
+include "formats.pxi"
 
 # --- The table -------------------------------------------------------------------------------------------------------
 
@@ -569,8 +570,16 @@ cdef int add_sum(const char *name, F32Sum f32, F64Sum f64, F64Sum join, Root nor
     return 0
 
 
+cdef int add_format(const char *name, int size, int beside, int block, Load load, Store store) except -1:
+    if table.n_formats >= MAX_FORMATS:
+        raise RuntimeError("MAX_FORMATS in table.pxd is too small")
+    table.formats[table.n_formats] = Format(name, size, beside, block, load, store)
+    table.n_formats += 1
+    return 0
+
+
 table.version = TABLE_VERSION
-table.n = table.n_stages = table.n_sums = 0
+table.n = table.n_stages = table.n_sums = table.n_formats = 0
 add(b"sgd", b"lr", 0, 2, sgd_scalars, sgd[float], sgd[double])
 add(b"sgd_momentum", b"lr momentum dampening", 1, 5, sgd_momentum_scalars, sgd_momentum[float], sgd_momentum[double])
 add(b"sgd_nesterov", b"lr momentum dampening", 1, 5, sgd_momentum_scalars, sgd_nesterov[float], sgd_nesterov[double])
@@ -621,5 +630,12 @@ add_stage(b"blend", 2, blend[float], blend[double])
 
 add_sum(b"squares", squares[float], squares[double], values, euclidean)
 add_sum(b"maximum", maximum[float], maximum[double], maximum[double], itself)
+
+add_format(b"bfloat16", 2, 0, 0, load_bfloat16, store_bfloat16)
+add_format(b"bfloat16_stochastic", 2, 0, 0, load_bfloat16, store_bfloat16_stochastic)
+add_format(b"float16", 2, 0, 0, load_float16, store_float16)
+add_format(b"split", 2, 2, 0, load_split, store_split)
+add_format(b"e4m3", 1, 2, FORMAT_TILE, load_e4m3, store_e4m3)
+add_format(b"ue5m3", 1, 2, FORMAT_TILE, load_ue5m3, store_ue5m3)
 
 __table__ = PyCapsule_New(&table, b"fastopt.kernels.table", NULL)

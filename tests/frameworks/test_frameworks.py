@@ -16,10 +16,10 @@ from frameworks.trainings import TRAININGS
 
 STEPS = 40
 # Measured in float32: up to 3e-7. Where weights are rounded to bfloat16 for the forward pass, the last bit of a weight
-# may become one of bfloat16: 5e-5, and as much between PyTorch's own implementations. A model in bfloat16 is stepped by
-# PyTorch itself.
+# may become one of bfloat16: 5e-5, and as much between PyTorch's own implementations. Of a model in bfloat16 weights
+# are rounded at each step, by PyTorch after each operation.
 TOLERANCE = dict.fromkeys(TRAININGS, 2e-6) | {
-    "peft": 1e-3, "transformers autocast": 1e-3, "transformers bf16": 0.0,
+    "peft": 1e-3, "transformers autocast": 1e-3, "transformers bf16": 2e-2,
 }  # fmt: skip
 INSTALLING = [name for name, one in TRAININGS.items() if trainings.INSTALL in trainings.code_of(one)]
 

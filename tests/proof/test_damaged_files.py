@@ -84,9 +84,14 @@ def optimizer(seed: int) -> fastopt.Optimizer:
         {"params": {"b": np.zeros((2, 2))}, "ema_decay": 0.5, "ema_start": 2, "clip_norm_each": 2, "zero_grads": True},
     ]
     opt = fastopt.AdamW(params, lr=0.25, betas=(0.5, schedules.Constant(0.75)))
+    opt.add_param_group({
+        "params": {"h": np.zeros(3, np.uint16)}, "param_dtype": "bfloat16", "split": True,
+        "state_dtype": {"exp_avg": "bfloat16", "exp_avg_sq": "bfloat16"}, "seed": seed,
+    })  # fmt: skip
     rng = np.random.default_rng(seed)
     for _ in range(2):
-        opt.step({"w": rng.normal(size=3).astype(np.float32), "b": rng.normal(size=(2, 2))})
+        h = rng.normal(size=3).astype(np.float32)
+        opt.step({"h": h, "w": rng.normal(size=3).astype(np.float32), "b": rng.normal(size=(2, 2))})
     return opt
 
 
@@ -154,7 +159,7 @@ class Reader:
             self.seen["do not fit"] += 1
             return False
         try:
-            self.opt.step({"w": np.ones(3, np.float32), "b": np.ones((2, 2))})
+            self.opt.step({"w": np.ones(3, np.float32), "b": np.ones((2, 2)), "h": np.ones(3, np.float32)})
             self.seen["loaded"] += 1
         except fastopt.FastoptError:                            # a hyperparameter for this very step
             self.seen["loaded, and refuse to step"] += 1
@@ -174,7 +179,7 @@ def strangers(value: Any) -> Iterator[str]:
         items = [*value.keys(), *value.values()] if type(value) is dict else value
         yield from itertools.chain.from_iterable(map(strangers, items))
     elif isinstance(value, (np.generic, np.ndarray)):
-        if value.dtype.kind not in "biuf":
+        if value.dtype.kind not in "biuf" and value.dtype.name != "bfloat16":
             yield repr(value)
     elif not isinstance(value, (type(None), bool, int, float, str)) or callable(value):
         yield repr(value)
@@ -385,19 +390,21 @@ DOCUMENTS = (
 )  # fmt: skip
 
 FIELDS: tuple[tuple[tuple[Any, ...], list[Any]], ...] = (
-    (("version",), [2, 0, "1", None, [1], 1e300]),
+    (("version",), [3, 0, "1", None, [1], 1e300]),
     (("state",), [None, [], 1, {"x": {}}, {"-1": {}}, {"0": []}, {"0": None}, {"9": {}}, {"0": {"exp_avg": 1}},
                   {"0": {"exp_avg": {"$sha256": BLANK}}}, {"1e999": {}}]),
     (("param_groups",), [None, {}, [], [1], [[]], [{}], "x"]),
     (("param_groups", 0, "params"), [None, [], [1], [0, 0], [[]], "0", {}]),
     (("fastopt",), [None, [1], 1, "x", {"counts": 5}]),
-    (("fastopt", "counts"), [[1], [1, 1, 1], [-1, 1], ["x", 1], [1.5, 1], [1e400, 1], [10**30, 1], [None, 1], [[], 1],
-                             {}, "11"]),
+    (("fastopt", "counts"), [[1], [1, 1], [1, 1, 1, 1], [-1, 1, 1], ["x", 1, 1], [1.5, 1, 1], [1e400, 1, 1],
+                             [10**30, 1, 1], [None, 1, 1], [[], 1, 1], {}, "111"]),
+    (("fastopt", "streams"), [[0], [0, 1], [0, 1, 1], [0, 1, -1], [0, 1, 2**32], [0, 1, 2.0], [0, 1, "2"], {}, "012",
+                              1]),
     (("fastopt", "steps"), [-1, "x", 2**70, {}, [1, 2], None]),
     (("fastopt", "skipped_steps"), [-1, "x"]),
     (("fastopt", "optimizer"), ["RAdam", None, 1, []]),
     (("fastopt", "convention"), ["sonnet", "", []]),
-    (("fastopt", "version"), [1, 3, "2", None]),
+    (("fastopt", "version"), [1, 4, "2", None]),
     (("schedules",), [None, {}, 1, [], [1], [[]], [["Constant"]], [["Constant", {}]], [["Constant", {"value": 1}, 3]],
                       [["Constant", {"value": {"$schedule": 0}}]],
                       [["Warmup", {"steps": 1, "after": {"$schedule": 0}}]]]),
@@ -452,7 +459,7 @@ def forged(raw: bytes) -> Iterator[tuple[str, bytes]]:
     yield "tensor more", with_header(raw, put("more", to={"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}))
     start, last = max((header[key]["data_offsets"][0], key) for key in header if key != "__metadata__")
     for n in (10**18, 10**9):
-        size = n * {"F32": 4, "F64": 8}[header[last]["dtype"]]
+        size = n * {"F32": 4, "F64": 8, "BF16": 2, "I16": 2}[header[last]["dtype"]]
         huge = {**header[last], "shape": [n], "data_offsets": [start, start + size]}
         yield f"tensor of {n}", with_header(raw, put(last, to=huge))
     yield "tensor without fields", with_header(raw, put(tensor, to={}))

@@ -300,7 +300,7 @@ def each(ranks: Ranks) -> dict[str, Any]:
         return p
 
     result: dict[str, Any] = {"texts": []}
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for options in ({}, {"clip_norm": 1.0}):
             for way in ("given", "set", "set after a step"):
                 p, q = nn.Parameter(torch.ones(2)), made(dtype, Shard(0))
@@ -431,7 +431,7 @@ def around(ranks: Ranks) -> dict[str, Any]:
                 p.grad = torch.ones_like(p)
             opt.param_groups[0]["clip_norm_each"] = 1.0  # of a plan that is bound
             texts = [told(opt.step), told(ft.SGD(model.parameters(), lr=0.1, clip_norm_each=1.0).step)]
-            half = nn.Parameter(distribute_tensor(torch.ones(4, 2).bfloat16(), mesh, list(p.placements)))
+            half = nn.Parameter(distribute_tensor(torch.ones(4, 2).half(), mesh, list(p.placements)))
             half.grad = torch.ones_like(half)
             texts.append(told(ft.SGD([half], lr=0.1, clip_norm_each=1.0, fallback="silent").step))
             assert all(torch.equal(p.to_local(), x) for p, x in zip(model.parameters(), values, strict=True))
@@ -479,7 +479,7 @@ def deepspeed(ranks: Ranks) -> dict[str, Any]:
 
 
 def alike(ranks: Ranks) -> dict[str, Any]:
-    """16-bit shards, which PyTorch steps: with the norm of one process."""
+    """bfloat16 shards: with the norm of one process."""
     return fsdp(ranks, "SGD", dtype=torch.bfloat16)
 
 

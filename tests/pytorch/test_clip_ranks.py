@@ -113,7 +113,7 @@ def test_placements_say_what_is_added_and_what_counts_once(runs, world):
 
 def test_the_norm_of_each_gradient_is_refused_for_shards(runs):
     for result in runs[2].of("each"):
-        assert len(result["texts"]) == 12
+        assert len(result["texts"]) == 18
         for text in result["texts"]:
             assert text.startswith("HyperparameterError: clip_norm_each: ") and "over several ranks" in text
         assert result["whole"] == pytest.approx(1.0, rel=1e-6), "replicas are whole"

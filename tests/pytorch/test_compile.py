@@ -139,8 +139,8 @@ def test_the_compiler_leaves_the_step_alone(watched, name, kind, way):
     for compiled in (way, "eager"):
         model, opt, loss = task(ft, name, fallback="silent")
         if kind != "plain":
-            lone = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
-            lone.grad = torch.ones(3, dtype=torch.bfloat16)
+            lone = torch.nn.Parameter(torch.ones(3, dtype=torch.float16))
+            lone.grad = torch.ones(3, dtype=torch.float16)
             opt.add_param_group({"params": [lone]})
             opt.zero_grad = lambda m=model: m.zero_grad()
         ways[compiled] = run(watched, compiled, model, opt, loss)

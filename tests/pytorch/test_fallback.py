@@ -41,10 +41,6 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> to
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def bfloat16() -> list[torch.Tensor]:
-    return [random(4, 3).bfloat16()]
-
-
 def float16() -> list[torch.Tensor]:
     return [random(4, 3).half()]
 
@@ -58,7 +54,7 @@ def overlapping() -> list[torch.Tensor]:
     return [base[:8], base[4:]]
 
 
-KINDS = {"bfloat16": bfloat16, "float16": float16, "complex": imaginary, "overlapping": overlapping}
+KINDS = {"float16": float16, "complex": imaginary, "overlapping": overlapping}
 
 
 def parameters(kind: str) -> list[torch.Tensor]:
@@ -106,17 +102,17 @@ def test_the_path_and_the_state_are_pytorchs(name, kind):
 @every
 def test_ordinary_parameters_are_stepped_compiled_beside_them(name, monkeypatch):
     """Their bits are those of an optimizer of their own."""
-    opt, params = trained(ft, name, "bfloat16")
+    opt, params = trained(ft, name, "float16")
     alone = [random(5, seed=1).requires_grad_(), random(2, 3, seed=2).requires_grad_()]
     other = getattr(ft, name)(alone, lr=0.01, **OPTIONS[name])
     for step in range(4):
-        set_gradients([alone[0], random(4, 3).bfloat16().requires_grad_(), alone[1]], step)
+        set_gradients([alone[0], random(4, 3).half().requires_grad_(), alone[1]], step)
         other.step()
     assert torch.equal(params[0], alone[0]) and torch.equal(params[2], alone[1])
 
 
 def test_the_plan_of_the_others_is_kept(monkeypatch):
-    opt, params = trained(ft, "Adam", "bfloat16", steps=2)
+    opt, params = trained(ft, "Adam", "float16", steps=2)
     bound = []
     monkeypatch.setattr(type(opt), "_bound", lambda *args: bound.append(args))
     for step in range(3):
@@ -226,10 +222,10 @@ def test_a_parameter_without_storage_is_never_passed_on():
 @pytest.mark.parametrize("name", ["SGD", "AdamW", "Lion"])
 def test_a_parameter_that_was_cast_goes_on_compiled(name):
     options = {"momentum": 0.9} if name == "SGD" else {}
-    p = random(8).bfloat16().requires_grad_()
+    p = random(8).half().requires_grad_()
     opt = getattr(ft, name)([p], lr=0.01, fallback="silent", **options)
     for step in range(2):
-        p.grad = random(8, seed=step).bfloat16()
+        p.grad = random(8, seed=step).half()
         opt.step()
     assert opt._plan is None
     slot = "momentum_buffer" if name == "SGD" else "exp_avg"
@@ -253,7 +249,7 @@ def test_a_parameter_that_was_cast_goes_on_compiled(name):
 
 def test_lion_in_half_precision_is_lion():
     p, q = random(64).double().requires_grad_(), random(64).requires_grad_()
-    half = random(64).bfloat16().requires_grad_()
+    half = random(64).half().requires_grad_()
     options = {"lr": 0.01, "weight_decay": 0.1, "fallback": "silent"}
     one, other = ft.Lion([p, half], **options), ft.Lion([q], **options)
     for step in range(5):
@@ -289,11 +285,11 @@ def dense_then_sparse(kind: type[dict]) -> list[Any]:
     """Both modules: a group whose second parameter gets a dense gradient, a sparse one, and a dense one."""
     seen = []
     for module in both:
-        a, b = random(4).bfloat16().requires_grad_(), random(4, 3, seed=1).requires_grad_()
+        a, b = random(4).half().requires_grad_(), random(4, 3, seed=1).requires_grad_()
         group = kind(params=[a, b])
         opt = module.SGD([group], lr=0.1, momentum=0.9, **({"fallback": "silent"} if module is ft else {}))
         for step in range(4):
-            a.grad, b.grad = random(4, seed=step).bfloat16(), random(4, 3, seed=step + 9)
+            a.grad, b.grad = random(4, seed=step).half(), random(4, 3, seed=step + 9)
             if step in (1, 2):
                 b.grad = b.grad.to_sparse()
             opt.step()
@@ -309,7 +305,7 @@ def test_gradients_that_become_sparse_and_dense_again(kind):
 
 
 def test_a_group_that_is_removed_is_not_stepped():
-    params = parameters("bfloat16")
+    params = parameters("float16")
     opt = ft.SGD([{"params": [params[0]]}, {"params": params[1:]}], lr=0.1, fallback="silent")
     set_gradients(params, 0)
     opt.step()
@@ -323,7 +319,7 @@ def test_a_group_that_is_removed_is_not_stepped():
 
 
 def test_gradients_that_come_and_go_keep_the_plan(monkeypatch):
-    opt, params = trained(ft, "SGD", "bfloat16", steps=2, fallback="silent")
+    opt, params = trained(ft, "SGD", "float16", steps=2, fallback="silent")
     monkeypatch.setattr(type(opt), "_bound", lambda *args: pytest.fail("bound again"))
     for step in range(4):
         set_gradients(params, step)
@@ -340,7 +336,7 @@ def test_nothing_of_the_callers_is_kept():
 
     def train() -> tuple[Any, Any]:
         batch = Batch()
-        params = parameters("bfloat16")
+        params = parameters("float16")
         set_gradients(params, 0)
         opt = ft.SGD(params, lr=0.1, fallback="silent")
         opt.step()
@@ -360,9 +356,9 @@ def test_nothing_of_the_callers_is_kept():
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))], ids=["copy", "pickle"])
 @pytest.mark.parametrize("case", ["sparse momentum", "cast"])
 def test_state_that_pytorch_left_can_be_copied_and_loaded(case, way):
-    p = random(4, 3).requires_grad_() if case == "sparse momentum" else random(4, 3).bfloat16().requires_grad_()
+    p = random(4, 3).requires_grad_() if case == "sparse momentum" else random(4, 3).half().requires_grad_()
     opt = ft.SGD([p], lr=0.1, momentum=0.9, fallback="silent")
-    p.grad = random(4, 3).to(p.dtype).to_sparse() if case == "sparse momentum" else random(4, 3).bfloat16()
+    p.grad = random(4, 3).to(p.dtype).to_sparse() if case == "sparse momentum" else random(4, 3).half()
     opt.step()
     if case == "cast":
         p.data = p.data.float()
@@ -394,7 +390,7 @@ def test_a_partner_in_memory_of_what_is_left_is_left_too():
     assert_alike(seen[1], seen[0])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("what", ["gradient", "state"])
 def test_freed_memory_is_never_passed_on(dtype, what):
     p = random(1000).to(dtype).requires_grad_()
@@ -405,7 +401,7 @@ def test_freed_memory_is_never_passed_on(dtype, what):
     opt.state[p]["exp_avg"] = opt.state[p]["exp_avg"].clone()  # PyTorch cannot resize memory that came from NumPy
     freed = p.grad if what == "gradient" else opt.state[p]["exp_avg"]
     freed.untyped_storage().resize_(0)
-    if dtype == torch.bfloat16:
+    if dtype == torch.float16:
         opt._mixed = None
     with pytest.raises(errors.FastoptError, match="storage"):
         opt.step()
@@ -427,24 +423,24 @@ def test_one_warning_a_kind_and_process():
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         for _ in range(2):
-            params = parameters("bfloat16")
+            params = parameters("float16")
             opt = ft.AdamW(params)
             for step in range(3):
                 set_gradients(params, step)
                 opt.step()
-        params = parameters("float16")
+        params = parameters("complex")
         set_gradients(params, 0)
         ft.SGD(params, lr=0.1).step()
     assert [str(w.message).split(";")[0] for w in seen] == [
-        "fastopt.torch.AdamW: parameter 1 has dtype torch.bfloat16",
-        "fastopt.torch.SGD: parameter 1 has dtype torch.float16",
+        "fastopt.torch.AdamW: parameter 1 has dtype torch.float16",
+        "fastopt.torch.SGD: parameter 1 has dtype torch.complex64",
     ]
     assert all("fallback='silent'" in str(w.message) and w.filename == __file__ for w in seen)
 
 
 def test_the_choices():
     for choice, error in (("silent", None), ("error", errors.DTypeError)):
-        params = parameters("bfloat16")
+        params = parameters("float16")
         set_gradients(params, 0)
         opt = ft.Adam(params, fallback=choice)
         before = [p.detach().clone() for p in params]
@@ -453,18 +449,18 @@ def test_the_choices():
             if error is None:
                 opt.step()
                 continue
-            with pytest.raises(error, match="parameter 1 has dtype torch.bfloat16"):
+            with pytest.raises(error, match="parameter 1 has dtype torch.float16"):
                 opt.step()
         assert all(map(torch.equal, params, before))
     for bad in ("ignore", None, True):
         with pytest.raises(errors.HyperparameterError, match="fallback=.* must be one of 'warn', 'silent', 'error'"):
-            ft.Adam(parameters("bfloat16"), fallback=bad)
+            ft.Adam(parameters("float16"), fallback=bad)
 
 
 def test_copies_and_checkpoints_have_everything():
-    opt, params = trained(ft, "AdamW", "bfloat16", fallback="silent")
-    theirs, wanted = trained(torch.optim, "AdamW", "bfloat16")
-    _, loaded = trained(ft, "AdamW", "bfloat16", steps=0)
+    opt, params = trained(ft, "AdamW", "float16", fallback="silent")
+    theirs, wanted = trained(torch.optim, "AdamW", "float16")
+    _, loaded = trained(ft, "AdamW", "float16", steps=0)
     for p, q in zip(loaded, params, strict=True):
         p.data.copy_(q.data)
     reader = ft.AdamW(loaded, lr=0.5, amsgrad=True, fallback="silent")
@@ -531,7 +527,7 @@ def test_fused_float16_takes_the_factor_out_by_itself():
 def test_a_scalers_factor_is_taken_out(unscaled):
     paths = []
     for module in both:
-        params, scaler = parameters("bfloat16"), Scaler()
+        params, scaler = parameters("overlapping"), Scaler()
         opt = module.SGD(params, lr=0.1, momentum=0.9, **({"fallback": "silent"} if module is ft else {}))
         for step in range(3):
             set_gradients(params, step)
@@ -548,10 +544,10 @@ def test_a_scalers_factor_is_taken_out(unscaled):
 
 
 def test_a_step_with_infinities_is_skipped_for_all():
-    params, scaler = parameters("bfloat16"), Scaler()
+    params, scaler = parameters("overlapping"), Scaler()
     opt = ft.AdamW(params, fallback="silent")
     set_gradients(params, 0)
-    params[1].grad[0, 0] = float("inf")
+    params[1].grad[0] = float("inf")
     before = [p.detach().clone() for p in params]
     scaler.scale(torch.ones(()))
     scaler.step(opt)
@@ -573,7 +569,7 @@ def test_unscaling_float16_gradients_is_refused_as_in_pytorch():
 
 def test_hooks_and_closures_run_once():
     calls = []
-    params = parameters("bfloat16")
+    params = parameters("float16")
     stock = torch.optim.Adam([torch.ones(1, requires_grad=True)])  # which wraps PyTorch's step in its hooks
     stock.step()
     opt = ft.Adam(params, fallback="silent")

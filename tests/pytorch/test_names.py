@@ -141,7 +141,8 @@ def test_pickles_name_fastopt_torch(name, protocol):
 
 OURS = (
     "n_threads", "flush_subnormal", "fallback", "clip_norm", "norm_type", "clip_group", "clip_value", "clip_norm_each",
-    "ema_decay", "ema_start", "zero_grads",
+    "ema_decay", "ema_start", "zero_grads", "state_dtype", "split", "rounding", "seed",
+    "mirrors",
 )  # fmt: skip
 """The arguments that are not PyTorch's."""
 

@@ -416,15 +416,15 @@ def test_a_load_in_the_middle():
         assert seen(opt, params) == seen(fresh.opt, twins)
 
 
-@pytest.mark.parametrize("kind", ["sparse gradient", "bfloat16", "gaps", "own class", "mirror", "hook", "double"])
+@pytest.mark.parametrize("kind", ["sparse gradient", "float16", "gaps", "own class", "mirror", "hook", "double"])
 def test_beside_other_kinds_the_steps_are_the_same(kind, fallback):
-    if fallback == "error" and kind in ("sparse gradient", "bfloat16"):
+    if fallback == "error" and kind in ("sparse gradient", "float16"):
         pytest.skip("refused")
 
     def world():
         params = parameters()
-        if kind == "bfloat16":
-            params[3] = torch.nn.Parameter(tensor((5,), 3).bfloat16())
+        if kind == "float16":
+            params[3] = torch.nn.Parameter(tensor((5,), 3).half())
         elif kind == "gaps":
             params[3] = torch.nn.Parameter(tensor((5, 4), 3)[:, :2])
         elif kind == "own class":
@@ -451,8 +451,8 @@ def test_beside_other_kinds_the_steps_are_the_same(kind, fallback):
                 some[5].data = some[5].data.clone()
         opt.step()
         fresh.step()
-        assert seen(opt, [p for p in params if p.dtype != torch.bfloat16]) == seen(
-            fresh.opt, [p for p in twins if p.dtype != torch.bfloat16]
+        assert seen(opt, [p for p in params if p.dtype != torch.float16]) == seen(
+            fresh.opt, [p for p in twins if p.dtype != torch.float16]
         )
         assert all(torch.equal(p, q) for p, q in zip(params, twins, strict=True))
 
@@ -534,7 +534,7 @@ def test_gradients_come_and_go_beside_one_that_is_left_to_pytorch(name, plans, f
         pytest.skip("refused")
     seen_by = []
     for fresh in (False, True):
-        params = [*parameters(), torch.nn.Parameter(tensor((5,), 3).bfloat16())]
+        params = [*parameters(), torch.nn.Parameter(tensor((5,), 3).half())]
         opt = getattr(ft, name)(params, lr=0.01)
         chance = random.Random(6)
         for step in range(10):
@@ -567,7 +567,7 @@ def test_data_in_the_memory_of_what_is_left_to_pytorch_is_left_too(fallback):
     if fallback == "error":
         pytest.skip("refused")
     flat = torch.zeros(20)
-    params = [*parameters(shapes=[(5,), (6,)]), torch.nn.Parameter(flat.view(torch.bfloat16)[:8])]
+    params = [*parameters(shapes=[(5,), (6,)]), torch.nn.Parameter(flat.view(torch.float16)[:8])]
     opt = ft.SGD(params, lr=0.1)
     for step in range(3):
         set_gradients(params, step, 3 * [True])

@@ -220,15 +220,18 @@ def test_a_step_that_a_scaler_skips_zeroes():
     assert not p.grad.any() and q.grad.all() and (p == 1).all() and not opt.state
 
 
-@pytest.mark.parametrize("kind", ["bfloat16", "sparse"])
+@pytest.mark.parametrize("kind", ["float16", "sparse"])
 @pytest.mark.filterwarnings("ignore")
 def test_parameters_that_are_left_to_pytorch(kind):
-    dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
+    dtype = torch.float16 if kind == "float16" else torch.float32
     left, mine = torch.nn.Parameter(torch.ones(6, dtype=dtype)), torch.nn.Parameter(torch.ones(3))
     plain = torch.nn.Parameter(left.detach().clone())
-    cls = ft.AdamW if kind == "bfloat16" else ft.SGD
-    opt = cls([left, mine], lr=0.1, ema_decay=0.5, ema_start=2, clip_value=0.25, clip_norm_each=2.0, zero_grads=True)
-    stock = getattr(torch.optim, cls.__name__)([plain], lr=0.1)
+    cls = ft.AdamW if kind == "float16" else ft.SGD
+    eps = {"eps": 1e-3} if kind == "float16" else {}  # the usual one is zero in float16
+    opt = cls(
+        [left, mine], lr=0.1, ema_decay=0.5, ema_start=2, clip_value=0.25, clip_norm_each=2.0, zero_grads=True, **eps
+    )
+    stock = getattr(torch.optim, cls.__name__)([plain], lr=0.1, **eps)
     average = None
     for k in range(4):
         grad = torch.arange(6, dtype=dtype) + k
@@ -238,7 +241,7 @@ def test_parameters_that_are_left_to_pytorch(kind):
         plain.grad = (grad * (2.0 / (norm + 1e-6)).clamp(max=1).item()).clamp(-0.25, 0.25)
         opt.step()
         stock.step()
-        torch.testing.assert_close(left.detach(), plain.detach(), rtol=1e-2 if kind == "bfloat16" else 1e-6, atol=1e-6)
+        torch.testing.assert_close(left.detach(), plain.detach(), rtol=1e-2 if kind == "float16" else 1e-6, atol=1e-6)
         assert left.grad is given and not left.grad.to_dense().any() and not mine.grad.any()
         assert opt.grad_norm == pytest.approx((norm**2 + 3).sqrt().item())
         assert ("ema" in opt.state[left]) == ("ema" in opt.state[mine]) == (k >= 1)
@@ -368,19 +371,19 @@ def test_a_copy_that_fails_leaves_both_as_they_were():
 
 @pytest.mark.parametrize(
     "average",
-    [lambda: in_inference(torch.bfloat16), lambda: torch.ones(3).bfloat16(), lambda: torch.ones(4).to_sparse(),
+    [lambda: in_inference(torch.float16), lambda: torch.ones(3).half(), lambda: torch.ones(4).to_sparse(),
      lambda: 5.0],
 )  # fmt: skip
 def test_an_average_beside_pytorchs_step_is_checked_before_it(average):
-    opt, p, before = averaging(dtype=torch.bfloat16)
+    opt, p, before = averaging(dtype=torch.float16)
     opt.state[p]["ema"] = average()
     with pytest.raises((fastopt.TensorStateError, fastopt.InferenceModeError), match="'ema' of parameter 0"):
         opt.step()
     assert torch.equal(p, before) and opt.state[p]["step"] == 2
-    opt.state[p]["ema"] = torch.ones(4)  # of before a cast to bfloat16
+    opt.state[p]["ema"] = torch.ones(4)  # of before a cast to float16
     opt.step()
-    assert opt.state[p]["ema"].dtype == torch.bfloat16
-    torch.testing.assert_close(opt.state[p]["ema"], torch.ones(4).bfloat16().lerp(p.detach(), 0.1))
+    assert opt.state[p]["ema"].dtype == torch.float16
+    torch.testing.assert_close(opt.state[p]["ema"], torch.ones(4).half().lerp(p.detach(), 0.1))
 
 
 def test_sparse_parameters_have_no_average():
@@ -392,10 +395,10 @@ def test_sparse_parameters_have_no_average():
     assert torch.equal(p.detach().to_dense(), torch.arange(4.0))
 
 
-@pytest.mark.parametrize("kind", ["itself", "bfloat16", "copied", "skipped"])
+@pytest.mark.parametrize("kind", ["itself", "bfloat16", "float16", "copied", "skipped"])
 def test_gradients_in_the_memory_of_a_parameter_are_not_zeroed(kind):
     memory = torch.arange(1.0, 9.0)
-    p = torch.nn.Parameter((memory.bfloat16() if kind == "bfloat16" else memory)[:4])
+    p = torch.nn.Parameter((memory.to(getattr(torch, kind)) if "float16" in kind else memory)[:4])
     opt = ft.SGD([p], lr=0.1, zero_grads=True, fallback="silent")
     p.grad = memory[1::2] if kind == "copied" else p.data
     if kind == "skipped":
@@ -406,16 +409,17 @@ def test_gradients_in_the_memory_of_a_parameter_are_not_zeroed(kind):
     assert torch.equal(p, before)
 
 
-@pytest.mark.parametrize("kind", ["bfloat16", "one of them", "copied", "skipped", "sparse"])
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "one of them", "copied", "skipped", "sparse"])
 def test_gradients_of_all_kinds_that_share_memory_are_not_zeroed(kind):
     shared = torch.ones(8)
     p, q = (torch.nn.Parameter(torch.ones(4)) for _ in range(2))
     p.grad = q.grad = {"copied": shared[::2], "sparse": torch.ones(4).to_sparse()}.get(kind, shared[:4])
-    if kind in ("bfloat16", "one of them"):
-        p = torch.nn.Parameter(torch.ones(4).bfloat16())
-        p.grad = shared[:2].view(torch.bfloat16)
-        if kind == "bfloat16":
-            q = torch.nn.Parameter(torch.ones(4).bfloat16())
+    if kind in ("bfloat16", "float16", "one of them"):
+        dtype = torch.bfloat16 if kind == "bfloat16" else torch.float16
+        p = torch.nn.Parameter(torch.ones(4, dtype=dtype))
+        p.grad = shared[:2].view(dtype)
+        if kind != "one of them":
+            q = torch.nn.Parameter(torch.ones(4, dtype=dtype))
             q.grad = p.grad
     opt = ft.SGD([p, q], lr=0.1, zero_grads=True, fallback="silent")
     if kind == "skipped":
@@ -425,7 +429,7 @@ def test_gradients_of_all_kinds_that_share_memory_are_not_zeroed(kind):
     assert (p == 1).all() and (q == 1).all() and shared.all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_view_in_a_graph_is_refused_before_the_step(dtype):
     p = torch.nn.Parameter(torch.ones(4, dtype=dtype))
     opt = ft.SGD([p], lr=0.1, zero_grads=True, fallback="silent")
@@ -435,7 +439,7 @@ def test_a_view_in_a_graph_is_refused_before_the_step(dtype):
     assert (p == 1).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_no_gradient_is_kept(dtype):
     p = torch.nn.Parameter(torch.ones(4, dtype=dtype))
     opt = ft.SGD([p], lr=0.1, zero_grads=True, fallback="silent")
@@ -564,8 +568,41 @@ def test_an_interrupt_on_the_way_out_of_averaged_does_not_keep_the_averages(monk
 
 
 def test_an_average_beside_pytorchs_step_from_the_start():
-    p = torch.nn.Parameter(torch.ones(4).bfloat16())
+    p = torch.nn.Parameter(torch.ones(4).half())
     opt = ft.SGD([p], lr=0.5, ema_decay=0.5, ema_start=0, fallback="silent")
-    p.grad = torch.ones(4).bfloat16()
+    p.grad = torch.ones(4).half()
     opt.step()
     assert (opt.averages[0] == 0.75).all()
+
+
+def test_averages_of_bfloat16_are_float32_where_pytorch_steps_too():
+    p = torch.nn.Parameter(torch.ones(4, 3, dtype=torch.bfloat16))
+    opt = ft.SGD([p], lr=0.125, ema_decay=0.999, fallback="silent")
+    average = None
+    for step in range(4):
+        g = torch.ones(4, 3, dtype=torch.bfloat16)
+        p.grad = g.to_sparse() if step % 3 else g  # PyTorch steps the sparse ones
+        opt.step()
+        value = p.detach().float()
+        average = value.clone() if average is None else average.lerp_(value, 1 - 0.999)
+        assert torch.equal(opt.state[p]["ema"], average)
+
+
+@pytest.mark.parametrize("fallback", ["warn", "error"])
+def test_averages_of_bfloat16_are_loaded_in_float32(fallback):
+    def made():
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 4).bfloat16()
+        return model, ft.SGD(model.parameters(), lr=0.1, ema_decay=0.9, fallback=fallback)
+
+    model, opt = made()
+    for _ in range(3):
+        for p in model.parameters():
+            p.grad = torch.randn(p.shape).bfloat16()
+        opt.step()
+    other, into = made()
+    into.load_averaged_state_dict(other, opt.averaged_state_dict(model))
+    assert all(torch.equal(a, b) for a, b in zip(opt.averages, into.averages, strict=True))
+    for p in other.parameters():
+        p.grad = torch.zeros(p.shape).bfloat16()
+    into.step()
