@@ -30,7 +30,8 @@ WIDE = 9  # columns of a table that can still be read
 GRADIENTS = ("cold", "same", "fresh")
 WORDS = {"same": "same gradients", "fresh": "fresh gradients", "cold": "same gradients, cold caches"}
 DROP_IN, PLAIN, LOOSE = "fastopt.torch", "fastopt, plain", "fastopt, loose"
-SUITES = {"step": "", "whole": "whole step", "clip": "clipping"}
+SUITES = {"step": "", "whole": "whole step", "clip": "clipping", "low precision": "low precision"}
+FLOAT32 = "fastopt, float32"
 
 
 class PageError(Exception):
@@ -346,6 +347,28 @@ def clip_table(cases: list[Case]) -> str:
     return table(["shape", "dtype", "no limit µs", "a limit that does not bind", "one that binds"], rows)
 
 
+def storage_block(results: Results) -> str:
+    """Steps over arrays in bfloat16 and 8 bits, beside the plain step, and those who store so."""
+    parts = []
+    for threads in ("1", "all"):
+        if cases := results.select(suite="low precision", threads=threads):
+            parts += [f"AdamW, {count(cases[0].threads, 'thread')}:", storage_table(cases)]
+    return "\n\n".join(parts) or NOT_MEASURED
+
+
+def storage_table(cases: list[Case]) -> str:
+    rows = []
+    for case in cases:
+        stored, _, shape = case.shape.partition("; ")
+        peers = [name for name in case.libraries if name != FLOAT32]
+        rows.append([
+            stored, shape, microseconds(case), f"{case.seconds['fastopt'].median / case.elements * 1e9:.2f}",
+            times(case, FLOAT32).partition(" ")[0] if FLOAT32 in case.seconds else "–",
+            ", ".join(f"{name} {three_figures(case.ratio(name))}×" for name in peers) or "–",
+        ])  # fmt: skip
+    return table(["stored", "shape", "fastopt µs", "ns an element", "float32 / this", "others / this"], rows)
+
+
 def times(case: Case, name: str | None) -> str:
     return f"{three_figures(case.ratio(name))}× ({name})" if name else "–"
 
@@ -378,6 +401,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "optimizers": optimizers_block,
     "drop-in": drop_in_block,
     "whole": whole_block,
+    "storage": storage_block,
     "threads": threads_block,
 }  # fmt: skip
 

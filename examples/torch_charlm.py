@@ -3,13 +3,14 @@
     python torch_charlm.py --out curves
     python torch_charlm.py --text notes.txt --steps 5000
     python torch_charlm.py --clip 1.0 --ema 0.999 --fused
+    python torch_charlm.py --dtype bfloat16 --rounding split --state 8bit
 
 It reads what is at hand: the Markdown files of the checkout, if this is one, the docstrings of the installed package,
 and any text files named on the command line. There are a schedule of the learning rate, clipping of the gradient's
 norm and two parameter groups, as usual. Changing ``from torch.optim import AdamW`` to ``from fastopt.torch import
 AdamW`` is the whole difference between the two runs; see `optimizer_class` in _torch_common.py. With ``--clip`` or
 ``--ema`` fastopt also clips, averages the weights and zeroes the gradients in its step; for the other run PyTorch's own
-functions do.
+functions do. ``--rounding`` and ``--state`` say how fastopt stores bfloat16 weights, and state, in its run.
 """
 
 from __future__ import annotations
@@ -129,6 +130,17 @@ class CharacterModel(Task):
         self.seed, self.characters_in_sample = args.seed, args.sample
         self.steps, self.max_norm, self.ema = args.steps, args.clip or MAX_NORM, args.ema
         self.whole_step = args.clip is not None or args.ema is not None
+        if args.rounding is not None and args.dtype != "bfloat16":
+            raise ValueError(f"--rounding is about weights in bfloat16; --dtype is {args.dtype}")
+        if args.state is not None and args.dtype == "float64":
+            raise ValueError("--state is about float32 and bfloat16; --dtype is float64")
+        self.stored = {"split": True} if args.rounding == "split" else {}
+        if args.rounding in ("nearest", "stochastic"):
+            self.stored["rounding"] = args.rounding
+        if args.state is not None:
+            self.stored["state_dtype"] = args.state
+        if args.rounding == "stochastic" or args.state is not None:
+            self.stored["seed"] = args.seed
         self.title = (
             f"{len(text):,} characters ({len(self.characters)} different ones) of text: {len(sources[0])} Markdown "
             f"files, {len(sources[1])} docstrings, {len(sources[2])} other files; a tenth is held out."
@@ -169,7 +181,9 @@ class CharacterModel(Task):
         from torch.nn.functional import cross_entropy
 
         x, y = batch
-        return cross_entropy(model(x).flatten(0, 1), y.flatten())
+        scores = model(x).flatten(0, 1)
+        scores = scores.float() if scores.itemsize < 4 else scores  # a loss in bfloat16 has three digits
+        return cross_entropy(scores, y.flatten())
 
     def measure(self, model):
         windows = self.test[: (len(self.test) - 1) // BLOCK * BLOCK + 1]
@@ -187,7 +201,8 @@ class CharacterModel(Task):
         return "".join(self.characters[i] for i in tokens[0]).strip()
 
 
-def run(argv=None) -> int:
+def arguments():
+    """The parser of the command line."""
     p = parser("torch_charlm", __doc__.partition("\n")[0], steps=1000)
     p.add_argument("--text", type=Path, action="append", default=[], metavar="PATH",
                    help="a text file to learn as well; may be repeated")  # fmt: skip
@@ -195,9 +210,18 @@ def run(argv=None) -> int:
                    help=f"clip gradients to this norm ({MAX_NORM}); times all that is around the step")  # fmt: skip
     p.add_argument("--ema", type=decay, metavar="X",
                    help="average the weights with this decay (off); times all that is around the step")  # fmt: skip
+    p.add_argument("--rounding", choices=["nearest", "stochastic", "split"],
+                   help="of fastopt's bfloat16 weights: to the nearest, by chance, or none, with the lower half of a "
+                        "float32 kept beside (as PyTorch: nearest)")  # fmt: skip
+    p.add_argument("--state", choices=["float32", "bfloat16", "8bit"],
+                   help="how fastopt stores its averages (as the weights)")  # fmt: skip
     p.add_argument("--sample", type=whole(0), default=300, metavar="N",
                    help="characters to generate at the end (%(default)s)")  # fmt: skip
-    return main(p, CharacterModel, argv)
+    return p
+
+
+def run(argv=None) -> int:
+    return main(arguments(), CharacterModel, argv)
 
 
 if __name__ == "__main__":

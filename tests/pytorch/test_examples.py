@@ -105,6 +105,29 @@ def test_the_whole_step():
     assert re.search(r"held-out loss +(\S+) ", done.stdout)[1] != ours
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic", "split"])
+def test_low_precision(rounding):
+    state = "bfloat16" if rounding == "nearest" else "8bit"
+    how = ("--dtype", "bfloat16", "--rounding", rounding, "--state", state)
+    done = start("torch_charlm", "--steps", 6, *how, "--sample", 0)
+    assert done.returncode == 0, done.stderr
+    said = "split=True" if rounding == "split" else f"rounding={rounding}"
+    assert f"{said}, state_dtype={state}, seed=0)" in done.stdout
+    ours, theirs = map(float, re.search(r"held-out loss +(\S+) +(\S+)\n", done.stdout).groups())
+    assert abs(ours - theirs) < 0.02 * theirs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [(("--rounding", "split"), "--rounding is about weights in bfloat16"),
+     (("--dtype", "float64", "--state", "8bit"), "--state is about float32 and bfloat16")],
+)  # fmt: skip
+def test_storage_that_makes_no_sense_is_refused(arguments, says):
+    done = start("torch_charlm", "--steps", 1, *arguments)
+    assert done.returncode == 2
+    assert says in done.stderr
+
+
 def test_fastopt_alone_and_away_from_the_checkout(tmp_path):
     """The language model then learns the docstrings of the package, and the files that it is given."""
     for name in ("torch_charlm", "_torch_common"):
