@@ -57,6 +57,26 @@ def test_every_optimizer_has_a_page():
         pages.page(name)  # raises ValueError: docs/optimizers/NAME.md is missing, or lacks a line of its header
 
 
+def test_what_combines_is_what_is_meant_to():
+    """The table of half_precision.md is made by taking steps: a cell that changes is a promise that changes."""
+    narrow = {"float32", "bfloat16, `split`", "bfloat16, stochastic", "bfloat16, nearest"}
+    for parameters in library.STORED:
+        for other in library.COMBINED:
+            want = "yes" if parameters in narrow else "`DTypeError`"
+            if parameters == "bfloat16, nothing said":
+                want = "`HyperparameterError`"
+            if parameters == "float64" and other in ("clipping", "`ema_decay`", "`zero_grads`", "`nonfinite`"):
+                want = "yes"
+            assert library.combined(parameters, other) == want, (parameters, other)
+
+
+def test_every_state_is_in_the_table_of_narrow_state():
+    table = library.narrowed()
+    for name, cls in fastopt.OPTIMIZERS.items():
+        for slot in arrays_of(cls):
+            assert f"| {name} | `{slot.name}`" in table
+
+
 def with_page() -> list[str]:
     return [name for name in fastopt.OPTIMIZERS if (DOCS / "optimizers" / f"{name.lower()}.md").exists()]
 
