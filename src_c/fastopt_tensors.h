@@ -322,8 +322,9 @@ static inline int fo_shim_is(const fo_shim_t *s, void *handle, int type)
     int32_t code;
     if (s->type(handle, &code))
         return 0;
+    if (type == FO_FLOAT)
+        return code == s->f32;
     switch (type) {
-    case FO_FLOAT: return code == s->f32;
     case FO_DOUBLE: return code == s->f64;
     case FO_BFLOAT16: return code == s->bf16;
     case FO_HALF: return code == s->f16;

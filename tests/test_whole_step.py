@@ -468,7 +468,7 @@ def test_an_interrupt_while_leaving_waits_comes_after_it():
     before = frozen_optimizer(opt)
     with pytest.raises(KeyboardInterrupt), opt.averaged():
         thread = busy_until(opt, free)
-        for seconds in (0.2, 0.25, 0.3):  # one may come between two looks, where it is not noticed
+        for seconds in np.linspace(0.2, 0.45, 9):  # one may come between two looks, where it is not noticed
             threading.Timer(seconds, signal.pthread_kill, (threading.get_ident(), signal.SIGINT)).start()
         threading.Timer(0.5, free.set).start()
     assert free.is_set() and frozen_optimizer(opt) == before

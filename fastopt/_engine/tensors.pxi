@@ -559,7 +559,7 @@ cdef class TensorPlan(Plan):
             data = fo_shim_writable(&self.shim, binding.owner, q.type, binding.ndim, binding.form, q.n)
             if data == NULL or not self.alone:
                 return False
-        if binding.mirror.tensor != NULL and not self.is_same(&binding.mirror, binding):
+        if q.stored != NULL and binding.mirror.tensor != NULL and not self.is_same(&binding.mirror, binding):
             return False
         same = same_values(binding.state, binding.values)
         memcpy(now, binding.other, sizeof(now))
@@ -1012,7 +1012,7 @@ cdef class TensorPlan(Plan):
                 binding.version = fo_dict_version(binding.state)
         if not self.is_same(&binding.own, binding):
             return False
-        if binding.mirror.tensor != NULL and not self.is_same(&binding.mirror, binding):
+        if q.stored != NULL and binding.mirror.tensor != NULL and not self.is_same(&binding.mirror, binding):
             return False
         for k in range(n_slots):
             if binding.other[k].tensor != NULL and not self.is_same(&binding.other[k], NULL):
@@ -1167,7 +1167,7 @@ cdef class TensorPlan(Plan):
                 fo_shim_bump(&self.shim, binding.owner)
             else:
                 asks = True
-            if binding.mirror.tensor != NULL:
+            if w.q.stored != NULL and binding.mirror.tensor != NULL:
                 if self.can_count(binding.mirror.tensor):
                     fo_shim_bump(&self.shim, binding.mirror.tensor)
                 else:

@@ -48,7 +48,8 @@ def gradient_shape(w: World) -> Call:
 def gradient_type(w: World) -> Call:
     i = w.any()
     p = w.params[i]
-    what, g = of_other_float(w, p.shape, [p.dtype]) if not w.copy_grads and w.pick(False, True) else of_other_type(
+    good = [p.dtype] if p.dtype == np.float64 else [p.dtype, np.float16]
+    what, g = of_other_float(w, p.shape, good) if not w.copy_grads and w.pick(False, True) else of_other_type(
         w, p.shape)  # fmt: skip
     grads = w.with_gradient(i, g)
     return Call(

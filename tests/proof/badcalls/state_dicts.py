@@ -84,7 +84,7 @@ def state_dict_origin(w: World) -> Call:
         own[key][i] = w.pick(*wrong_counts)
         says = (f"of {w.label(i)}", repr(own[key][i]))
     elif key == "version":
-        own[key] = w.pick(0, 1, 3, -1, None, "2", 1.5, [], np.zeros(3), object())
+        own[key] = w.pick(0, 1, 4, -1, None, "2", 1.5, [], np.zeros(3), object())
         says = ("version", repr(own[key]))
     else:
         own[key] = w.pick("Adagrid", "", None, 3, b"torch", [], np.zeros(3), object(), "Muon", "pytorch")
@@ -133,5 +133,7 @@ def state_dict_state(w: World) -> Call:
         lambda: ("a mask", masked(w, shape, np.float32)),
         lambda: ("a ragged list", [[1.0], [1.0, 2.0]]),
     )()  # fmt: skip
+    if isinstance(bad, np.ndarray) and bad.dtype == np.uint16:  # which holds bfloat16
+        what, bad = "dtype int16", bad.astype(np.int16)
     entry[name] = bad if not isinstance(bad, float) else "a string"  # a number is good for an array of no dimensions
     return loading(w, f"{what} for {name!r} of {i}", saved, (label, repr(name)))
