@@ -5,7 +5,7 @@ Design:
   here is taken from the dict again, as it was there.
 - The rules are those of the optimizers for arrays, see `_stored.py`: what is stored in the same way is taken over, into
   a wider type it is decoded, and whatever else loses bits needs ``convert="lossy"``. Where options say nothing of how
-  state is stored, a dict is taken as by PyTorch.
+  state is stored, state is cast to the type of its parameter, as PyTorch does it.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def fitted(value: Any, slot: Slot, spec: Spec, lossy: bool, to: Place) -> Any:
                 return value
             require_lossy(lossy, f"{what} is in 8 bits, in another order of memory; its blocks would be encoded again")
             return encoded(wide, slot, seed_of(spec), to)
-        return dense_like(own, needed).copy_(wide)  # of three bits each, which every type has
+        return dense_like(own, needed).copy_(wide)  # exact: 8 bits have three of mantissa, and every type has more
     if value.dtype not in FLOATS:
         return value
     if is_packed(slot, own):
@@ -194,7 +194,7 @@ def fit_entry(
             )  # fmt: skip
         if not (low.numel() and keeps_low):
             entry.pop(LOW.name, None)
-    if LOW in spec.slots and LOW.name not in entry:  # what is beside a bfloat16 parameter that was never split
+    if LOW in spec.slots and LOW.name not in entry:  # a parameter that was not split has no low half: it is 0
         if keeps_low:
             entry[LOW.name] = torch.zeros_like(to.param, dtype=torch.int16, requires_grad=False)
         else:

@@ -334,13 +334,13 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     """Parameters with state in 8 bits -> the order of memory that the codes follow."""
     _lossy: bool = False
     """Whether the state dict that is being loaded may lose bits."""
-    _copies: Mapping[torch.Tensor, torch.Tensor] = {}
+    _mirrors: Mapping[torch.Tensor, torch.Tensor] = {}
     """Parameters -> their mirrors, which take a copy at each step."""
     _in_zero: bool = False
     """Whether a ZeroRedundancyOptimizer made this optimizer, for some of its parameters."""
     _loading: dict[str, Any] | None = None
     """The state dict that is being loaded."""
-    _mirrors: Mapping[int, tuple[Any, dict[str, Any]]] = {}
+    _plain_copies: Mapping[int, tuple[Any, dict[str, Any]]] = {}
     """By identity: a parameter group that is no plain dict, and a plain one that holds the same."""
     _unknown: ClassVar[dict[str, Any]] = {}
     """Options of a PyTorch newer than this module, which it would not follow, and their defaults."""
@@ -497,7 +497,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
             if self._tries(self._mixed.plan, groups, scale, check_only=True):
                 self._take_mixed_step(groups, self._mixed, scale)
                 return
-        elif self._plan is not None and self._mirrors and self._tries(self._plan, groups, scale):
+        elif self._plan is not None and self._plain_copies and self._tries(self._plan, groups, scale):
             return
         elif self._guarded is not None and torch.is_inference_mode_enabled():
             if self._tries(self._guarded, groups, scale):
@@ -562,7 +562,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     ) -> None:  # fmt: skip
         """Write, after all checks, the gradients times the factor of clipping, where there is one."""
         if mixed.left:
-            around = _fallback.Around(self.state, groups, mixed, self._settings, scale, factor, named, self._copies)
+            around = _fallback.Around(self.state, groups, mixed, self._settings, scale, factor, named, self._mirrors)
             _fallback.step_by_pytorch(self, self._twin_step, groups, mixed, scale, around.limits)
             around.average(counts_in_state(self.core))
         if not mixed.plan.step_tensors(groups, self.state, scale, factor=factor):  # PyTorch has made state
@@ -599,7 +599,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
                 mixed, keep = self._checked(groups, scale, ranks)
                 _fallback.check_scale(groups, mixed, scale)
                 _fallback.Around(  # for what it raises
-                    self.state, groups, mixed, self._settings, scale, None, named, self._copies
+                    self.state, groups, mixed, self._settings, scale, None, named, self._mirrors
                 )
                 to_zero = _fallback.to_zero(groups, named, given)
                 of = dict(zip(map(id, ranks.params), ranks.places, strict=True))
@@ -721,7 +721,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
 
         They are written when they are set, too.
         """
-        return [self._copies.get(param) for group in self.param_groups for param in group["params"]]
+        return [self._mirrors.get(param) for group in self.param_groups for param in group["params"]]
 
     @mirrors.setter
     def mirrors(self, mirrors: Sequence[torch.Tensor | None] | None) -> None:
@@ -742,7 +742,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
                 copies[param] = mirror
         check_mirrors(copies, {param: f"parameter {name!r}" for param, name in zip(params, names, strict=True)})
         self._plan = self._mixed = self._guarded = None
-        self._copies = copies
+        self._mirrors = copies
         self._write_mirrors(params)
 
     def _places(self) -> Iterator[tuple[dict[str, Any], int]]:
@@ -755,24 +755,24 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     def _write_mirrors(self, params: Iterable[torch.Tensor]) -> None:
         """Copy parameters into their mirrors, where they have some."""
         with torch.no_grad():
-            for param in params if self._copies else ():
-                if (mirror := self._copies.get(param)) is not None:
+            for param in params if self._mirrors else ():
+                if (mirror := self._mirrors.get(param)) is not None:
                     mirror.copy_(local_of(param))
 
     def _plain_groups(self) -> list[dict[str, Any]]:
         """The parameter groups; for one that is another kind of dict, a plain one with the same in it."""
         if type(self.param_groups) is not list or not isinstance(self.state, dict):
             raise ParameterError("the optimizer's param_groups have to be a list, and its state a dict")
-        mirrors, groups = {}, []
+        copies, groups = {}, []
         for group in self.param_groups:
             self._require(group)
             if type(group) is not dict:
-                _, plain_group = mirrors[id(group)] = self._mirrors.get(id(group), (group, {}))
+                _, plain_group = copies[id(group)] = self._plain_copies.get(id(group), (group, {}))
                 plain_group.clear()
                 plain_group.update((key, group[key]) for key in group)
                 group = plain_group
             groups.append(group)
-        self._mirrors = mirrors
+        self._plain_copies = copies
         return groups
 
     _profiled_step = torch.optim.Optimizer.profile_hook_step(_bare_step)
@@ -900,7 +900,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
 
         With inference tensors it may not: whether they can be written to depends on where the next step is called.
         """
-        host = Host(self._copies)
+        host = Host(self._mirrors)
         plan = self._empty_plan(host, left)
         labels: dict[torch.Tensor, str] = {}
         place = 0
@@ -1485,7 +1485,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_averaged("pickling or copying")
         state = {**super().__getstate__(), "_settings": _torch_ranks.savable(self._settings)}
-        state |= {name: kept for name in ("_copies", "_orders") if (kept := getattr(self, name))}
+        state |= {name: kept for name in ("_mirrors", "_orders") if (kept := getattr(self, name))}
         return {**state, "_in_zero": True} if self._in_zero else state
 
     def _entries(

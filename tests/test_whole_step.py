@@ -460,8 +460,16 @@ def test_two_threads_that_leave_at_once_leave_once():
     assert frozen_optimizer(opt) == before
 
 
+@pytest.fixture
+def interruptible():
+    """Have SIGINT raise KeyboardInterrupt: a shell starts what is in the background with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs signals to threads")
-def test_an_interrupt_while_leaving_waits_comes_after_it():
+def test_an_interrupt_while_leaving_waits_comes_after_it(interruptible):
     opt, free = Adam(three(), ema_decay=0.5), threading.Event()
     for k in range(2):
         opt.step(three(k))

@@ -368,7 +368,7 @@ cdef class Operands:
 cdef inline bint fits_format(PyObject *array, const Param *q, Py_ssize_t k, bint low) noexcept:
     """Whether an array is what the k-th state slot of a parameter is stored in, without Python calls.
 
-    Not of all that can be: what this says no to, `Operands.fits_slot` has to say.
+    It knows the usual types only. Where it says no, `Operands.fits_slot` looks again.
     """
     cdef const Format *format = NULL
     cdef int type = cnp.PyArray_TYPE(<cnp.ndarray>array)
