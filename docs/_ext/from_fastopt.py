@@ -285,7 +285,7 @@ class TorchClasses(FromLibrary):
             lines += [f".. py:class:: {library.torch_signature(name)}", "   :module: fastopt.torch", ""]
             lines += indented(texts.pop(name))
         for name, text in texts.items():
-            signature = {"step": "step(closure=None)", "load_state_dict": "load_state_dict(state_dict)"}
+            signature = {"step": "step(closure=None)", "load_state_dict": "load_state_dict(state_dict, convert=None)"}
             lines += [f".. py:method:: {signature.get(name, f'{name}(param_group)')}", "   :no-index:", ""]
             lines += indented(text)
         for signature, text in library.torch_functions().values():
