@@ -284,9 +284,10 @@ class TorchClasses(FromLibrary):
         for name in library.torch_names():
             lines += [f".. py:class:: {library.torch_signature(name)}", "   :module: fastopt.torch", ""]
             lines += indented(texts.pop(name))
+        signatures = library.torch_methods()
         for name, text in texts.items():
-            signature = {"step": "step(closure=None)", "load_state_dict": "load_state_dict(state_dict, convert=None)"}
-            lines += [f".. py:method:: {signature.get(name, f'{name}(param_group)')}", "   :no-index:", ""]
+            method = signatures[name]
+            lines += [f".. py:property:: {name}" if method is None else f".. py:method:: {method}", "   :no-index:", ""]
             lines += indented(text)
         for signature, text in library.torch_functions().values():
             lines += [f".. py:function:: {signature}", "   :module: fastopt.torch", ""]

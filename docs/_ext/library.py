@@ -328,6 +328,23 @@ def torch_docstrings() -> dict[str, str]:
     return found
 
 
+def torch_methods() -> dict[str, str | None]:
+    """What the classes of fastopt.torch share: name -> signature without annotations, None for a property."""
+    shared = next(node for node in torch_module().body if isinstance(node, ast.ClassDef) and node.name == "_Compiled")
+    found: dict[str, str | None] = {}
+    for method in shared.body:
+        if not isinstance(method, ast.FunctionDef) or method.name.startswith("_") or method.name in found:
+            continue
+        if any(isinstance(decorator, ast.Name) and decorator.id == "property" for decorator in method.decorator_list):
+            found[method.name] = None
+            continue
+        for argument in (*method.args.args, *method.args.kwonlyargs):
+            argument.annotation = None
+        del method.args.args[0]  # self
+        found[method.name] = f"{method.name}({ast.unparse(method.args)})"
+    return {**found, "step": "step(closure=None)"}  # which is written out in its docstring
+
+
 def torch_functions() -> dict[str, tuple[str, str]]:
     """The functions of fastopt.torch: how each is called, and its docstring."""
     modules = (torch_module(f"fastopt._torch_{part}") for part in ("clip", "install"))
