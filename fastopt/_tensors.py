@@ -433,8 +433,8 @@ def own_shape(slot: Slot, own: torch.Tensor) -> tuple[int, ...] | None:
 
 def lies_as(state: torch.Tensor, own: torch.Tensor, slot: Slot) -> bool:
     """Whether the engine can walk a state tensor beside its parameter; one of another shape has to be contiguous."""
-    if own_shape(slot, own) is not None:
-        return state.is_contiguous()
+    if own_shape(slot, own) is not None:  # two bytes of a base come first in 8-bit state
+        return state.is_contiguous() and state.data_ptr() % 2 == 0
     return state.stride() == own.stride() and is_dense(state)
 
 

@@ -18,7 +18,7 @@ from test_bits import CONFIGS, THREADS, Config
 import fastopt
 from fastopt import engine, reference
 from fastopt.declare import LOW, derive, numbers_at
-from fastopt.errors import HyperparameterError
+from fastopt.errors import HyperparameterError, LayoutError
 
 try:
     from ml_dtypes import bfloat16 as BFLOAT16
@@ -559,7 +559,7 @@ def read_only(a):
 BAD_MIRRORS = {
     "float32": (lambda p: np.zeros((3, 4), F32), fastopt.errors.DTypeError, "mirror of parameter 'w' has dtype"),
     "shape": (lambda p: np.zeros((4, 3), np.uint16), fastopt.errors.ShapeError, "mirror of parameter 'w' has shape"),
-    "order": (lambda p: np.zeros((3, 4), np.uint16, "F"), fastopt.errors.LayoutError, "mirror of parameter 'w' has s"),
+    "order": (lambda p: np.zeros((3, 4), np.uint16, "F"), LayoutError, "mirror of parameter 'w' has s"),
     "strided": (lambda p: np.zeros((3, 8), np.uint16)[:, ::2], fastopt.errors.LayoutError, "mirror of parameter 'w'"),
     "read-only": (lambda p: read_only(np.zeros((3, 4), np.uint16)), fastopt.errors.ReadOnlyError, "of parameter 'w'"),
     "parameter": (lambda p: p.view(np.uint16)[:, :4], fastopt.errors.LayoutError, "mirror of parameter 'w'"),
@@ -1042,8 +1042,17 @@ def test_zeroed_gradients_share_no_memory_whatever_their_type_was():
 # --- The count
 
 
-def test_sixty_thousand_stored_arrays_were_compared(request, bit_matrix):
+def test_many_stored_arrays_were_compared(request, bit_matrix):
     here = [item for item in request.session.items if item.fspath == request.node.fspath]
     if sum("bits_of_their_twin" in item.name for item in here) < len(CONFIGS):
         pytest.skip("only a part of the matrix was run")
-    assert bit_matrix.arrays >= 60_000 and bit_matrix.differing == 0  # one worker of two has seen half
+    # Of 140,000, which workers share as they have time: this is one of them.
+    assert bit_matrix.arrays >= 20_000 and bit_matrix.differing == 0
+
+
+def test_8_bit_state_begins_at_an_even_address():
+    room = np.zeros(10_001, np.uint8)
+    odd = room[1 - room.ctypes.data % 2 :][:5040]
+    assert odd.ctypes.data % 2 == 1
+    with pytest.raises(LayoutError, match="state 'exp_avg' of parameter 0, from state_factory, begins at an odd"):
+        fastopt.AdamW(np.zeros(5000, np.float32), state_dtype="8bit", state_factory=lambda name, shape, dtype: odd)

@@ -187,11 +187,11 @@ def packed_value(double value, Py_ssize_t n, bint square):
     cdef const Format *format = UE5M3 if square else E4M3
     cdef cnp.ndarray packed = np.empty(packed_size(n), np.uint8)
     cdef float x = <float>value
-    cdef char code
-    cdef char base[2]
-    format.store(&code, base, &x, 1, 0x80000000U)
-    packed[:packed_size(n) - n].view(np.uint16)[:] = (<uint16_t *>base)[0]
-    packed[packed_size(n) - n:] = <uint8_t>code
+    cdef uint8_t code
+    cdef uint16_t base
+    format.store(&code, &base, &x, 1, 0x80000000U)
+    packed[:packed_size(n) - n].view(np.uint16)[:] = base
+    packed[packed_size(n) - n:] = code
     return packed
 
 
@@ -271,6 +271,8 @@ cdef as_slot(kind, obj, str label):
     array = as_array(obj, label, False)
     if not array.flags.aligned or not (array.flags.c_contiguous or array.flags.f_contiguous):
         raise LayoutError(f"{label} has strides {array.strides}; it must be contiguous and aligned")
+    if cnp.PyArray_TYPE(array) == cnp.NPY_UBYTE and <uintptr_t>cnp.PyArray_DATA(array) % sizeof(uint16_t):
+        raise LayoutError(f"{label} begins at an odd address; the bases of its blocks, of two bytes each, come first")
     if not array.flags.writeable:
         raise read_only(obj, array, label)
     return array

@@ -801,3 +801,22 @@ def test_state_goes_to_bitsandbytes_and_comes_back(options):
             apart = np.abs(other.state[p][name].numpy() - mine[name])
             assert apart.max() <= 0.02 * np.abs(mine[name]).max()
         assert other.state[p]["step"] == 3
+
+
+def test_8_bit_state_at_an_odd_address_is_copied():
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(5000))]
+    twin = [torch.nn.Parameter(params[0].detach().clone())]
+    opts = [ft.AdamW(one, state_dtype="8bit") for one in (params, twin)]
+    for k in range(3):
+        g = torch.randn(5000)
+        for (p,), opt in zip((params, twin), opts, strict=True):
+            p.grad = g.clone()
+            opt.step()
+        if k == 1:
+            state = opts[0].state[params[0]]
+            room = torch.zeros(5041, dtype=torch.uint8)
+            odd = room[1 - room.data_ptr() % 2 :][:5040]
+            state["exp_avg"] = odd.copy_(state["exp_avg"])
+    assert torch.equal(params[0], twin[0])
+    assert opts[0].state[params[0]]["exp_avg"].data_ptr() % 2 == 0
