@@ -334,9 +334,9 @@ def compiled_steps() -> Iterator[Count]:
     class Plan(plain):
         tensors = 0
 
-        def bind(self, group: Any, spec: Any, params: Any, records: Any, names: Any) -> None:
+        def bind(self, group: Any, spec: Any, params: Any, records: Any, names: Any, places: Any) -> None:
             self.tensors += sum(record is not None for record in records)
-            super().bind(group, spec, params, records, names)
+            super().bind(group, spec, params, records, names, places)
 
         def step_tensors(self, groups: Any, state: Any, grad_scale: Any = None, check_only: bool = False) -> bool:
             done = super().step_tensors(groups, state, grad_scale, check_only)
