@@ -201,7 +201,8 @@ def stored_state(loading: Loading, i: int, slot: Slot, seed: int, array: np.ndar
     if dtype == np.uint8 and is_packed(array):
         if same_order(packed, param):
             return array
-        require_lossy(loading, f"{what} is in 8 bits, in the other memory order; its blocks would be encoded again")
+        why = f"{what} is in 8 bits, in the other memory order; its blocks would be encoded again"
+        require_lossy(loading.lossy, why)
     elif dtype.kind == "f":
         return np.require(decoded(array, slot, packed, param), dtype, ["ENSUREARRAY", "ALIGNED", order])
     elif dtype != np.uint8 and is_bfloat16(array):
@@ -209,10 +210,9 @@ def stored_state(loading: Loading, i: int, slot: Slot, seed: int, array: np.ndar
     elif dtype == np.uint8 or not is_packed(array):  # 8 bits are a bfloat16
         has = "8 bits" if is_packed(array) else "bfloat16" if is_bfloat16(array) else str(array.dtype)
         keeps = "8 bits" if dtype == np.uint8 else "bfloat16"
-        require_lossy(loading, f"{what} is in {has}, and the optimizer keeps it in {keeps}: it would be rounded")
+        require_lossy(loading.lossy, f"{what} is in {has}, and the optimizer keeps it in {keeps}: it would be rounded")
     wide = np.require(decoded(array, slot, packed, param), np.float32, ["ENSUREARRAY", "ALIGNED", order])
-    if slot.narrow == "square" and (np.nan_to_num(wide) < 0).any():
-        raise StateDictError(f"{what} holds negative numbers; there are none in a sum or an average of squares")
+    check_squares(wide, slot, what)
     return encode_state(slot, param, wide, seed, loading.streams[i], loading.counts[i])
 
 
@@ -222,7 +222,13 @@ def same_order(packed: Packed | None, param: np.ndarray) -> bool:
     return both or (packed.order if packed is not None else "C") == order_of(param)
 
 
-def require_lossy(loading: Loading, why: str) -> None:
+def check_squares(wide: np.ndarray, slot: Slot, what: str) -> None:
+    """Raise if state that is to be stored without a sign has one."""
+    if slot.narrow == "square" and (np.nan_to_num(wide) < 0).any():
+        raise StateDictError(f"{what} holds negative numbers; there are none in a sum or an average of squares")
+
+
+def require_lossy(lossy: bool, why: str) -> None:
     """Raise unless bits may be lost."""
-    if not loading.lossy:
+    if not lossy:
         raise StateDictError(f"{why}. {LOSSY}")

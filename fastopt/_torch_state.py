@@ -11,16 +11,17 @@ Design:
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from fastopt._quantized import BITSANDBYTES_SLOTS, decode_bitsandbytes, decode_torchao, kind_of_state
-from fastopt._stored import LOSSY, Packed, check_packed, is_bfloat16, widened
+from fastopt._exchange import in_pytorchs_layout
+from fastopt._quantized import kind_of_state
+from fastopt._stored import Packed, check_packed, check_squares, is_bfloat16, require_lossy, widened
 from fastopt._tensors import is_dtensor, is_packed, local_of, state_dtype
-from fastopt.declare import LOW, Slot, Spec
+from fastopt.declare import LOW, Slot, Spec, counts_in_state
 from fastopt.engine import decode_state, encode_state
 from fastopt.errors import StateDictError
 
@@ -118,11 +119,7 @@ def encoded(value: torch.Tensor, slot: Slot, seed: int, to: Place) -> torch.Tens
     own = local_of(to.param)
     dense = dense_like(own, torch.float32).copy_(value)
     row = row_of(dense).numpy()
-    if slot.narrow == "square" and (np.nan_to_num(row) < 0).any():
-        raise StateDictError(
-            f"state {slot.name!r} of {to.label} holds negative numbers; there are none in a sum or an average of "
-            "squares"
-        )
+    check_squares(row, slot, f"state {slot.name!r} of {to.label}")
     stored = encode_state(slot, row, row, seed, to.place, to.steps)
     if stored.dtype == np.uint8:
         return torch.from_numpy(stored)
@@ -171,12 +168,6 @@ def seed_of(spec: Spec) -> int:
     return 0 if spec.storage is None else spec.storage.seed
 
 
-def require_lossy(lossy: bool, why: str) -> None:
-    """Raise unless bits may be lost."""
-    if not lossy:
-        raise StateDictError(f"{why}. {LOSSY}")
-
-
 def fit_entry(
     entry: dict[str, Any], saved: Mapping[str, Any], spec: Spec, slots: Mapping[str, Slot], lossy: bool, to: Place
 ) -> None:  # fmt: skip
@@ -214,50 +205,35 @@ def wide_array(value: Any) -> Any:
 
 
 def of_another_library(cls: type, given: Any, groups: Sequence[Mapping[str, Any]], lossy: bool) -> Any:
-    """A state dict of an 8-bit optimizer of bitsandbytes or torchao as one of PyTorch's; another one as it is."""
+    """A state dict of an 8-bit optimizer of bitsandbytes or torchao as one of PyTorch's; another one as it is.
+
+    Groups keep the optimizer's own options where the library's say nothing.
+    """
     library = kind_of_state(given)
     if library is None:
         return given
-    require_lossy(lossy, f"the state dict has 8-bit state of {library}, whose codes are other numbers than fastopt's")
-    name = cls.__name__
-    if library == "bitsandbytes" and name not in BITSANDBYTES_SLOTS:
-        known = ", ".join(BITSANDBYTES_SLOTS)
-        raise StateDictError(f"{name} cannot continue from state of bitsandbytes; {known} can")
-    state = {}
-    for key, entry in given["state"].items():
-        if not isinstance(entry, Mapping):
-            raise StateDictError(f"the state of parameter {key!r} is of type {type(entry).__name__}; a dict is needed")
-        label = f"state of parameter {key!r}"
-        if library == "bitsandbytes":
-            arrays: dict[str, Any] = dict(decode_bitsandbytes(entry, BITSANDBYTES_SLOTS[name], label=label))
-            if name != "SGD" and "step" in entry:
-                arrays["step"] = entry["step"]
-        else:
-            arrays = {
-                slot: decode_torchao(value, label=f"{label}: {slot!r}") if hasattr(value, "codes") else value
-                for slot, value in entry.items()
-            }
-        state[key] = {slot: as_tensor(value) for slot, value in arrays.items()}
-    saved = given["param_groups"]
-    return {"state": state, "param_groups": [*map_groups(name, library, groups, saved)]}
+    saved = given.get("param_groups")
+    if library == "bitsandbytes" and isinstance(saved, list):  # of three betas the last is AdEMAMix's, which is refused
+        given = {**given, "param_groups": [with_pair(group) for group in saved]}
+    found = in_pytorchs_layout(cls, given, lossy)
+    counts = counts_in_state(cls)
+    state = {
+        key: {name: as_tensor(value) for name, value in entry.items() if counts or name != "step"}
+        for key, entry in found["state"].items()
+    }
+    saved = found["param_groups"]
+    merged = []
+    for mine, other in zip(groups, saved, strict=True) if len(groups) == len(saved) else ((x, x) for x in saved):
+        known = {key: value for key, value in other.items() if key in mine}
+        kept = {key: value for key, value in mine.items() if key != "param_names"}
+        merged.append({**kept, **known, "params": other["params"]})
+    return {"state": state, "param_groups": merged}
+
+
+def with_pair(group: Any) -> Any:
+    betas = group.get("betas") if isinstance(group, Mapping) else None
+    return {**group, "betas": betas[:2]} if isinstance(betas, (tuple, list)) else group
 
 
 def as_tensor(value: Any) -> Any:
     return from_array(value) if isinstance(value, np.ndarray) and value.ndim else value
-
-
-def map_groups(
-    name: str, library: str, groups: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, Any]]
-) -> Iterator[dict[str, Any]]:
-    """Groups with the options of another library that mean the same here, and the optimizer's own for the others."""
-    for mine, other in zip(groups, saved, strict=True) if len(groups) == len(saved) else ((x, x) for x in saved):
-        known = {key: other[key] for key in ("lr", "eps", "weight_decay") if key in other and key in mine}
-        if library == "torchao":
-            known |= {key: other[key] for key in ("betas", "amsgrad", "momentum") if key in other and key in mine}
-        elif name in ("Adam", "AdamW", "Lion"):
-            known["betas"] = tuple(other["betas"][:2])
-        elif name in ("SGD", "RMSprop"):  # which keep it there
-            known["momentum" if name == "SGD" else "alpha"] = other["betas"][0]
-        known = {key: value.item() if isinstance(value, torch.Tensor) else value for key, value in known.items()}
-        kept = {key: value for key, value in mine.items() if key != "param_names"}
-        yield {**kept, **known, "params": other["params"]}

@@ -301,8 +301,8 @@ def check_low(
         arrays[LOW.name] = array
     elif array.size:
         require_lossy(
-            loading, f"{what} is what a bfloat16 parameter with split=True lacks of a float32, and the optimizer has "
-            "no place for it: it would be dropped"
+            loading.lossy, f"{what} is what a bfloat16 parameter with split=True lacks of a float32, and the optimizer "
+            "has no place for it: it would be dropped"
         )  # fmt: skip
 
 

@@ -169,7 +169,7 @@ from torch.optim import optimizer as torch_optimizer
 import fastopt
 from fastopt import _fallback, _torch_clip, _torch_install, _torch_ranks, _torch_state
 from fastopt._spelling import about_clipping, meant
-from fastopt._stored import carried_options, check_convert
+from fastopt._stored import carried_options, check_convert, require_lossy
 from fastopt._tensors import (
     PLAIN,
     Host,
@@ -1184,7 +1184,7 @@ class _Compiled(torch.optim.Optimizer, metaclass=TwinType):
         specs = {id(group): self._derive(group) for group in self.param_groups}
         streams, self._orders = own.get("streams"), {}
         if streams is not None and list(streams) != [*range(len(places))] and any(map(draws, specs.values())):
-            _torch_state.require_lossy(
+            require_lossy(
                 self._lossy, f"the state dict's 'streams' of random numbers are {streams!r:.80}; those here are the "
                 "places of the parameters"
             )  # fmt: skip
@@ -1595,8 +1595,9 @@ def without(options: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
 
 
 def draws(spec: Spec) -> bool:
-    """Whether parameters are rounded stochastically, by numbers that depend on their step."""
-    return spec.storage is not None and spec.storage.rounding == "stochastic"
+    """Whether something is rounded stochastically, by numbers that depend on the step of its parameter."""
+    squares = any(slot.narrow == "square" and slot.storage in ("bfloat16", "8bit") for slot in spec.slots)
+    return squares or (spec.storage is not None and spec.storage.rounding == "stochastic")
 
 
 def check_narrow(param: torch.Tensor, own: torch.Tensor, spec: Spec, label: str) -> None:

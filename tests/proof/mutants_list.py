@@ -1503,7 +1503,7 @@ MUTANTS = [
     ),
     Mutant(
         "state is rounded without a word", STORED,
-        "    if not loading.lossy:\n", "    if False:\n", f"{LEAVES} -k 'refused_unless or dropped_only'",
+        "    if not lossy:\n", "    if False:\n", f"{LEAVES} -k 'refused_unless or dropped_only'",
     ),
     Mutant(
         "a buffer that has not begun takes the low half with it", STATE,
@@ -1896,8 +1896,8 @@ MUTANTS = [
         "            if order == order_of(own):", "            if True:", f"{TORCH_STORED} -k in_which_order",
     ),
     Mutant(
-        "state loses bits without being allowed to", TORCH_STATE,
-        "    if not lossy:", "    if False:", f"{TORCH_STORED} -k loses_bits",
+        "tensors lose bits without being allowed to", STORED,
+        "    if not lossy:\n        raise", "    if False:\n        raise", f"{TORCH_STORED} -k loses_bits",
     ),
     Mutant(
         "the seed of a state dict is not taken over", TORCH,

@@ -820,3 +820,26 @@ def test_8_bit_state_at_an_odd_address_is_copied():
             state["exp_avg"] = odd.copy_(state["exp_avg"])
     assert torch.equal(params[0], twin[0])
     assert opts[0].state[params[0]]["exp_avg"].data_ptr() % 2 == 0
+
+
+def test_bitsandbytes_adam_goes_on_with_its_own_weight_decay():
+    """It shrinks the parameter, as AdamW does; PyTorch's Adam would add it to the gradient."""
+    p = torch.nn.Parameter(torch.randn(5000))
+    wide = fastopt.Adam(p.detach().numpy().copy(), weight_decay=0.1, decoupled_weight_decay=True)
+    wide.step(np.ones(5000, np.float32))
+    saved = wide.export_state_dict("bitsandbytes", convert="lossy")
+    opt = ft.Adam([p], weight_decay=0.1)
+    opt.load_state_dict(saved, convert="lossy")
+    assert opt.param_groups[0]["decoupled_weight_decay"] is True and opt.param_groups[0]["weight_decay"] == 0.1
+
+
+def test_streams_matter_where_squares_are_rounded_at_random():
+    ws = {name: np.zeros(5000, np.float32) for name in "ab"}
+    first = fastopt.AdamW(ws, state_dtype="8bit")
+    first.step({name: np.ones(5000, np.float32) for name in "ab"})
+    saved = first.state_dict()
+    saved["fastopt"]["streams"] = [1, 0]
+    opt = ft.AdamW([torch.nn.Parameter(torch.zeros(5000)) for _ in "ab"], state_dtype="8bit")
+    with pytest.raises(errors.StateDictError, match="'streams' of random numbers"):
+        opt.load_state_dict(saved)
+    opt.load_state_dict(saved, convert="lossy")
