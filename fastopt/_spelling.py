@@ -28,7 +28,7 @@ BY_NORM = (
 WHERE_TO_CLIP = {
     "optimizer": "did you mean 'clip_norm'?",
     "group": "the norm is that of all groups, so clip_norm is an option of the optimizer",
-    "function": "functions do not clip: multiply the gradients by min(1, max_norm / fastopt.norm(gradients)) first",
+    "function": "did you mean 'clip_norm'?",
     "torch": "did you mean 'clip_norm'?",
 }
 
@@ -48,8 +48,4 @@ def meant(name: str, known: Iterable[str], near: float = 0.85) -> str | None:
 def about_clipping(name: str, where: str) -> str | None:
     """What to say to a word for clipping that is unknown there, a key of `WHERE_TO_CLIP`; None for another word."""
     plain = name.lower()
-    if plain in BY_NORM:
-        return WHERE_TO_CLIP[where]
-    if where == "function" and "clip" in plain:
-        return "functions do not clip; clip the gradients before the call"
-    return None
+    return WHERE_TO_CLIP[where] if plain in BY_NORM else None

@@ -43,7 +43,7 @@ class Place(NamedTuple):
 def order_of(tensor: torch.Tensor) -> tuple[int, ...]:
     """The dimensions of a dense tensor that have more than one element, the slowest first."""
     dims = [dim for dim, size in enumerate(tensor.shape) if size > 1]
-    return tuple(sorted(dims, key=lambda dim: -tensor.stride(dim)))
+    return tuple(sorted(dims, key=lambda dim: -tensor.stride()[dim]))
 
 
 def named_order(order: str | Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:

@@ -125,9 +125,6 @@ class Adam(Optimizer):
         convention: Literal["torch", "keras", "optax", "sklearn", "thinc", "paper"] | None = None,
         **common: Unpack[CommonOptions],
     ) -> None:  # fmt: skip
-        if isinstance(amsgrad, (bool, np.bool_)) and amsgrad and isinstance(convention, str) and convention == "paper":
-            bias_correction = False if bias_correction is None else bias_correction
-            eps = 0.0 if eps is None else eps
         options = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
             "eps_placement": eps_placement, "bias_correction": bias_correction, "eps_root": eps_root,
@@ -137,6 +134,13 @@ class Adam(Optimizer):
     @staticmethod
     def rule(group: Mapping[str, Any], convention: str) -> str | tuple[str, tuple[str, ...]]:
         return ("amsgrad", ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")) if group["amsgrad"] else "adam"
+
+    @staticmethod
+    def _implied(given: Mapping[str, Any], convention: str) -> Mapping[str, Any]:
+        amsgrad = given.get("amsgrad")
+        if convention == "paper" and isinstance(amsgrad, (bool, np.bool_)) and amsgrad:
+            return {"bias_correction": False, "eps": 0.0}
+        return {}
 
 
 @public

@@ -282,6 +282,11 @@ class Declaration:
         """
         raise NotImplementedError
 
+    @staticmethod
+    def _implied(given: Mapping[str, Any], convention: str) -> Mapping[str, Any]:
+        """Defaults that are others because of the options that are given."""
+        return {}
+
     @classmethod
     def group_keys(cls) -> tuple[str, ...]:
         """The keys of a parameter group, but for ``params``."""
@@ -603,7 +608,9 @@ def known_convention(cls: type[Declaration], convention: str | None) -> str:
 def with_defaults(cls: type[Declaration], convention: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """All options of a class: those given, else (where None) the convention's."""
     offered = cls.conventions[convention]
-    fallback = {**NEUTRAL, **cls.always_offered, **offered.fixed, **offered.defaults}
+    fallback = {
+        **NEUTRAL, **cls.always_offered, **offered.fixed, **offered.defaults, **cls._implied(given, convention)
+    }  # fmt: skip
     options = {key: fallback.get(key) for key in cls.hyperparameters}
     options["maximize"] = False
     options["flush_subnormal"] = True
@@ -613,7 +620,7 @@ def with_defaults(cls: type[Declaration], convention: str, given: Mapping[str, A
 
 def refuse_unknown(cls: type[Declaration], keys: Iterable[Any], where: str, more: Iterable[str] = ()) -> None:
     """Raise if one of the keys is neither an option of the class nor one of `more`. `where`: see `about_clipping`."""
-    known = (*cls.group_keys(), *more, *((*AROUND, *STORAGE) if where in ("optimizer", "group") else ()))
+    known = (*cls.group_keys(), *more, *AROUND, *(STORAGE if where in ("optimizer", "group") else ()))
     for key in keys:
         if key in known:
             continue

@@ -530,13 +530,13 @@ cdef class Plan(Operands):
             after = [pair for name, k, arrays in numbers for pair in self.numbers_after(&job, name, k, arrays)]
         if found:
             self.clipped = False
+            zero_gradients(&job)
         else:
             if self.copies_first:
                 self.copy_first(&job)
             self.launch_step(&job)
         if found or job.found:
             self.skipped += 1
-            zero_gradients(&job)
             return
         self.end_step(&job)
         if after is not None:
@@ -559,11 +559,16 @@ cdef class Plan(Operands):
             self.check_gradients_apart(job)
         job.scan_nonfinite = self.nonfinite != "propagate"
         if self.sums:
-            self.clip.grad_scale = self.grad_scale
-            ask_for_sum(job, self.norm_sum, &self.scratch)
-            job.clip = &self.clip
-            job.moved += job.blocks       # gradients are read twice
+            self.ask_for_norms(job)
         return given
+
+    cdef int ask_for_norms(self, Job *job) except -1:
+        """Have a job find the norms of its gradients first, and clip by them."""
+        self.clip.grad_scale = self.grad_scale
+        ask_for_sum(job, self.norm_sum, &self.scratch)
+        job.clip = &self.clip
+        job.moved += job.blocks           # gradients are read twice
+        return 0
 
     cdef double limit_of_now(self) except? -1:
         """What the norm of this step's gradients is not to exceed."""
@@ -711,6 +716,8 @@ cdef class Plan(Operands):
             self.clipped = self.sums
             if job.found and self.nonfinite == "raise":
                 complain_nonfinite(self, job)
+            if job.found:
+                zero_gradients(job)
         finally:
             if keep_refs:
                 for i in range(job.n_work):

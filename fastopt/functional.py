@@ -5,7 +5,15 @@ array a parameter; parameters and state are written in place, and no array is ke
 of this step, 1 at the first. The options are the hyperparameters of the class of the same name (None: as the convention
 has it) and ``maximize``, ``decoupled_weight_decay``, ``flush_subnormal``, ``convention``, ``n_threads``, ``nonfinite``,
 ``copy_grads``: see there for the rule, its order, ranges and sources. State starts at zero unless said otherwise, and
-may be left out where the options do not need it. Everything is checked before the first write, as in `Optimizer.step`.
+may be left out where the options do not need it; `make_state` makes it. Everything is checked before the first write,
+as in `Optimizer.step`.
+
+What stands around a step is done in the same pass, if the options of `fastopt.Optimizer` for it are given:
+``clip_norm``, ``norm_type``, ``clip_norm_each``, ``clip_value``, ``zero_grads``, and ``ema_decay`` with ``ema_start``,
+which needs the averages, the state ``ema``. An average begins at step ``ema_start`` (1 by default); what it held before
+is ignored, except that thinc's moves from there, and has to be zero. Where that step has no gradient (None) or is
+skipped, the average does not begin: later steps go on from what it held. So fill it first, as `make_state` does, and do
+not count steps that return False. Gradients are divided by ``grad_scale`` first.
 
 There is one function for each optimizer: ``sgd_``, ``momentum_``, ``nag_``, ``adagrad_``, ``adadelta_``, ``rmsprop_``,
 ``adam_``, ``adamw_``, ``adamax_``, ``nadam_``, ``radam_``, ``lion_``. Of some:
@@ -13,7 +21,7 @@ There is one function for each optimizer: ``sgd_``, ``momentum_``, ``nag_``, ``a
 - Arguments have the same names under every convention. State that the class calls differently there is given by the
   name in the signature: the velocity of Keras's SGD is the ``momentum_buffer`` of ``sgd_(..., convention="keras")``.
 - ``nag_``: g is the gradient at ``p + momentum * velocity``.
-- ``adagrad_``, ``rmsprop_``: fill the accumulator with its initial value yourself.
+- ``adagrad_``, ``rmsprop_``: fill the accumulator with its initial value yourself, or have `make_state` do it.
 - ``nadam_``: ``mu_product`` is an array of one float for each p, 1 before step 1, updated too.
 - ``sgd_``: what the buffer held before step 1 is ignored, as the rule says.
 
@@ -52,9 +60,12 @@ import numpy as np
 from fastopt import OPTIMIZERS
 from fastopt._spelling import meant
 from fastopt.declare import (
+    AVERAGE,
+    CLIP_FORMS,
     Slot,
     arrays_of,
     derive,
+    first_numbers,
     known_convention,
     numbers_at,
     numbers_of,
@@ -63,13 +74,15 @@ from fastopt.declare import (
     require_all,
     with_defaults,
 )
-from fastopt.engine import BorrowedPlan, Kept, Plan, listed, shown
+from fastopt.engine import AROUND, BorrowedPlan, Kept, Plan, listed, shown
 from fastopt.errors import HyperparameterError, OverlapError, ParameterError, ReadOnlyError, UnknownOptionError
 from fastopt.optimizer import Optimizer
 from fastopt.state import as_number
 from fastopt.typing import Arrays, Betas, EpsPlacement, Hyperparameter, Nonfinite, Number, Pair  # noqa: F401
 
-ENGINE_OPTIONS = ("n_threads", "nonfinite", "copy_grads")
+ENGINE_OPTIONS = ("n_threads", "nonfinite", "copy_grads", "clip_norm", "norm_type")
+FOR_STATE = ("initial_accumulator_value",)
+"""Options that only say what state begins with."""
 
 
 def _take(
@@ -85,9 +98,11 @@ def _take(
         raise HyperparameterError(f"step={step!r} must be an int >= 1, below 2**63: the number of this step")
     params, columns = _columns(p, {"g": g, **state})
     grads = columns.pop("g")
-    plan, given = _plan(cls, params, columns, count, dict(options))
+    options = dict(options)
+    scale = options.pop("grad_scale", None)
+    plan, given = _plan(cls, params, columns, count, options)
     kept.prepare(plan, params, asked)
-    plan.step(grads, numbers=given)
+    plan.step(grads, scale, numbers=given)
     kept.keep(plan)
     return plan.skipped == 0
 
@@ -109,7 +124,9 @@ def _plan(
 
     convention = known_convention(cls, options.pop("convention", None))
     settings = {key: options.pop(key) for key in ENGINE_OPTIONS if key in options}
-    plan = BorrowedPlan(partial(derive, cls, convention, rename=False), **settings)
+    plan = BorrowedPlan(
+        partial(derive, cls, convention, rename=False), clip_form=CLIP_FORMS.get(convention, 0), **settings
+    )
     refuse_unknown(cls, options, "function")
     full = with_defaults(cls, convention, options)
     require_all(cls, convention, full)
@@ -181,10 +198,10 @@ def _signature(cls: type[Optimizer]) -> Signature:
     options = {**signature(Optimizer.__init__).parameters, **signature(cls).parameters}
     arrays = {
         "p": Parameter.empty, "g": Parameter.empty, **dict.fromkeys(_required(cls), Parameter.empty),
-        **{slot.name: None for slot in arrays_of(cls, optional=True)},
+        **dict.fromkeys(_optional(cls)),
     }  # fmt: skip
-    kinds = {"g": "Arrays | None", **{slot.name: "Arrays | None" for slot in arrays_of(cls, optional=True)}}
-    by_name = [key for key in (*cls.group_keys(), "convention", *ENGINE_OPTIONS) if key != "initial_accumulator_value"]
+    kinds = dict.fromkeys(("g", *_optional(cls)), "Arrays | None")
+    by_name = [key for key in (*cls.group_keys(), "convention", *ENGINE_OPTIONS, *AROUND) if key not in FOR_STATE]
     return Signature(
         [
             *(
@@ -193,29 +210,36 @@ def _signature(cls: type[Optimizer]) -> Signature:
             ),
             Parameter("step", Parameter.KEYWORD_ONLY, annotation="SupportsIndex"),
             *(options[key].replace(kind=Parameter.KEYWORD_ONLY) for key in by_name),
+            signature(Optimizer.step).parameters["grad_scale"].replace(kind=Parameter.KEYWORD_ONLY),
         ],
         return_annotation="bool",
     )
 
 
+def _optional(cls: type[Optimizer]) -> tuple[str, ...]:
+    """The state that the function of a class needs only with some options."""
+    return (*(slot.name for slot in arrays_of(cls, optional=True)), AVERAGE.name)
+
+
 @remembered
 def _arguments(cls: type[Optimizer]) -> tuple[str, ...]:
     """The arrays that the function of a class takes, in their order."""
-    return ("p", "g", *_required(cls), *(slot.name for slot in arrays_of(cls, optional=True)))
+    return ("p", "g", *_required(cls), *_optional(cls))
 
 
-def _kept(cls: type[Optimizer]) -> Kept:
-    """What keeps the plans of a function of this class."""
+def _kept(cls: type[Optimizer], single: bool = False) -> Kept:
+    """What keeps the plans of a function of this class, or of `single` bound arrays."""
     names = _arguments(cls)
     numbers = [(names.index(slot.name), at, *slot.limits) for at, slot in _given_numbers(cls)]
-    return Kept(names, 2 + len(_required(cls)), numbers, any([slot.like == "begun" for slot in numbers_of(cls)]))
+    begun = any([slot.like == "begun" for slot in numbers_of(cls)])
+    return Kept(names, 2 + len(_required(cls)), numbers, begun, single)
 
 
 def _make(cls: type[Optimizer]) -> Callable[..., bool]:
     """The function of an optimizer class, with a signature that says what it takes."""
     shown = _signature(cls)
     positional, needed = _arguments(cls), {"p", "g", *_required(cls), "step"}
-    filled = [slot.name for slot in arrays_of(cls) if slot.first == "initial_accumulator_value"]
+    filled = [slot.name for slot in arrays_of(cls) if slot.first in FOR_STATE]
     name = cls.__name__.lower() + "_"
     kept = _KEPT[name] = _kept(cls)
     fast = kept.call
@@ -231,8 +255,8 @@ def _make(cls: type[Optimizer]) -> Callable[..., bool]:
         given.update(kwargs)
         if not needed <= given.keys():
             shown.bind(*args, **kwargs)
-        if filled and "initial_accumulator_value" in given:
-            raise UnknownOptionError(f"initial_accumulator_value is not for {name}: fill {filled[0]!r} yourself")
+        if filled and not given.keys().isdisjoint(FOR_STATE):
+            raise UnknownOptionError(_about_first_value(name, filled[0]))
         p, g, step = given.pop("p"), given.pop("g"), given.pop("step")
         state = {slot: given.pop(slot, None) for slot in positional[2:]}
         return _take(kept, cls, p, g, state, step, given, given)
@@ -245,6 +269,11 @@ def _make(cls: type[Optimizer]) -> Callable[..., bool]:
     function.__signature__ = shown  # type: ignore[attr-defined]
     function.__annotations__ = {p.name: p.annotation for p in shown.parameters.values()} | {"return": "bool"}
     return function
+
+
+def _about_first_value(function: str, slot: str) -> str:
+    """What to say where an option was given that only says what state begins with."""
+    return f"{FOR_STATE[0]} is not for {function}: fill {slot!r} yourself, or use make_state"
 
 
 class Bound:
@@ -272,7 +301,8 @@ class Bound:
         step : int >= 1
             The number of this step.
         **options
-            Hyperparameters and other options that are to replace those given to `bind` at this step.
+            Hyperparameters and other options that are to replace those given to `bind` at this step; and
+            ``grad_scale``, what gradients are divided by first.
 
         Returns
         -------
@@ -286,6 +316,31 @@ class Bound:
         """
         stepped = self._kept.step_bound(self._arrays, g, step, options)
         return self._slowly(g, step, options) if stepped is None else stepped
+
+    def rebind(self, p: Arrays) -> None:
+        """Step other parameters from the next step on, with the same state.
+
+        Parameters
+        ----------
+        p : array, or list of arrays
+            As many as before, each of the shape, type and memory order of its state. The next step checks it.
+
+        Raises
+        ------
+        ParameterError
+            For a list instead of an array, the reverse, or a list of another length.
+        """
+        members, mine = listed(p), self._arrays[0]
+        n = len(mine) if isinstance(mine, list) else None
+        if n != (None if members is None else len(members)):
+            given = "an array" if members is None else f"a list of {len(members)}"
+            raise ParameterError(f"p must be {'an array' if n is None else f'a list of {n} arrays'}, not {given}")
+        self._arrays = (p if members is None else members, *self._arrays[1:])
+
+    @property
+    def grad_norm(self) -> float | None:
+        """The norm of all gradients of the last step, before clipping; None if that did not clip."""
+        return self._kept.grad_norm
 
     def _slowly(self, g: Any, step: Any, options: dict[str, Any]) -> bool:
         _refuse_at_bound(self._cls, options)
@@ -302,12 +357,12 @@ class Bound:
 
 
 def _bound(cls: type[Optimizer], arrays: tuple[Any, ...], options: dict[str, Any]) -> Bound:
-    return Bound(cls, arrays, options, _kept(cls))
+    return Bound(cls, arrays, options, _kept(cls, single=True))
 
 
 def bind(
-    optimizer: str | type[Optimizer], p: Arrays, state: Sequence[Arrays | None] = (), *, convention: str | None = None,
-    **options: Any,
+    optimizer: str | type[Optimizer], p: Arrays, state: Sequence[Arrays | None] = (), *, ema: Arrays | None = None,
+    convention: str | None = None, **options: Any,
 ) -> Bound:  # fmt: skip
     """Bind a rule to arrays that the caller owns, for many steps.
 
@@ -324,16 +379,19 @@ def bind(
     state : list
         The state in the order of the function, ``[m, v]`` for ``adam_(p, g, m, v)``: of each an array, or a list with
         one for each parameter, of its shape, type and memory order. Optional state may be left out, or None.
+        `make_state` makes such a list.
+    ema : array, or list of arrays, optional
+        The averages of the parameters, for ``ema_decay``; the last of the state, which may be given there as well.
     convention : str, optional
         Whose formula and defaults to follow. It cannot be changed later.
     **options
-        Those of the function: hyperparameters, ``n_threads``, ``nonfinite``, ``copy_grads`` ... A hyperparameter
-        without a default may be left out here, and given at every step.
+        Those of the function: hyperparameters, ``n_threads``, ``nonfinite``, ``clip_norm`` ... A hyperparameter
+        without a default may be left out here, and given at every step, as ``grad_scale`` is.
 
     Returns
     -------
     Bound
-        An object with one method, ``step(g, step=..., **options)``.
+        An object with the methods ``step(g, step=..., **options)`` and ``rebind(p)``, and the attribute ``grad_norm``.
 
     Raises
     ------
@@ -360,8 +418,15 @@ def bind(
         given = f"{len(state)} of them" if isinstance(state, (list, tuple)) else shown(state)
         raise ParameterError(f"the state of {cls.__name__} must be a list of {takes or 'nothing'}; not {given}")
     _refuse_at_bound(cls, options)
+    if "grad_scale" in options:
+        raise UnknownOptionError("grad_scale is not for bind: give it to each step, which can have another one")
+    every = dict(zip(names, state, strict=False))
+    if ema is not None:
+        if every.get(AVERAGE.name) is not None:
+            raise ParameterError("ema is given twice: by name, and as the last of the state")
+        every[AVERAGE.name] = ema
     members = listed(p)
-    params, columns = _columns(p if members is None else members, dict(zip(names, state, strict=False)))
+    params, columns = _columns(p if members is None else members, every)
     arrays = [columns.get(name) for name in names]
     if members is None:
         arrays = [column and column[0] for column in arrays]
@@ -370,11 +435,80 @@ def bind(
     full = with_defaults(cls, known_convention(cls, convention), options)
     lacking = [key for key in cls.hyperparameters if full[key] is None]
     plan, _ = _plan(cls, params, columns, 1, {**options, **dict.fromkeys(lacking, 0.0)})
-    kept = _kept(cls)
+    kept = _kept(cls, single=True)
     if not lacking:
         kept.prepare(plan, params, {})
         kept.keep(plan)
     return Bound(cls, (p if members is None else params, *arrays), options, kept)
+
+
+def make_state(
+    optimizer: str | type[Optimizer], p: Arrays, *, convention: str | None = None, **options: Any
+) -> list[Any]:
+    """Make the state of a rule as it is before its first step, for its function and for `bind`.
+
+    The arrays are those that the class would make: with their first values, and in memory that suits the step. Arrays
+    that lie a multiple of 4096 bytes apart slow each other down; large arrays of `numpy.zeros` do. Averages begin as
+    the parameters, under thinc's convention as zero.
+
+    Parameters
+    ----------
+    optimizer : str or class
+        As for `bind`.
+    p : array, or list of arrays
+        The parameters. They are not written.
+    convention : str, optional
+        Whose defaults to follow.
+    **options
+        Those of the class that say which state there is, and what it begins with: ``amsgrad``, ``momentum``,
+        ``initial_accumulator_value``, ``ema_decay`` ...
+
+    Returns
+    -------
+    list
+        The state in the order of the function: of each an array, or a list with one for each parameter; None for
+        what these options do not need.
+
+    Raises
+    ------
+    FastoptError
+        As `bind`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.functional import bind, make_state
+    >>> p = np.array([1.0, 2.0])
+    >>> m, v, largest, ema = make_state("adam", p)
+    >>> m, v, largest, ema
+    (array([0., 0.]), array([0., 0.]), None, None)
+    >>> bound = bind("adam", p, [m, v], lr=0.1)
+    """
+    cls = _class_of(optimizer)
+    convention = known_convention(cls, convention)
+    members = listed(p)
+    params = [p] if members is None else members
+    refuse_unknown(cls, options, "function", (*ENGINE_OPTIONS, *FOR_STATE))
+    full = with_defaults(cls, convention, {key: value for key, value in options.items() if key not in ENGINE_OPTIONS})
+    full |= {key: 0.0 for key in cls.hyperparameters if full[key] is None}
+    plan = BorrowedPlan(partial(derive, cls, convention, rename=False))
+    plan.add_group(full, params, [None] * len(params))
+    numbers = dict(zip([slot.name for slot in numbers_of(cls)], first_numbers(cls), strict=True))
+    given = {slot.name for _, slot in _given_numbers(cls)}
+    state: list[Any] = []
+    for name in _arguments(cls)[2:]:
+        if name == AVERAGE.name and convention != "thinc":
+            column = [each.get(name) for each in plan.states]
+            for average, array in zip(column, plan.arrays, strict=True):
+                if average is not None:
+                    average[...] = array
+        elif name in given:
+            column = [np.full(1, numbers[name]) for _ in params]
+        else:
+            column = [each.get(name) for each in plan.states]
+        needed = all(array is not None for array in column)
+        state.append((column[0] if members is None else column) if needed else None)
+    return state
 
 
 def _class_of(optimizer: Any) -> type[Optimizer]:
@@ -393,14 +527,14 @@ def _class_of(optimizer: Any) -> type[Optimizer]:
 
 def _refuse_at_bound(cls: type[Optimizer], options: Mapping[str, Any]) -> None:
     """Raise if options of a bound rule, or of one of its steps, hold what is no option there."""
-    if "initial_accumulator_value" in options:
-        filled = [slot.name for slot in arrays_of(cls) if slot.first == "initial_accumulator_value"]
+    if not options.keys().isdisjoint(FOR_STATE):
+        filled = [slot.name for slot in arrays_of(cls) if slot.first in FOR_STATE]
         if filled:
-            raise UnknownOptionError(f"initial_accumulator_value is not for bind: fill {filled[0]!r} yourself")
+            raise UnknownOptionError(_about_first_value("bind", filled[0]))
     if "convention" in options:
         raise UnknownOptionError("convention is given to bind; it cannot be changed at a step")
 
 
 _KEPT: dict[str, Kept] = {}
-__all__ = ["Bound", "bind", *(name.lower() + "_" for name in OPTIMIZERS)]
+__all__ = ["Bound", "bind", "make_state", *(name.lower() + "_" for name in OPTIMIZERS)]
 globals().update({name.lower() + "_": _make(cls) for name, cls in OPTIMIZERS.items()})

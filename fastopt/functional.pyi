@@ -1,6 +1,6 @@
 # Written by tools/write_stubs.py (`make stubs`).
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, SupportsIndex
 
 from fastopt.optimizer import Optimizer
@@ -34,7 +34,8 @@ class Bound:
         step : int >= 1
             The number of this step.
         **options
-            Hyperparameters and other options that are to replace those given to `bind` at this step.
+            Hyperparameters and other options that are to replace those given to `bind` at this step; and
+            ``grad_scale``, what gradients are divided by first.
 
         Returns
         -------
@@ -47,11 +48,33 @@ class Bound:
             As the function of the class. Nothing is modified then.
         """
 
+    def rebind(
+        self,
+        p: Arrays,
+    ) -> None:
+        """Step other parameters from the next step on, with the same state.
+
+        Parameters
+        ----------
+        p : array, or list of arrays
+            As many as before, each of the shape, type and memory order of its state. The next step checks it.
+
+        Raises
+        ------
+        ParameterError
+            For a list instead of an array, the reverse, or a list of another length.
+        """
+
+    @property
+    def grad_norm(self) -> float | None:
+        """The norm of all gradients of the last step, before clipping; None if that did not clip."""
+
 def bind(
     optimizer: str | type[Optimizer],
     p: Arrays,
     state: Sequence[Arrays | None] = (),
     *,
+    ema: Arrays | None = None,
     convention: str | None = None,
     **options: Any,
 ) -> Bound:
@@ -70,16 +93,19 @@ def bind(
     state : list
         The state in the order of the function, ``[m, v]`` for ``adam_(p, g, m, v)``: of each an array, or a list with
         one for each parameter, of its shape, type and memory order. Optional state may be left out, or None.
+        `make_state` makes such a list.
+    ema : array, or list of arrays, optional
+        The averages of the parameters, for ``ema_decay``; the last of the state, which may be given there as well.
     convention : str, optional
         Whose formula and defaults to follow. It cannot be changed later.
     **options
-        Those of the function: hyperparameters, ``n_threads``, ``nonfinite``, ``copy_grads`` ... A hyperparameter
-        without a default may be left out here, and given at every step.
+        Those of the function: hyperparameters, ``n_threads``, ``nonfinite``, ``clip_norm`` ... A hyperparameter
+        without a default may be left out here, and given at every step, as ``grad_scale`` is.
 
     Returns
     -------
     Bound
-        An object with one method, ``step(g, step=..., **options)``.
+        An object with the methods ``step(g, step=..., **options)`` and ``rebind(p)``, and the attribute ``grad_norm``.
 
     Raises
     ------
@@ -100,10 +126,58 @@ def bind(
     [0.7, 2.3]
     """
 
+def make_state(
+    optimizer: str | type[Optimizer],
+    p: Arrays,
+    *,
+    convention: str | None = None,
+    **options: Any,
+) -> list[Any]:
+    """Make the state of a rule as it is before its first step, for its function and for `bind`.
+
+    The arrays are those that the class would make: with their first values, and in memory that suits the step. Arrays
+    that lie a multiple of 4096 bytes apart slow each other down; large arrays of `numpy.zeros` do. Averages begin as
+    the parameters, under thinc's convention as zero.
+
+    Parameters
+    ----------
+    optimizer : str or class
+        As for `bind`.
+    p : array, or list of arrays
+        The parameters. They are not written.
+    convention : str, optional
+        Whose defaults to follow.
+    **options
+        Those of the class that say which state there is, and what it begins with: ``amsgrad``, ``momentum``,
+        ``initial_accumulator_value``, ``ema_decay`` ...
+
+    Returns
+    -------
+    list
+        The state in the order of the function: of each an array, or a list with one for each parameter; None for
+        what these options do not need.
+
+    Raises
+    ------
+    FastoptError
+        As `bind`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.functional import bind, make_state
+    >>> p = np.array([1.0, 2.0])
+    >>> m, v, largest, ema = make_state("adam", p)
+    >>> m, v, largest, ema
+    (array([0., 0.]), array([0., 0.]), None, None)
+    >>> bound = bind("adam", p, [m, v], lr=0.1)
+    """
+
 def sgd_(
     p: Arrays,
     g: Arrays | None,
     momentum_buffer: Arrays | None = None,
+    ema: Arrays | None = None,
     *,
     step: SupportsIndex,
     lr: Hyperparameter | None = None,
@@ -118,6 +192,14 @@ def sgd_(
     n_threads: int | None = None,
     nonfinite: Nonfinite = "propagate",
     copy_grads: bool = False,
+    clip_norm: float | Callable[[int], float] | None = None,
+    norm_type: float = 2,
+    clip_value: Hyperparameter | None = None,
+    clip_norm_each: Hyperparameter | None = None,
+    ema_decay: Hyperparameter | None = None,
+    ema_start: int | None = None,
+    zero_grads: bool | None = None,
+    grad_scale: float | None = None,
 ) -> bool:
     """One step of `fastopt.SGD`, in place: see there for the rule and the options.
 
@@ -128,6 +210,7 @@ def momentum_(
     p: Arrays,
     g: Arrays | None,
     velocity: Arrays,
+    ema: Arrays | None = None,
     *,
     step: SupportsIndex,
     lr: Hyperparameter | None = None,
@@ -140,6 +223,14 @@ def momentum_(
     n_threads: int | None = None,
     nonfinite: Nonfinite = "propagate",
     copy_grads: bool = False,
+    clip_norm: float | Callable[[int], float] | None = None,
+    norm_type: float = 2,
+    clip_value: Hyperparameter | None = None,
+    clip_norm_each: Hyperparameter | None = None,
+    ema_decay: Hyperparameter | None = None,
+    ema_start: int | None = None,
+    zero_grads: bool | None = None,
+    grad_scale: float | None = None,
 ) -> bool:
     """One step of `fastopt.Momentum`, in place: see there for the rule and the options.
 
@@ -150,6 +241,7 @@ def nag_(
     p: Arrays,
     g: Arrays | None,
     velocity: Arrays,
+    ema: Arrays | None = None,
     *,
     step: SupportsIndex,
     lr: Hyperparameter | None = None,
@@ -162,6 +254,14 @@ def nag_(
     n_threads: int | None = None,
     nonfinite: Nonfinite = "propagate",
     copy_grads: bool = False,
+    clip_norm: float | Callable[[int], float] | None = None,
+    norm_type: float = 2,
+    clip_value: Hyperparameter | None = None,
+    clip_norm_each: Hyperparameter | None = None,
+    ema_decay: Hyperparameter | None = None,
+    ema_start: int | None = None,
+    zero_grads: bool | None = None,
+    grad_scale: float | None = None,
 ) -> bool:
     """One step of `fastopt.NAG`, in place: see there for the rule and the options.
 
@@ -174,6 +274,7 @@ def asgd_(
     ax: Arrays,
     eta: Arrays,
     mu: Arrays,
+    ema: Arrays | None = None,
     *,
     step: SupportsIndex,
     lr: Hyperparameter | None = None,
@@ -188,6 +289,14 @@ def asgd_(
     n_threads: int | None = None,
     nonfinite: Nonfinite = "propagate",
     copy_grads: bool = False,
+    clip_norm: float | Callable[[int], float] | None = None,
+    norm_type: float = 2,
+    clip_value: Hyperparameter | None = None,
+    clip_norm_each: Hyperparameter | None = None,
+    ema_decay: Hyperparameter | None = None,
+    ema_start: int | None = None,
+    zero_grads: bool | None = None,
+    grad_scale: float | None = None,
 ) -> bool:
     """One step of `fastopt.ASGD`, in place: see there for the rule and the options.
 
@@ -198,6 +307,7 @@ def adagrad_(
     p: Arrays,
     g: Arrays | None,
     sum: Arrays,
+    ema: Arrays | None = None,
     *,
     step: SupportsIndex,
     lr: Hyperparameter | None = None,
@@ -212,6 +322,14 @@ def adagrad_(
     n_threads: int | None = None,
     nonfinite: Nonfinite = "propagate",
     copy_grads: bool = False,
+    clip_norm: float | Callable[[int], float] | None = None,
+    norm_type: float = 2,
+    clip_value: Hyperparameter | None = None,
+    clip_norm_each: Hyperparameter | None = None,
+    ema_decay: Hyperparameter | None = None,
+    ema_start: int | None = None,
+    zero_grads: bool | None = None,
+    grad_scale: float | None = None,
 ) -> bool:
     """One step of `fastopt.Adagrad`, in place: see there for the rule and the options.
 
@@ -223,6 +341,7 @@ def adadelta_(
     g: Arrays | None,
     square_avg: Arrays,
     acc_delta: Arrays,
+    ema: Arrays | None = None,
     *,
     step: SupportsIndex,
     lr: Hyperparameter | None = None,
@@ -236,6 +355,14 @@ def adadelta_(
     n_threads: int | None = None,
     nonfinite: Nonfinite = "propagate",
     copy_grads: bool = False,
+    clip_norm: float | Callable[[int], float] | None = None,
+    norm_type: float = 2,
+    clip_value: Hyperparameter | None = None,
+    clip_norm_each: Hyperparameter | None = None,
+    ema_decay: Hyperparameter | None = None,
+    ema_start: int | None = None,
+    zero_grads: bool | None = None,
+    grad_scale: float | None = None,
 ) -> bool:
     """One step of `fastopt.Adadelta`, in place: see there for the rule and the options.
 
@@ -248,6 +375,7 @@ def rmsprop_(
     square_avg: Arrays,
     grad_avg: Arrays | None = None,
     momentum_buffer: Arrays | None = None,
+    ema: Arrays | None = None,
     *,
     step: SupportsIndex,
     lr: Hyperparameter | None = None,
@@ -266,6 +394,14 @@ def rmsprop_(
     n_threads: int | None = None,
     nonfinite: Nonfinite = "propagate",
     copy_grads: bool = False,
+    clip_norm: float | Callable[[int], float] | None = None,
+    norm_type: float = 2,
+    clip_value: Hyperparameter | None = None,
+    clip_norm_each: Hyperparameter | None = None,
+    ema_decay: Hyperparameter | None = None,
+    ema_start: int | None = None,
+    zero_grads: bool | None = None,
+    grad_scale: float | None = None,
 ) -> bool:
     """One step of `fastopt.RMSprop`, in place: see there for the rule and the options.
 
@@ -278,6 +414,7 @@ def adam_(
     exp_avg: Arrays,
     exp_avg_sq: Arrays,
     max_exp_avg_sq: Arrays | None = None,
+    ema: Arrays | None = None,
     *,
     step: SupportsIndex,
     lr: Hyperparameter | None = None,
@@ -295,6 +432,14 @@ def adam_(
     n_threads: int | None = None,
     nonfinite: Nonfinite = "propagate",
     copy_grads: bool = False,
+    clip_norm: float | Callable[[int], float] | None = None,
+    norm_type: float = 2,
+    clip_value: Hyperparameter | None = None,
+    clip_norm_each: Hyperparameter | None = None,
+    ema_decay: Hyperparameter | None = None,
+    ema_start: int | None = None,
+    zero_grads: bool | None = None,
+    grad_scale: float | None = None,
 ) -> bool:
     """One step of `fastopt.Adam`, in place: see there for the rule and the options.
 
@@ -307,6 +452,7 @@ def adamw_(
     exp_avg: Arrays,
     exp_avg_sq: Arrays,
     max_exp_avg_sq: Arrays | None = None,
+    ema: Arrays | None = None,
     *,
     step: SupportsIndex,
     lr: Hyperparameter | None = None,
@@ -324,6 +470,14 @@ def adamw_(
     n_threads: int | None = None,
     nonfinite: Nonfinite = "propagate",
     copy_grads: bool = False,
+    clip_norm: float | Callable[[int], float] | None = None,
+    norm_type: float = 2,
+    clip_value: Hyperparameter | None = None,
+    clip_norm_each: Hyperparameter | None = None,
+    ema_decay: Hyperparameter | None = None,
+    ema_start: int | None = None,
+    zero_grads: bool | None = None,
+    grad_scale: float | None = None,
 ) -> bool:
     """One step of `fastopt.AdamW`, in place: see there for the rule and the options.
 
@@ -335,6 +489,7 @@ def adamax_(
     g: Arrays | None,
     exp_avg: Arrays,
     exp_inf: Arrays,
+    ema: Arrays | None = None,
     *,
     step: SupportsIndex,
     lr: Hyperparameter | None = None,
@@ -349,6 +504,14 @@ def adamax_(
     n_threads: int | None = None,
     nonfinite: Nonfinite = "propagate",
     copy_grads: bool = False,
+    clip_norm: float | Callable[[int], float] | None = None,
+    norm_type: float = 2,
+    clip_value: Hyperparameter | None = None,
+    clip_norm_each: Hyperparameter | None = None,
+    ema_decay: Hyperparameter | None = None,
+    ema_start: int | None = None,
+    zero_grads: bool | None = None,
+    grad_scale: float | None = None,
 ) -> bool:
     """One step of `fastopt.Adamax`, in place: see there for the rule and the options.
 
@@ -361,6 +524,7 @@ def nadam_(
     exp_avg: Arrays,
     exp_avg_sq: Arrays,
     mu_product: Arrays,
+    ema: Arrays | None = None,
     *,
     step: SupportsIndex,
     lr: Hyperparameter | None = None,
@@ -377,6 +541,14 @@ def nadam_(
     n_threads: int | None = None,
     nonfinite: Nonfinite = "propagate",
     copy_grads: bool = False,
+    clip_norm: float | Callable[[int], float] | None = None,
+    norm_type: float = 2,
+    clip_value: Hyperparameter | None = None,
+    clip_norm_each: Hyperparameter | None = None,
+    ema_decay: Hyperparameter | None = None,
+    ema_start: int | None = None,
+    zero_grads: bool | None = None,
+    grad_scale: float | None = None,
 ) -> bool:
     """One step of `fastopt.NAdam`, in place: see there for the rule and the options.
 
@@ -388,6 +560,7 @@ def radam_(
     g: Arrays | None,
     exp_avg: Arrays,
     exp_avg_sq: Arrays,
+    ema: Arrays | None = None,
     *,
     step: SupportsIndex,
     lr: Hyperparameter | None = None,
@@ -403,6 +576,14 @@ def radam_(
     n_threads: int | None = None,
     nonfinite: Nonfinite = "propagate",
     copy_grads: bool = False,
+    clip_norm: float | Callable[[int], float] | None = None,
+    norm_type: float = 2,
+    clip_value: Hyperparameter | None = None,
+    clip_norm_each: Hyperparameter | None = None,
+    ema_decay: Hyperparameter | None = None,
+    ema_start: int | None = None,
+    zero_grads: bool | None = None,
+    grad_scale: float | None = None,
 ) -> bool:
     """One step of `fastopt.RAdam`, in place: see there for the rule and the options.
 
@@ -414,6 +595,7 @@ def adabelief_(
     g: Arrays | None,
     exp_avg: Arrays,
     exp_avg_var: Arrays,
+    ema: Arrays | None = None,
     *,
     step: SupportsIndex,
     lr: Hyperparameter | None = None,
@@ -428,6 +610,14 @@ def adabelief_(
     n_threads: int | None = None,
     nonfinite: Nonfinite = "propagate",
     copy_grads: bool = False,
+    clip_norm: float | Callable[[int], float] | None = None,
+    norm_type: float = 2,
+    clip_value: Hyperparameter | None = None,
+    clip_norm_each: Hyperparameter | None = None,
+    ema_decay: Hyperparameter | None = None,
+    ema_start: int | None = None,
+    zero_grads: bool | None = None,
+    grad_scale: float | None = None,
 ) -> bool:
     """One step of `fastopt.AdaBelief`, in place: see there for the rule and the options.
 
@@ -439,6 +629,7 @@ def rprop_(
     g: Arrays | None,
     prev: Arrays,
     step_size: Arrays,
+    ema: Arrays | None = None,
     *,
     step: SupportsIndex,
     lr: Hyperparameter | None = None,
@@ -451,6 +642,14 @@ def rprop_(
     n_threads: int | None = None,
     nonfinite: Nonfinite = "propagate",
     copy_grads: bool = False,
+    clip_norm: float | Callable[[int], float] | None = None,
+    norm_type: float = 2,
+    clip_value: Hyperparameter | None = None,
+    clip_norm_each: Hyperparameter | None = None,
+    ema_decay: Hyperparameter | None = None,
+    ema_start: int | None = None,
+    zero_grads: bool | None = None,
+    grad_scale: float | None = None,
 ) -> bool:
     """One step of `fastopt.Rprop`, in place: see there for the rule and the options.
 
@@ -461,6 +660,7 @@ def lion_(
     p: Arrays,
     g: Arrays | None,
     exp_avg: Arrays,
+    ema: Arrays | None = None,
     *,
     step: SupportsIndex,
     lr: Hyperparameter | None = None,
@@ -473,6 +673,14 @@ def lion_(
     n_threads: int | None = None,
     nonfinite: Nonfinite = "propagate",
     copy_grads: bool = False,
+    clip_norm: float | Callable[[int], float] | None = None,
+    norm_type: float = 2,
+    clip_value: Hyperparameter | None = None,
+    clip_norm_each: Hyperparameter | None = None,
+    ema_decay: Hyperparameter | None = None,
+    ema_start: int | None = None,
+    zero_grads: bool | None = None,
+    grad_scale: float | None = None,
 ) -> bool:
     """One step of `fastopt.Lion`, in place: see there for the rule and the options.
 

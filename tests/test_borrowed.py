@@ -119,6 +119,189 @@ def test_a_skipped_step_of_known_arrays_says_so_and_changes_nothing():
     assert frozen([p, m, v]) == before
 
 
+# --- What stands around a step
+
+WHOLE = {
+    "all": {"clip_norm": 0.5, "clip_value": 0.1, "ema_decay": 0.9, "zero_grads": True},
+    "largest": {"clip_norm": 0.25, "norm_type": np.inf, "ema_decay": 0.25, "ema_start": 0},
+    "each": {"clip_norm_each": 0.5, "ema_decay": 0.9999, "zero_grads": True, "convention": "thinc"},
+    "one option": {"ema_decay": 0.75},
+    "keras": {"clip_norm": 0.5, "ema_decay": 0.9, "ema_start": 4, "convention": "keras"},
+    "skipping": {"clip_norm": 0.5, "ema_decay": 0.5, "zero_grads": True, "nonfinite": "skip"},
+    "a schedule": {"clip_norm": schedules.Exponential(1.0, 0.9), "ema_decay": schedules.Exponential(0.5, 0.99)},
+}
+
+
+@pytest.mark.parametrize("form", ["bound", "function", "one"])
+@pytest.mark.parametrize("case", WHOLE)
+def test_a_whole_step_is_that_of_the_class(case, form):
+    options, rng = WHOLE[case], np.random.default_rng(7)
+    params = some(rng)[: 1 if form == "one" else 2]
+    p = [x.copy() for x in params]
+    m, v, average = ([np.full_like(x, fill) for x in p] for fill in (0, 0, 0 if "convention" in options else 9))
+    opt = fastopt.Adam(params, lr=0.05, **options)
+    if form == "one":
+        bound = bind("adam", p[0], [m[0], v[0]], ema=average[0], lr=0.05, **options)
+    else:
+        bound = bind("adam", p, [m, v], ema=average, lr=0.05, **options)
+    taken = 0
+    for t in range(1, 30):
+        g = some(rng)[: len(p)]
+        scale = [None, 4.0, 8][t % 3]
+        if t % 5 == 0 and form != "one":
+            g[0] = None
+        if t % 7 == 0 and "nonfinite" in options:
+            g[-1][-1] = np.nan
+        mine = [x if x is None else x.copy() for x in g]
+        for i in range(len(p)):  # functions are told one count for all
+            opt._plan.set_count(i, t - 1, opt._plan.count(i)[1])
+        opt._plan.set_steps(t - 1, 0)
+        opt.step(g, grad_scale=scale)
+        if form == "function":
+            stepped = adam_(p, mine, m, v, ema=average, step=t, lr=0.05, grad_scale=scale, **options)
+        else:
+            stepped = bound.step(mine[0] if form == "one" else mine, step=t, grad_scale=scale)
+            assert same_bits([np.array(bound.grad_norm)], [np.array(opt.grad_norm)])
+        taken += stepped
+        assert same_bits(p, params) and stepped == (opt.skipped_steps == 0), t
+        assert [x if x is None else x.tobytes() for x in mine] == [x if x is None else x.tobytes() for x in g], t
+        for name, column in {"exp_avg": m, "exp_avg_sq": v}.items():
+            assert same_bits(column, [state[here(type(opt), options, name)] for state in opt.state]), (t, name)
+        if t >= 5:
+            assert same_bits(average, [state["ema"] for state in opt.state]), t
+    assert taken > 20 and (opt.grad_norm is None) == (not {"clip_norm", "clip_norm_each"} & {*options})
+
+
+def test_options_around_a_step_need_no_new_plan(monkeypatch):
+    p, g, m, v = arrays()
+    average = np.zeros(5)
+    options = {"clip_norm_each": 1.0, "ema_decay": 0.5, "zero_grads": True, "clip_norm": 2.0}
+    adam_(p, g, m, v, ema=average, step=1, grad_scale=1.0, **options)
+    monkeypatch.setattr(functional, "_take", None)
+    for t in range(2, 9):
+        g[...] = t
+        options |= {"clip_norm_each": 1.0 / t, "ema_decay": 0.5 / t, "clip_norm": float("2")}  # another object
+        assert adam_(p, g, m, v, ema=average, step=t, grad_scale=1.0 * t, **options) and not g.any()
+
+
+@pytest.mark.parametrize("form", ["list", "one"])
+def test_a_bound_rule_goes_on_with_other_parameters_and_the_same_state(form, monkeypatch):
+    rng = np.random.default_rng(3)
+    p, m, v = np.ones((2, 3)), np.zeros((2, 3)), np.zeros((2, 3))
+    bound = bind("adam", [p] if form == "list" else p, [[m], [v]] if form == "list" else [m, v])
+    opt = fastopt.Adam(twin := p.copy())
+    monkeypatch.setattr(functional, "_take", None)  # none of this needs a new plan
+    for t in range(1, 9):
+        if t % 3 == 0:
+            p = p.copy()
+            opt.rebind(0, twin := twin.copy())
+            bound.rebind([p] if form == "list" else p)
+        g = rng.standard_normal((2, 3))
+        bound.step([g] if form == "list" else g, step=t)
+        opt.step(g)
+        assert p.tobytes() == twin.tobytes() and same_bits([m, v], [opt.state[0][x] for x in ("exp_avg", "exp_avg_sq")])
+    monkeypatch.undo()
+    with pytest.raises(errors.ParameterError, match="p must be"):
+        bound.rebind(p if form == "list" else [p])
+    with pytest.raises(errors.ParameterError, match="p must be"):
+        bound.rebind([p, p])
+    before = frozen([p, m, v])
+    for bad, error in ((np.ones(6), errors.ShapeError), (np.ones((2, 3), np.float32), errors.DTypeError),
+                       (m, errors.OverlapError)):  # fmt: skip
+        bound.rebind([bad] if form == "list" else bad)
+        with pytest.raises(error):
+            bound.step([g.astype(bad.dtype)] if form == "list" else g.astype(bad.dtype), step=9)
+        assert frozen([p, m, v]) == before
+
+
+def test_a_known_call_with_a_grad_scale_beyond_all_floats_says_so():
+    p, g, m, v = arrays()
+    assert adam_(p, g, m, v, step=1, grad_scale=1)
+    before = frozen([p, g, m, v])
+    with pytest.raises(errors.HyperparameterError, match="grad_scale"):
+        adam_(p, g, m, v, step=2, grad_scale=10**400)
+    assert frozen([p, g, m, v]) == before
+
+
+def test_an_average_begins_when_it_is_said_whatever_it_held():
+    for start, begun in ((None, 1), (1, 1), (0, 1), (4, 4)):
+        p, g, m, v = arrays()
+        average = np.full(5, np.nan)
+        for t in range(1, 7):
+            before = p.copy()
+            adam_(p, g, m, v, ema=average, step=t, ema_decay=0.75, ema_start=start)
+            assert np.isfinite(average).all() == (t >= begun)
+            if t == begun:
+                want = p if start != 0 else before + 0.25 * (p - before)
+                assert average.tobytes() == want.tobytes()
+
+
+def test_gradients_that_are_zeroed_are_apart_and_writable():
+    p, m, v = [np.ones(3), np.ones(3)], [np.zeros(3), np.zeros(3)], [np.zeros(3), np.zeros(3)]
+    memory = np.ones(5)
+    for bad in [memory[:3], memory[2:]], [memory[:3]] * 2:
+        good = [np.ones(3), np.ones(3)]
+        for _ in range(2):
+            before = frozen([*p, *m, *v, memory])
+            with pytest.raises(errors.OverlapError):
+                adam_(p, bad, m, v, step=1, zero_grads=True)
+            assert frozen([*p, *m, *v, memory]) == before
+            assert adam_(p, good, m, v, step=1, zero_grads=True)
+    fixed = np.ones(3)
+    fixed.flags.writeable = False
+    with pytest.raises(errors.ReadOnlyError, match="zero_grads"):
+        adam_(p, [np.ones(3), fixed], m, v, step=2, zero_grads=True)
+    assert adam_(p, [np.ones(3), fixed], m, v, step=2)
+
+
+# --- State from make_state
+
+
+@pytest.mark.parametrize("name", fastopt.OPTIMIZERS)
+@pytest.mark.parametrize("single", [True, False])
+def test_the_state_that_is_made_is_that_of_the_class(name, single):
+    cls = fastopt.OPTIMIZERS[name]
+    for convention in cls.conventions:
+        options = {"ema_decay": 0.9, "convention": convention}
+        options |= {key: 0.05 for key in ("lr", "weight_decay") if key in cls.conventions[convention].defaults}
+        params = some(np.random.default_rng(8))[: 1 if single else 2]
+        p = [x.copy() for x in params]
+        opt = cls(params, **options)
+        made = functional.make_state(name, p[0] if single else p, **options)
+        bound = bind(name, p[0] if single else p, made, **options)
+        rng = np.random.default_rng(9)
+        for t in range(1, 6):
+            g = some(rng)[: len(p)]
+            opt.step(g)
+            bound.step(g[0] if single else g, step=t)
+            assert same_bits(p, params), t
+        columns = dict(zip(functional._arguments(cls)[2:], made, strict=True))
+        for slot, column in columns.items():
+            if column is not None and slot not in numbers_given(cls):
+                want = [state[here(cls, options, slot)] for state in opt.state]
+                assert same_bits([column] if single else column, want), slot
+
+
+def test_first_values_and_options_are_the_state_s():
+    (total, average) = functional.make_state("adagrad", np.ones(3), initial_accumulator_value=0.5)
+    assert total.tolist() == [0.5] * 3 and average is None
+    made = functional.make_state("adam", [np.ones(3, np.float32)], amsgrad=True, ema_decay=0.5)
+    assert [column[0].dtype for column in made] == [np.float32] * 4
+    for convention, begins in (("torch", [1.0, 2.0]), ("keras", [1.0, 2.0]), ("thinc", [0.0, 0.0])):
+        made = functional.make_state("adam", np.array([1.0, 2.0]), ema_decay=0.5, convention=convention)
+        assert made[-1].tolist() == begins
+    assert functional.make_state("sgd", np.ones(3)) == [None, None]
+    assert functional.make_state("sgd", np.ones(3), momentum=0.9)[0].tolist() == [0] * 3
+    large = np.ones(100_000, np.float32)
+    places = {x.ctypes.data % 4096 for x in (large, *functional.make_state("adam", large, ema_decay=0.5)[:2])}
+    assert len(places) == 3
+    for bad in ({"beta": 1}, {"state_dtype": "8bit"}, {"convention": "keras2"}, {"amsgrad": 2}):
+        with pytest.raises(errors.FastoptError):
+            functional.make_state("adam", np.ones(3), **bad)
+    with pytest.raises(errors.DTypeError, match="uint16; float32 or float64 in native byte order is needed$"):
+        functional.make_state("adam", np.ones(3, np.uint16))  # as bind, which steps no bfloat16
+
+
 # --- Anything may change between two calls
 
 
@@ -126,7 +309,7 @@ class Twins:
     """Two sets of arrays with the same history: one for a function that remembers, one for the same without memory."""
 
     def __init__(self, seed, cls):
-        self.rng, self.names = random.Random(seed), functional._required(cls)
+        self.rng, self.names = random.Random(seed), (*functional._required(cls), "ema")
         self.repair()
 
     def repair(self):
@@ -209,6 +392,15 @@ OPTIONS = {
     "setting": lambda rng: (rng.choice(["n_threads", "copy_grads", "nonfinite", "maximize"]),
                             rng.choice([1, 2, 0, True, False, "skip", "raise", "propagate"])),
     "unknown": lambda rng: ("learning_rate", 0.1),
+    "clip": lambda rng: (rng.choice(["clip_norm", "clip_norm_each", "clip_value"]),
+                         rng.choice([None, 0.1, rng.random(), 1, np.inf, -1.0, np.nan, "much"])),
+    "clip by a schedule": lambda rng: (rng.choice(["clip_norm", "clip_norm_each"]), schedules.Exponential(0.1, 0.9)),
+    "norm": lambda rng: ("norm_type", rng.choice([2, np.inf, None, 1])),
+    "average": lambda rng: ("ema_decay", rng.choice([None, 0.5, 0.9, rng.random(), 1, 1.5])),
+    "begin": lambda rng: ("ema_start", rng.choice([None, 0, 1, rng.randrange(600), 10**6, -1])),
+    "zero": lambda rng: ("zero_grads", rng.choice([None, True, False, 1])),
+    "scale": lambda rng: ("grad_scale", rng.choice([None, 1024.0, rng.random(), 2, 0, -1.0, np.inf, True, "big",
+                                                    10**400, np.float32(4)])),
 }  # fmt: skip
 
 
@@ -222,7 +414,7 @@ def test_whatever_changes_between_calls_a_call_ends_as_with_a_new_plan(name, see
     keeper = functional._KEPT.pop(function.__name__)
     forgetful = functional._make(cls)
     twins, outcomes, history = Twins(seed, cls), [], []
-    for t in range(1, 600):
+    for t in range(1, 1200):
         single = len(twins.sets[0]) == 1 and twins.rng.random() < 0.5
         got = twins.call(function, twins.sets[0], t, single)
         kept(forgetful).forget()
@@ -437,6 +629,51 @@ def test_a_number_is_not_written_after_its_array_is_given_up():
         assert memory[0] == -123
 
 
+@pytest.mark.parametrize("form", ["class", "function"])
+def test_a_gradient_of_a_skipped_step_is_not_zeroed_after_it_is_given_up(form):
+    n = 2_000_000
+    p, g, m, v = (np.ones(n, np.float32) for _ in range(4))
+    opt = fastopt.Adam([p], nonfinite="skip", zero_grads=True)
+    old = sys.getswitchinterval()
+    for t in range(1, 4):
+        memory = (ctypes.c_float * n)(np.nan)
+
+        class Owner:
+            def __init__(self, memory=memory):
+                self.memory = memory
+                self.__array_interface__ = {
+                    "shape": (n,), "typestr": "<f4", "data": (ctypes.addressof(memory), False), "version": 3,
+                }  # fmt: skip
+
+            def __del__(self):
+                self.memory[1] = -123.0  # from now on somebody else's
+
+        grads, gone = [np.asarray(Owner())], threading.Event()
+
+        def other(grads=grads, gone=gone):
+            gone.wait()
+            grads[0] = None
+
+        if form == "function":
+            adam_([p], [g], [m], [v], step=t, nonfinite="skip", zero_grads=True)
+            assert kept(adam_).n_kept() == 1
+        thread = threading.Thread(target=other)
+        thread.start()
+        try:
+            sys.setswitchinterval(30)  # so that the other thread runs while the step does
+            gone.set()
+            if form == "function":
+                assert not adam_([p], grads, [m], [v], step=t, nonfinite="skip", zero_grads=True)
+            else:
+                opt.step(grads)
+        finally:
+            sys.setswitchinterval(old)
+        thread.join()
+        gc.collect()
+        assert memory[0] == 0 and memory[1] == -123
+    assert form == "function" or opt.skipped_steps == 3
+
+
 def test_a_gradient_that_calls_back_finds_everything_whole():
     p, g, m, v = arrays()
 
@@ -607,11 +844,25 @@ BAD = {
     "no such": (errors.ParameterError, "did you mean 'adam'", lambda: bind("adamm", p5, [m5, m5 + 0])),
     "no class": (errors.ParameterError, "must be a class of fastopt or its name", lambda: bind(3, p5, [m5])),
     "torch's": (errors.ParameterError, "must be a class of fastopt or its name", lambda: bind(dict, p5, [m5])),
-    "too few": (errors.ParameterError, "exp_avg, exp_avg_sq, max_exp_avg_sq (optional); not 1",
+    "too few": (errors.ParameterError, "exp_avg, exp_avg_sq, max_exp_avg_sq (optional), ema (optional); not 1",
                 lambda: bind("adam", p5, [m5])),
-    "too many": (errors.ParameterError, "a list of nothing|momentum_buffer", lambda: bind("sgd", p5, [m5, m5])),
+    "too many": (errors.ParameterError, "momentum_buffer (optional), ema (optional); not 3",
+                 lambda: bind("sgd", p5, [m5, m5, m5])),
     "an array": (errors.ParameterError, "the state of Adam must be a list", lambda: bind("adam", p5, m5)),
     "option": (TypeError, "no option 'beta'", lambda: bind("adam", p5, [m5, m5 + 0], beta=1)),
+    "no average": (errors.ParameterError, "needs the state 'ema'",
+                   lambda: bind("adam", p5, [m5, m5 + 0], ema_decay=0.5)),
+    "average twice": (errors.ParameterError, "ema is given twice",
+                      lambda: bind("lion", p5, [m5, m5 + 1], ema=m5 + 2, ema_decay=0.5)),
+    "average in p": (errors.OverlapError, "state 'ema'|overlap",
+                     lambda: bind("lion", p5, [m5], ema=p5, ema_decay=0.5)),
+    "clipping twice": (errors.ConventionError, "only one of clip_norm", lambda: bind(
+        "lion", p5, [m5], convention="keras", clip_norm=1.0, clip_value=1.0, lr=0.1)),
+    "clipping": (errors.HyperparameterError, "clip_norm_each=-1", lambda: bind("lion", p5, [m5], clip_norm_each=-1)),
+    "max_norm": (TypeError, "did you mean 'clip_norm'", lambda: bind("lion", p5, [m5], max_norm=1)),
+    "scale": (errors.UnknownOptionError, "grad_scale is not for bind", lambda: bind("lion", p5, [m5], grad_scale=2.0)),
+    "scale later": (errors.HyperparameterError, "grad_scale=-1",
+                    lambda: bind("lion", p5, [m5]).step(p5 + 1, step=1, grad_scale=-1)),
     "range": (errors.HyperparameterError, "lr=-1", lambda: bind("adam", p5, [m5, m5 + 0], lr=-1)),
     "convention": (errors.ConventionError, "sklearn", lambda: bind("lion", p5, [m5], convention="sklearn")),
     "overlap": (errors.OverlapError, "exp_avg_sq", lambda: bind("adam", p5, [m5, m5])),

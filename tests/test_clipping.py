@@ -441,15 +441,15 @@ def test_words_of_other_libraries(word):
         opt.step(three(1))
 
 
-@pytest.mark.parametrize("word", ["clip_norm", "norm_type", *NORM_WORDS])
-def test_functions_say_what_to_do_instead(word):
+@pytest.mark.parametrize("word", NORM_WORDS)
+def test_functions_say_what_it_is_called(word):
     p, g, m, v = (np.ones(3) for _ in range(4))
     for call in (
         lambda: functional.adam_(p, g, m, v, step=1, **{word: 2}),
         lambda: functional.bind("adam", p, [m, v], **{word: 2}),
         lambda: functional.bind("adam", p, [m, v]).step(g, step=1, **{word: 2}),
     ):
-        with pytest.raises(UnknownOptionError, match=f"no option '{word}': .*fastopt.norm"):
+        with pytest.raises(UnknownOptionError, match=f"no option '{word}': did you mean 'clip_norm'"):
             call()
         assert (p == 1).all() and (m == 1).all()
 

@@ -20,7 +20,10 @@ CALLS = {
     "Adagrad": ({"lr_decay": 0.1},),
     "Adadelta": ({"rho": 0.7},),
     "RMSprop": ({}, {"centered": True, "momentum": 0.5}),
-    "Adam": ({"betas": (0.7, 0.9)}, {"amsgrad": True}, {"convention": "thinc", "weight_decay": 0.1}),
+    "Adam": (
+        {"betas": (0.7, 0.9)}, {"amsgrad": True}, {"convention": "thinc", "weight_decay": 0.1},
+        {"convention": "paper", "amsgrad": True},
+    ),
     "RAdam": ({"betas": (0.9, 0.6)},),
     "Lion": ({"weight_decay": 0.3},),
 }  # fmt: skip
@@ -163,4 +166,4 @@ def test_a_bad_call_raises_and_writes_nothing(case):
 
 def test_every_class_has_its_function():
     names = {name.lower() + "_" for name in OPTIMIZERS}
-    assert names == set(functional.__all__) - {"Bound", "bind"}
+    assert names == set(functional.__all__) - {"Bound", "bind", "make_state"}

@@ -803,13 +803,17 @@ def test_a_class_cannot_take_the_names():
             type("Mine", (SGD,), {attribute: value})
 
 
-def test_functions_do_not_have_them():
-    p, m, v = (np.zeros(3) for _ in range(3))
-    for key, value in AROUND.items():
-        with pytest.raises((UnknownOptionError, TypeError)):
-            fastopt.functional.adam_(p, np.ones(3), m, v, step=1, **{key: value})
-        with pytest.raises((UnknownOptionError, TypeError)):
-            fastopt.functional.bind("adam", p, m, v).step(np.ones(3), step=1, **{key: value})
+@pytest.mark.parametrize("key", AROUND)
+def test_a_function_has_each_of_them_by_itself(key):
+    """One option alone, which makes the smallest difference to the options of a plain step."""
+    p, m, v, ema = (np.full(3, fill) for fill in (1.0, 0.0, 0.0, 0.0))
+    opt = Adam(p.copy(), **{key: AROUND[key]})
+    for t in range(1, 4):
+        g = np.full(3, 0.25 * t)
+        opt.step(mine := g.copy())
+        fastopt.functional.adam_(p, g, m, v, ema=ema, step=t, **{key: AROUND[key]})
+        assert p.tobytes() == opt._plan.arrays[0].tobytes() and g.tobytes() == mine.tobytes()
+        assert ema.tobytes() == opt.state[0].get("ema", np.zeros(3)).tobytes()
 
 
 def test_nothing_is_kept_alive():

@@ -24,11 +24,11 @@ HEAD = "# Written by tools/write_stubs.py (`make stubs`).\n"
 def text() -> str:
     """The stub file."""
     functions = "\n".join(function(name) for name in functional.__all__ if name.endswith("_"))
-    written = "\n".join([bound(), of_source(functional.bind), functions])
+    written = "\n".join([bound(), of_source(functional.bind), of_source(functional.make_state), functions])
     names = set(re.findall(r"\w+", written))
     ours = ", ".join(sorted(names & {*fastopt.typing.__all__}))
     imports = (
-        "from collections.abc import Sequence\nfrom typing import Any, Literal, SupportsIndex\n\n"
+        "from collections.abc import Callable, Sequence\nfrom typing import Any, Literal, SupportsIndex\n\n"
         f"from fastopt.optimizer import Optimizer\nfrom fastopt.typing import {ours}\n"
     )
     return f"{HEAD}\n{imports}\n__all__: list[str]\n\n{written}"
@@ -37,8 +37,11 @@ def text() -> str:
 def bound() -> str:
     """The class that `bind` returns."""
     doc = functional.Bound.__doc__.rstrip()
-    step = "\n".join(f"    {line}".rstrip() for line in of_source(functional.Bound.step).splitlines())
-    return f'class Bound:\n    """{doc}\n    """\n\n{step}\n'
+    written = "\n".join([of_source(functional.Bound.step), of_source(functional.Bound.rebind)])
+    methods = "\n".join(f"    {line}".rstrip() for line in written.splitlines())
+    about = f'"""{functional.Bound.grad_norm.__doc__}"""'
+    norm = f"    @property\n    def grad_norm(self) -> float | None:\n        {about}"
+    return f'class Bound:\n    """{doc}\n    """\n\n{methods}\n\n{norm}\n'
 
 
 def of_source(made: Callable[..., Any]) -> str:

@@ -10,6 +10,7 @@
 #   written. The caller then builds a new plan, which raises, converts or steps.
 # - Options that can change by themselves (schedules, lists, arrays) are read as Python code, which may change the
 #   caller's lists or step them itself. A plan with such an option is not kept: its calls all take the first way.
+# - An average has begun at every step after its first one: the count of the call says so, not the plan.
 # - A plan is taken out of `Kept` while it is used: a call from another thread finds another one, or none.
 
 cdef extern from "Python.h":
@@ -27,7 +28,7 @@ cdef extern from "Python.h":
     long long PyLong_AsLongLongAndOverflow(PyObject *x, int *overflow) except? -1
 
 cdef enum:
-    MOST_COLUMNS = STATE + MAX_STATES + MAX_NUMBERS    # PARAM, GRAD, then the state as the function has it
+    MOST_COLUMNS = STATE + MAX_SLOTS + MAX_NUMBERS    # PARAM, GRAD, then the state as the function has it
     MOST_KEPT = 8                 # plans of one function
     EASY_SORT = 8                 # places that an interval moves on average before sorting from scratch is quicker
 
@@ -53,7 +54,7 @@ cdef class BorrowedPlan(Plan):
     cdef bint keeps                   # whether it can be kept
     cdef bint in_order                # whether the sorted intervals are those of the arrays that are bound
     cdef int n_slots
-    cdef int slot_column[MAX_STATES]  # where a call has the state slots of the rule
+    cdef int slot_column[MAX_SLOTS]   # where a call has the state slots of the rule
     cdef int n_given                  # numbers that the caller keeps,
     cdef int number_column[MAX_NUMBERS]   # where a call has them,
     cdef int number_place[MAX_NUMBERS]    # their places among all numbers,
@@ -65,6 +66,7 @@ cdef class BorrowedPlan(Plan):
     cdef Memory sorted                # with room for the intervals of all arrays of the caller's
     cdef list keys                    # the options of the last call,
     cdef list values
+    cdef int scale                    # the place of grad_scale among them, -1 for none
     cdef int watch[MAX_WATCH]         # their places in the group's `kind`, -1 where it is no plain number,
     cdef int before[MAX_WATCH]        # and in the group's options
     cdef int64_t stamp                # of its last use
@@ -82,7 +84,8 @@ cdef class BorrowedPlan(Plan):
         cdef Memory memory
         cdef Py_ssize_t each
         cdef int k
-        self.keeps = group.alike and group.settled and len(params) > 0 and len(options) <= MAX_WATCH
+        self.keeps = (group.alike and group.settled and len(params) > 0 and len(options) <= MAX_WATCH
+                      and (self.clip_norm is None or type(self.clip_norm) is float))
         for p in params:
             self.keeps = self.keeps and cnp.PyArray_CheckExact(p)
         if not self.keeps:
@@ -101,6 +104,7 @@ cdef class BorrowedPlan(Plan):
         memory.intervals = <Interval *>renewed(memory.intervals, self.n_params * each * <Py_ssize_t>sizeof(Interval))
         self.sorted = memory
         self.keys, self.values = list(options), list(options.values())
+        self.scale = self.keys.index("grad_scale") if "grad_scale" in options else -1
         own = list(group.options)
         for k, key in enumerate(self.keys):
             places = [i for i, name in enumerate(group.keys) if name == key]
@@ -131,21 +135,26 @@ cdef class BorrowedPlan(Plan):
             key, value, old = call.key[k], call.value[k], PyList_GET_ITEM(<PyObject *>self.values, k)
             if not same_text(key, PyList_GET_ITEM(<PyObject *>self.keys, k)):
                 return False
-            if value != old and not same_text(value, old) and not same_pair(value, old) and not (
+            if value != old and not same_text(value, old) and not same_float(value, old) and not same_pair(
+                    value, old) and not (
                     is_plain_number(value) and is_plain_number(old)
-                    and PyDict_Contains(<PyObject *>group.options, key)):
+                    and (k == self.scale or PyDict_Contains(<PyObject *>group.options, key))):
                 return False
         return True
 
     cdef take_options(self, const Borrowed *call, Group group):
         """Give the group the numbers that are others than at the last call."""
         cdef PyObject *value
+        cdef PyObject *old
         cdef int k
         for k in range(call.n_options):
             value = call.value[k]
-            if value == PyList_GET_ITEM(<PyObject *>self.values, k) or not is_plain_number(value):
+            old = PyList_GET_ITEM(<PyObject *>self.values, k)
+            if value == old or not is_plain_number(value) or same_float(value, old):
                 continue
             self.values[k] = <object>value
+            if k == self.scale:
+                continue
             group.options[self.keys[k]] = <object>value
             if self.watch[k] >= 0 and PyFloat_CheckExact(value):
                 take_number(group, self.watch[k], self.before[k], <object>value)
@@ -159,6 +168,7 @@ cdef class BorrowedPlan(Plan):
         cdef char *data
         cdef Param *q
         cdef int k
+        cdef bint begun = self.has_begun(call.step)
         for k in range(self.n_slots):
             if call.column[self.slot_column[k]] == NULL:
                 return False
@@ -181,12 +191,23 @@ cdef class BorrowedPlan(Plan):
                 if data != q.s[k]:
                     q.s[k], self.in_order = data, False
             q.t = call.step - 1
+            q.begun = begun
             if self.begun:
                 q.numbers[0] = q.t > 0
             for k in range(self.n_given):
                 if not self.look_at_number(i, k, call.items[self.number_column[k]][i]):
                     return False
         return self.in_order or self.arrange()
+
+    @cython.final
+    cdef inline bint has_begun(self, int64_t step):
+        """Whether averages have begun before this step."""
+        cdef Group group = self.groups[0]
+        return group.mean >= 0 and step > max(group.hyper.ema_start, 1)
+
+    def set_count(self, Py_ssize_t i, int64_t t, tuple numbers):
+        Plan.set_count(self, i, t, numbers)
+        self.params[i].begun = self.has_begun(t + 1)
 
     cdef bint bind(self, Param *q, cnp.ndarray array) except -1:
         """Bind another array as a parameter, if it is one of the same type that can be stepped."""
@@ -280,20 +301,45 @@ cdef class BorrowedPlan(Plan):
         cdef PyObject *g
         cdef Py_ssize_t i
         cdef Param *q
+        cdef int flags
         self.begin_job(job, NULL)
-        job.place, job.scan_nonfinite, self.bank.n, self.grad_scale = -1, self.nonfinite != "propagate", 0, 1
-        group.prepare(1)
+        job.place, job.scan_nonfinite, self.bank.n = -1, self.nonfinite != "propagate", 0
+        self.clips = self.clip_norm is not None
+        self.clip.limit = self.clip_norm if self.clips else INFINITY
+        group.prepare(self.grad_scale, self.clips)
+        self.sums = self.clips or (group.around and group.program.own_limit > 0)
+        self.zeroes = group.around and group.program.zeroes
+        flags = cnp.NPY_ARRAY_WRITEABLE if self.zeroes else 0
         if not self.look(call):
             return False
         for i in range(self.n_params):
             q, g = &self.params[i], grads[i]
             if g == <PyObject *>None:
                 continue
-            if not (cnp.PyArray_CheckExact(<object>g) and fits(g, q, 0)):
+            if not (cnp.PyArray_CheckExact(<object>g) and fits(g, q, flags)):
                 return False
             self.add_work(job, group, &group.program, q, g, fo_array_data(g))
         job.moved = moved_blocks(job.blocks, &group.program)
+        if self.zeroes:
+            self.check_gradients_apart(job)
+        if self.sums:
+            self.ask_for_norms(job)
         return True
+
+    @cython.final
+    cdef inline bint take_scale(self, const Borrowed *call):
+        """Note what gradients are to be divided by; False if it has to be said what is wrong with it."""
+        cdef double scale = 1
+        cdef PyObject *value = call.value[self.scale] if self.scale >= 0 else <PyObject *>None
+        if value != <PyObject *>None:
+            if not is_plain_number(value):
+                return False
+            try:
+                scale = <object>value
+            except OverflowError:     # an int
+                return False
+        self.grad_scale = scale
+        return isfinite(scale) and scale > 0
 
     # --- Stepping
 
@@ -305,7 +351,7 @@ cdef class BorrowedPlan(Plan):
         try:
             self.steps = call.step - 1
             self.take_options(call, group)
-            if group.refresh(self.steps):
+            if not self.take_scale(call) or group.refresh(self.steps):
                 return -1
             # A number with Python code of its own may have changed the lists.
             if not (unpack(call, n_columns) and call.n == self.n_params and self.gather(&job, call, group)):
@@ -375,20 +421,25 @@ cdef class Kept:
         Of each number: its places in `names` and among all numbers of a parameter, its least and its largest value.
     begun : bool
         Whether the first number of a parameter says that it has taken steps.
+    single : bool
+        Whether all calls are over one set of arrays: others take the place of those before. Else there is a plan for
+        each set, while there is room.
     """
     cdef dict places                  # name -> place
     cdef int n_columns
     cdef int needed
     cdef list numbers
     cdef bint begun
+    cdef bint single
     cdef list plans                   # MOST_KEPT of them, or None
+    cdef readonly object grad_norm    # of the last step, as `Plan.grad_norm`
     cdef int64_t clock
 
-    def __init__(self, tuple names, int needed, list numbers, bint begun):
+    def __init__(self, tuple names, int needed, list numbers, bint begun, bint single=False):
         self.places = {name: k for k, name in enumerate(names)}
         self.places["step"] = -1
         self.n_columns, self.needed, self.numbers, self.begun = <int>len(names), needed, numbers, begun
-        self.plans = [None] * MOST_KEPT
+        self.plans, self.single = [None] * MOST_KEPT, single
 
     def call(self, tuple args, dict kwargs):
         """A call of the function: whether it was no skipped step; None if this is not the way to take it."""
@@ -452,7 +503,7 @@ cdef class Kept:
         for k in range(self.n_columns):
             if call.column[k] == <PyObject *>None and k != GRAD:
                 call.column[k] = NULL
-            if call.column[k] == NULL and k < self.needed:
+            if k < self.needed and call.column[k] == NULL:
                 return None
         if not unpack(call, self.n_columns):
             return None
@@ -465,6 +516,7 @@ cdef class Kept:
             return None
         if done < 0:
             return None
+        self.note_norm(plan)
         self.put(plan)
         return done == 1
 
@@ -473,13 +525,13 @@ cdef class Kept:
         cdef BorrowedPlan plan
         cdef int64_t oldest = self.clock + 1
         cdef int k, best = -1
-        cdef bint full = True, found
+        cdef bint full = True, found   # also if other arrays may take the place of those before
         cdef PyObject *p = call.items[PARAM][0]
         if not cnp.PyArray_CheckExact(<object>p):
             return None
         for k in range(MOST_KEPT):
             if self.plans[k] is None:
-                full = False
+                full = self.single
                 continue
             plan = self.plans[k]
             if plan.n_params != call.n or not plan.is_asked_the_same(call):
@@ -512,12 +564,18 @@ cdef class Kept:
         plan.stamp = self.clock
         self.plans[place] = plan      # may run Python code, of an option that is given up
 
+    @cython.final
+    cdef inline note_norm(self, BorrowedPlan plan):
+        if plan.clipped or self.grad_norm is not None:
+            self.grad_norm = plan.clip.norm if plan.clipped else None
+
     def prepare(self, BorrowedPlan plan, list params, dict options):
         """Get ready to keep a plan over these parameters, for calls with these options; or MemoryError."""
         plan.remember_form(self, params, options)
 
     def keep(self, BorrowedPlan plan):
-        """Keep a plan that was prepared. Takes no memory."""
+        """Note what there is to note of a step, and keep its plan if it was prepared for that. Takes no memory."""
+        self.note_norm(plan)
         if plan.keeps:
             plan.let_go()
             self.put(plan)
@@ -564,20 +622,23 @@ cdef inline bint same_text(PyObject *a, PyObject *b) except -1:
     return a == b or (PyUnicode_CheckExact(a) and PyUnicode_CheckExact(b) and PyUnicode_Compare(a, b) == 0)
 
 
+cdef inline bint same_float(PyObject *a, PyObject *b) noexcept:
+    """Whether two objects are floats with the same bits."""
+    cdef double x
+    cdef double y
+    if not (PyFloat_CheckExact(a) and PyFloat_CheckExact(b)):
+        return False
+    x, y = PyFloat_AS_DOUBLE(a), PyFloat_AS_DOUBLE(b)
+    return memcmp(&x, &y, sizeof(double)) == 0
+
+
 cdef bint same_pair(PyObject *a, PyObject *b) noexcept:
     """Whether two objects are tuples of two floats, with the same bits."""
-    cdef PyObject *x
-    cdef PyObject *y
-    cdef double first, second
     cdef int i
     if not (PyTuple_CheckExact(a) and PyTuple_CheckExact(b) and Py_SIZE(a) == 2 and Py_SIZE(b) == 2):
         return False
     for i in range(2):
-        x, y = PyTuple_GET_ITEM(a, i), PyTuple_GET_ITEM(b, i)
-        if not (PyFloat_CheckExact(x) and PyFloat_CheckExact(y)):
-            return False
-        first, second = PyFloat_AS_DOUBLE(x), PyFloat_AS_DOUBLE(y)
-        if memcmp(&first, &second, sizeof(double)):
+        if not same_float(PyTuple_GET_ITEM(a, i), PyTuple_GET_ITEM(b, i)):
             return False
     return True
 

@@ -219,7 +219,7 @@ cdef class Group:
         self.check_keys = spec.check_keys
         self.keys = tuple(key for key, _, _, _ in watch)
         self.seen = [self.options[key] for key, _, _, _ in watch]
-        self.n_watch, self.n_own = len(watch), len({*self.keys, "params"})
+        self.n_watch, self.n_own = len(watch), len({*self.keys}) + ("params" in self.options)
         self.ranges = [limits for _, _, _, limits in watch]
         for i, (_, kind, target, _) in enumerate(watch):
             self.kind[i], self.target[i] = kind, target

@@ -546,7 +546,7 @@ MUTANTS = [
     ),
     Mutant(
         "a step that was left out is counted", ENGINE,
-        "            zero_gradients(&job)\n            return\n", "            zero_gradients(&job)\n", NONFINITE,
+        "            self.skipped += 1\n            return\n", "            self.skipped += 1\n", NONFINITE,
     ),
     Mutant(
         "the optimizer is never busy", ENGINE,
@@ -955,7 +955,7 @@ MUTANTS = [
     ),
     Mutant(
         "the scale of the step before", ENGINE,
-        "            self.clip.grad_scale = self.grad_scale\n", "            self.clip.grad_scale = 1\n",
+        "        self.clip.grad_scale = self.grad_scale\n", "        self.clip.grad_scale = 1\n",
         "test_clipping.py -k of_unscaled",
     ),
     Mutant(
@@ -1185,7 +1185,7 @@ MUTANTS = [
     ),
     Mutant(
         "a norm that counts as no work", ENGINE,
-        "            job.moved += job.blocks       # gradients are read twice\n", "", "test_engine.py -k one_region",
+        "        job.moved += job.blocks           # gradients are read twice\n", "", "test_engine.py -k one_region",
     ),
     Mutant(
         "a program that goes on clipping", GROUP,
@@ -1379,8 +1379,8 @@ MUTANTS = [
     ),
     Mutant(
         "AMSGrad of the paper corrected", ADAM,
-        "bias_correction = False if bias_correction is None else bias_correction", "pass",
-        "test_forms.py test_paper.py -k 'amsgrad or paper'",
+        'return {"bias_correction": False, "eps": 0.0}', 'return {"eps": 0.0}',
+        "test_forms.py test_paper.py test_functional.py -k 'amsgrad or paper or path_of_the_class'",
     ),
     Mutant(
         "any product of momenta", STATE,
@@ -1625,6 +1625,64 @@ MUTANTS = [
 
     # --- Borrowed arrays
     Mutant(
+        "an average of a known call that begins at every step", BORROW,
+        "q.begun = begun", "q.begun = False", "test_borrowed.py -k 'whole_step_is or begins'",
+    ),
+    Mutant(
+        "an average of a new plan that begins at every step", BORROW,
+        "self.params[i].begun = self.has_begun(t + 1)", "self.params[i].begun = False",
+        "test_borrowed.py -k 'whole_step_is or begins'",
+    ),
+    Mutant(
+        "an average that begins one step late", BORROW,
+        "step > max(group.hyper.ema_start, 1)", "step > max(group.hyper.ema_start, 1) + 1",
+        "test_borrowed.py -k 'whole_step_is or begins'",
+    ),
+    Mutant(
+        "read-only gradients of a known call zeroed", BORROW,
+        "flags = cnp.NPY_ARRAY_WRITEABLE if self.zeroes else 0", "flags = 0",
+        "test_borrowed.py -k 'apart_and_writable or whatever'",
+    ),
+    Mutant(
+        "gradients of a known call zeroed that share memory", BORROW,
+        "            self.check_gradients_apart(job)\n", "            pass\n",
+        "test_borrowed.py -k 'apart_and_writable or whatever'",
+    ),
+    Mutant(
+        "gradients of a skipped step left as they are", ENGINE,
+        "                zero_gradients(job)\n", "                pass\n",
+        "test_borrowed.py -k 'whole_step_is or whatever'",
+    ),
+    Mutant(
+        "gradients of a skipped step zeroed after they are given up", ENGINE,
+        "            if job.found:\n                zero_gradients(job)\n        finally:\n            if keep_refs:\n"
+        "                for i in range(job.n_work):\n                    Py_XDECREF(job.work[i].grad)\n",
+        "        finally:\n            if keep_refs:\n                for i in range(job.n_work):\n"
+        "                    Py_XDECREF(job.work[i].grad)\n        if job.found:\n            zero_gradients(job)\n",
+        "test_borrowed.py -k given_up",
+    ),
+    Mutant(
+        "grad_scale of a known call that is not checked", BORROW,
+        "return isfinite(scale) and scale > 0", "return True", "test_borrowed.py -k 'bad_binding or whatever'",
+    ),
+    Mutant(
+        "the grad_scale of the call before", BORROW,
+        "        self.grad_scale = scale\n", "", "test_borrowed.py -k 'whole_step_is or whatever'",
+    ),
+    Mutant(
+        "a limit that is a schedule, kept", BORROW,
+        "and (self.clip_norm is None or type(self.clip_norm) is float)", "", "test_borrowed.py",
+    ),
+    Mutant(
+        "one option around the rule alone, overlooked where a group has no parameters", GROUP,
+        'len({*self.keys}) + ("params" in self.options)', "len({*self.keys}) + 1",
+        "test_whole_step.py -k by_itself",
+    ),
+    Mutant(
+        "averages that begin as zero", FUNCTIONAL,
+        'if name == AVERAGE.name and convention != "thinc":', "if False:", "test_borrowed.py -k state",
+    ),
+    Mutant(
         "a skipped step of a known call that says it was taken", BORROW,
         "return done == 1", "return True", "test_borrowed.py -k skipped",
     ),
@@ -1667,9 +1725,8 @@ MUTANTS = [
         "group.alike and group.settled and", "group.alike and", "test_borrowed.py -k 'read_once or lists_of'",
     ),
     Mutant(
-        "another pair taken for the one of the call before", BORROW,
-        "        if memcmp(&first, &second, sizeof(double)):\n            return False\n", "",
-        "test_borrowed.py -k new_pair",
+        "another float taken for the one of the call before", BORROW,
+        "return memcmp(&x, &y, sizeof(double)) == 0", "return True", "test_borrowed.py",
     ),
     Mutant(
         "arrays kept alive by a function", BORROW,

@@ -565,7 +565,7 @@ def test_functions_are_called_as_their_signatures_say():
     for call in (
         lambda: functional.adam_(p, g, m, step=1),
         lambda: functional.adam_(p, g, m, v),
-        lambda: functional.adam_(p, g, m, v, v, v, step=1),
+        lambda: functional.adam_(p, g, m, v, v, v, v, step=1),
         lambda: functional.adam_(p, g, m, v, exp_avg=m, step=1),
     ):
         with pytest.raises(TypeError, match="argument"):

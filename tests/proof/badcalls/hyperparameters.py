@@ -24,6 +24,7 @@ from proof.badcalls.world import (
 from support import ALL, build, needed
 
 import fastopt
+from fastopt.engine import STORAGE
 from fastopt.errors import ConventionError, GradientError, HyperparameterError, UnknownOptionError
 
 
@@ -81,8 +82,8 @@ EVERYWHERE: tuple[str, ...] = (
 
 
 def everywhere(key: str) -> tuple[str, ...]:
-    """The ways in of an option: functions have no first value of an accumulator, and do nothing around the rule."""
-    return EVERYWHERE if key not in ("initial_accumulator_value", *AROUND) else EVERYWHERE[:-1]
+    """The ways in of an option: functions have no first value of an accumulator."""
+    return EVERYWHERE if key != "initial_accumulator_value" else EVERYWHERE[:-1]
 
 
 def way_in(w: World, *ways: str) -> tuple[str, bool, Callable[..., Any], tuple[Any, ...], Callable[[], Any]]:
@@ -240,7 +241,7 @@ KERAS = [pair for pair in ALL if pair[1] == "keras"]
 
 @kind("clipping in two ways, where the convention has one at a time", KERAS)
 def two_ways_to_clip(w: World) -> Call:
-    way, _, place, others, mend = way_in(w, "constructor", "edit", "edit", "load")
+    way, _, place, others, mend = way_in(w, "constructor", "edit", "edit", "load", "functional")
     options = {"clip_value": 0.5, "clip_norm_each": 0.25}
     return Call(f"{way} with {options}", place(**options), ConventionError, ("only one of", w.cls.__name__), others,
                 mend=mend)  # fmt: skip
@@ -254,7 +255,7 @@ def unknown_option(w: World) -> Call:
         if way in ("group", "add_param_group"):
             keys |= {"n_threads", "nonfinite", "copy_grads", "convention", "state_factory", "clip_norm", "norm_type"}
         if way == "functional":
-            keys |= {"clip_norm", "norm_type", *AROUND}
+            keys |= {*STORAGE}
             keys -= {"initial_accumulator_value"}
         key = w.pick(*sorted(keys), "learning_rate", "beta1", "LR", "lr ", "foreach", "max_grad_norm", "clipnorm")
         return Call(f"{way} with {key}", place(**{key: 0.1}), UnknownOptionError, (repr(key), w.cls.__name__),
@@ -267,7 +268,7 @@ def unknown_option(w: World) -> Call:
         "clip_norm": (0, 0.0, -1, -np.inf, np.nan, True, "1", b"1", np.ones(2), [1.0], 1j, float, object()),
         "norm_type": (0, 1, -2, 3, -np.inf, np.nan, True, "2", "inf", None, np.ones(2), object()),
     }[key])  # fmt: skip
-    everywhere = key in ("n_threads", "nonfinite", "copy_grads")
+    everywhere = key != "state_factory"
     way, _, place, others, mend = way_in(w, "constructor", *(["functional"] if everywhere else []))
     return Call(f"{way} with {key}={value!r}", place(**{key: value}), HyperparameterError, (f"{key}={value!r}",),
                 others)  # fmt: skip

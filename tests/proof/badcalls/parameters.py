@@ -53,7 +53,7 @@ def functional_call(w: World, arrays: list[Any]) -> tuple[Callable[..., Any], di
     floats = (np.float32, np.float64)
     like = [a if isinstance(a, np.ndarray) and a.dtype in floats else np.ones(3) for a in arrays]
     state: dict[str, Any] = {
-        name: [np.zeros_like(a, subok=False) for a in like] for name in names_of(w.cls, optional=None)
+        name: [np.zeros_like(a, subok=False) for a in like] for name in (*names_of(w.cls, optional=None), "ema")
     }
     state |= {name: [np.ones(1) for _ in like] for name in numbers_given(w.cls)}
     call = {"p": arrays, "g": [np.ones_like(a, subok=False) for a in like], **state, "step": w.integer(1, 9)}

@@ -164,9 +164,10 @@ def functional_product(w: World) -> Call:
     way = w.pick("a value", "a value", "no writing", "other memory", "another", "no list")
     error: Any = ParameterError
     if way == "a value":
+        (highest,) = [slot.limits[1] for slot in w.cls.slots if slot.name == name]
         products[i] = w.pick(
             1.0, None, "1", np.ones(2), np.ones(0), np.ones(1, int), np.array([np.nan]), np.array(-0.5),
-            np.array([w.some("a number above 1")]),
+            np.array([w.some("a number above 1") if highest == 1 else -np.inf]),
         )  # fmt: skip
     elif way == "no writing":
         error, products[i] = ReadOnlyError, np.ones(1)
