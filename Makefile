@@ -17,7 +17,7 @@ CONTENTS = { cksum $(SOURCES); echo "$$FASTOPT_OPENMP $$FASTOPT_BUILD_LEVELS $$C
 SOURCES := setup.py pyproject.toml MANIFEST.in LICENSE README.md \
     $(shell find fastopt src_c -type f -not -name '*.so' -not -path '*/__pycache__/*')
 
-.PHONY: help demo compare dev try stubs test docs test-peers test-torch test-frameworks fuzz torture sanitize mutants \
+.PHONY: help demo compare dev try stubs test docs test-peers test-torch test-frameworks test-clients fuzz torture sanitize mutants \
     coverage audit bench steady report lint wheel clean
 .DELETE_ON_ERROR:
 
@@ -34,7 +34,7 @@ dev: .venv/dev/installed  ## an environment to work in, .venv/dev: the level of 
 	$(IN_PLACE)
 
 try: dev  ## build what changed into the source tree, and test that (ARGS="-k AdaBelief"); no wheel
-	cd tests && $(NATIVE) ../.venv/dev/bin/pytest -q --ignore=peers --ignore=pytorch --ignore=frameworks \
+	cd tests && $(NATIVE) ../.venv/dev/bin/pytest -q --ignore=peers --ignore=pytorch --ignore=frameworks --ignore=clients \
 	    $(or $(ARGS),-n 2 --dist loadgroup)
 
 stubs: dev  ## write fastopt/functional.pyi from the classes
@@ -42,7 +42,7 @@ stubs: dev  ## write fastopt/functional.pyi from the classes
 
 test: .venv/test/ready  ## the test suite, without the comparison with other libraries
 	cd tests && ../.venv/test/bin/pytest -q -n 2 --dist loadgroup . --ignore=peers --ignore=pytorch \
-	    --ignore=frameworks $(ARGS)
+	    --ignore=frameworks --ignore=clients $(ARGS)
 
 test-peers: .venv/peers/ready  ## compare with torch, keras, optax and the other peers (a large download)
 	cd tests && ../.venv/peers/bin/pytest -q peers test_arrays.py test_foreign.py test_state_dict.py $(ARGS)
@@ -53,6 +53,10 @@ test-torch: .venv/peers/ready  ## fastopt.torch: parity, tensors, distributed en
 
 test-frameworks: .venv/frameworks/ready  ## train in each framework of docs/frameworks.md (a large download)
 	cd tests && ../.venv/frameworks/bin/pytest -q -n 2 --dist loadgroup frameworks $(ARGS)
+
+CLIENTS ?= clients
+test-clients: .venv/$(CLIENTS)/ready  ## the adapters: their tests and those of thinc, scikit-learn, SciPy, Keras (a download)
+	cd tests && ../.venv/$(CLIENTS)/bin/pytest -q -n 2 --dist loadgroup clients $(ARGS)
 
 fuzz: .venv/test/ready  ## 100,000 bad calls and 100,000 damaged checkpoints: refused, and nothing changed
 	cd tests && ../.venv/test/bin/pytest -q --long proof/test_bad_calls.py proof/test_damaged_files.py $(ARGS)
@@ -133,6 +137,7 @@ IN_PLACE = $(NATIVE) .venv/dev/bin/python tools/build_in_place.py
 .venv/test/ready: EXTRAS := test,bfloat16,lint
 .venv/peers/ready: EXTRAS := test,bfloat16,peers
 .venv/frameworks/ready: EXTRAS := test,frameworks
+.venv/clients/ready: EXTRAS := test,clients
 .venv/bench/ready: EXTRAS := bench
 .venv/proof/ready: EXTRAS := test,proof
 .venv/mutants/ready: EXTRAS := test,bfloat16,proof,peers

@@ -20,7 +20,8 @@ In Markdown pages::
     ```{schedules}                   a picture for each line, an expression that makes a schedule
     ```{scenes}                      a section for each scene of fastopt compare
 
-In reStructuredText, ``.. torch-classes::`` documents fastopt.torch without importing PyTorch.
+In reStructuredText, ``.. torch-classes::`` documents fastopt.torch without importing PyTorch, and
+``.. adapter:: keras`` fastopt.keras without importing Keras.
 """
 
 from __future__ import annotations
@@ -295,6 +296,26 @@ class TorchClasses(FromLibrary):
         return self.parse_text_to_nodes("\n".join(lines))
 
 
+class Adapter(FromLibrary):
+    """A module of fastopt that steps for another library, from its source."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        (name,) = self.arguments
+        (_, _, text), *entries = library.adapter_entries(name)
+        lines = [f".. py:module:: fastopt.{name}", "", *str(SphinxDocString(text)).splitlines(), ""]
+        for kind, signature, text in entries:
+            where = "   :no-index:" if kind == "method" else f"   :module: fastopt.{name}"
+            lines += [f".. py:{kind}:: {signature}", where, ""]
+            lines += indented(text)
+        parsed = self.parse_text_to_nodes("\n".join(lines))
+        for node in parsed:  # its examples need the library: tests/clients runs them
+            for block in list(node.findall(nodes.doctest_block)):
+                block.replace_self(nodes.literal_block(block.rawsource, block.astext(), language="pycon"))
+        return parsed
+
+
 def indented(docstring: str) -> list[str]:
     """The lines of a docstring, as numpydoc writes them, below a description."""
     return [("   " + line).rstrip() for line in str(SphinxDocString(docstring)).splitlines()] + [""]
@@ -377,6 +398,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("schedules", Schedules)
     app.add_directive("scenes", Scenes)
     app.add_directive("torch-classes", TorchClasses)
+    app.add_directive("adapter", Adapter)
     app.add_post_transform(LinkNames)
     app.connect("env-purge-doc", forget_page)
     app.connect("missing-reference", leave_foreign_names)

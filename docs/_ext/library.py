@@ -48,8 +48,11 @@ LIKE = {"parameter": "like the parameter", "row": "one element a row", "column":
         "one": "one element"}  # fmt: skip
 NONE = "–"  # where a library has no such thing
 NOT_RUN = {"scaling": "parts of programs that need several processes", "pytorch": "needs PyTorch",
-           "frameworks": "run by tests/frameworks"}
+           "frameworks": "run by tests/frameworks",
+           **dict.fromkeys(("clients/keras", "clients/recipes", "clients/thinc"), "run by tests/clients")}
 """Pages whose Python code is not run with the others, and why not."""
+ADAPTERS = ("thinc", "sklearn", "scipy", "keras")
+"""The modules of fastopt that step for another library."""
 
 # --- Tables
 
@@ -370,6 +373,51 @@ def torch_signature(name: str) -> str:
     return f"{name}(params, {given}*, n_threads=None, flush_subnormal=True, fallback='warn', **options)"
 
 
+# --- The adapters, without the libraries that they are for: from their sources
+
+
+def adapter_entries(name: str) -> list[tuple[str, str, str]]:
+    """What an adapter defines of its ``__all__``: "class", "function" or "method", how it is called, its docstring.
+
+    Methods follow their class. The first entry is the module, with an empty name.
+    """
+    tree = torch_module(f"fastopt.{name}")
+    entries = [("module", "", ast.get_docstring(tree) or "")]
+    public = exported_by(tree)
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name in public:
+            entries.append(("function", called(node), ast.get_docstring(node) or ""))
+        elif isinstance(node, ast.ClassDef) and node.name in public:
+            methods = {method.name: method for method in node.body if isinstance(method, ast.FunctionDef)}
+            made = called(methods["__init__"], node.name) if "__init__" in methods else node.name
+            entries.append(("class", made, ast.get_docstring(node) or ""))
+            entries += [
+                ("method", called(method), ast.get_docstring(method) or "")
+                for method in methods.values() if not method.name.startswith("_") and ast.get_docstring(method)
+            ]  # fmt: skip
+    return entries
+
+
+def exported_by(tree: ast.Module) -> list[str]:
+    """The names that are written out in ``__all__``."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+            assert isinstance(node.value, ast.List)
+            return [one.value for one in node.value.elts if isinstance(one, ast.Constant)]
+    return []
+
+
+def called(function: ast.FunctionDef, name: str = "") -> str:
+    """How a function is called, without annotations and without self."""
+    arguments = function.args
+    for argument in (*arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg):
+        if argument is not None:
+            argument.annotation = None
+    if arguments.args and arguments.args[0].arg == "self":
+        del arguments.args[0]
+    return f"{name or function.name}({ast.unparse(arguments)})"
+
+
 # --- What has to be documented
 
 
@@ -393,6 +441,8 @@ def members(cls: type) -> Iterator[str]:
 def public_names() -> set[str]:
     """Every name that a user may use, in full."""
     names = {*MODULES, "fastopt.torch", *(f"fastopt.torch.{name}" for name in (*torch_names(), *torch_functions()))}
+    for adapter in ADAPTERS:
+        names |= {f"fastopt.{adapter}.{name}" for name in exported_by(torch_module(f"fastopt.{adapter}"))}
     for path in MODULES:
         module = import_module(path)
         for name in exported(module):

@@ -35,7 +35,7 @@ status=0
 (
     cd tests
     export PYTHONPATH=$copy PYTHONDONTWRITEBYTECODE=1 COVERAGE_RCFILE=$copy/.coveragerc COVERAGE_FILE=$copy/.coverage
-    [ $# -gt 0 ] || set -- . --ignore=peers --ignore=pytorch --ignore=frameworks
+    [ $# -gt 0 ] || set -- . --ignore=peers --ignore=pytorch --ignore=frameworks --ignore=clients
     "$python" -m coverage run -m pytest -q -p no:cacheprovider "$@"
 ) || status=$?
 "$python" -m coverage combine -q

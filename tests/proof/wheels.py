@@ -34,7 +34,10 @@ PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")  # by patterns
 # The tests, and what they read; as cibuildwheel has it.
 SOURCES = re.findall(r'"(.+?)"', re.search(r"^test-sources = \[(.+?)\]", PYPROJECT, re.M | re.S)[1])
 TORCH = re.search(r"torch==[\d.]+", PYPROJECT)[0]  # the version that the tests compare with
-SUITE = ["-n", "2", "--dist", "loadgroup", ".", "--ignore=peers", "--ignore=pytorch", "--ignore=frameworks"]
+SUITE = [
+    "-n", "2", "--dist", "loadgroup", ".",
+    "--ignore=peers", "--ignore=pytorch", "--ignore=frameworks", "--ignore=clients",
+]  # fmt: skip
 QUICK = ["test_engine.py", "test_arrays.py", "test_checkpoint.py", "test_config.py", "test_public.py", "test_wheel.py"]
 WITH_TORCH = ["pytorch/test_tensors.py", "pytorch/test_optim_db.py", "test_wheel.py", "test_arrays.py",
               "test_state_dict.py", "proof/test_processes.py"]  # fmt: skip

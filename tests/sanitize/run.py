@@ -135,7 +135,7 @@ def address(folder: Path, arguments: Sequence[str]) -> str:
         done = run(sys.executable, str(HERE / "plants.py"), name, **environ)
         expect(name, sign, done.stderr + "".join(reports(log)))
     command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadgroup", "-p", "no:cacheprovider"]
-    command += [*arguments, ".", "--ignore=peers", "--ignore=pytorch", "--ignore=frameworks"]
+    command += [*arguments, ".", "--ignore=peers", "--ignore=pytorch", "--ignore=frameworks", "--ignore=clients"]
     command += [f"--deselect=tests/{test}" for test in LEFT_OUT]
     done = run(*command, **environ)
     found = reports(log)
