@@ -90,16 +90,18 @@ def read_case(info: dict) -> Case:
 
 
 def load(paths: list[Path]) -> tuple[dict[tuple, Case], list[dict]]:
-    """The cases of all files by their key, and what else each file says."""
+    """The cases of all files by their key, and what else each file says, the rows of bench_clients.py among it."""
     cases: dict[tuple, Case] = {}
     runs = []
     for path in paths:
         try:
             run = json.loads(path.read_text(encoding="utf-8"))
-            found = [read_case(benchmark["extra_info"]) for benchmark in run.pop("benchmarks")]
+            every = [benchmark["extra_info"] for benchmark in run.pop("benchmarks")]
+            found = [read_case(info) for info in every if "clients" not in info]
+            run["clients"] = [row for info in every for row in info.get("clients", ())]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UnusableError(f"{path}: {type(error).__name__}: {error}") from error
-        if not found:
+        if not every:
             raise UnusableError(f"{path}: no benchmarks")
         for case in found:
             if case.key in cases:

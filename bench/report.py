@@ -47,7 +47,7 @@ class Results:
         self.machine = runs[0]["machine_info"]["fastopt"]
         if any(run["machine_info"]["fastopt"] != self.machine for run in runs):
             raise UnusableError("the files come from different machines or versions")
-        most = max(case.threads for case in cases)
+        most = max((case.threads for case in cases), default=1)
         self.threads = {"1": 1, "all": most if most > 1 else None}
 
     def select(self, threads: str | None = None, **wanted) -> list[Case]:
@@ -369,6 +369,24 @@ def storage_table(cases: list[Case]) -> str:
     return table(["stored", "shape", "fastopt µs", "ns an element", "float32 / this", "others / this"], rows)
 
 
+def clients_block(results: Results) -> str:
+    """The adapters beside their libraries."""
+    rows = [
+        [row["host"], row["what"], *(seconds(row[key]) for key in ("stock_s", "fastopt_s")),
+         f"{three_figures(row['stock_s'] / row['fastopt_s'])}×"]
+        for run in results.runs for row in run.get("clients", ())
+    ]  # fmt: skip
+    return table(["library", "what", "its own", "fastopt", "ratio"], rows) if rows else NOT_MEASURED
+
+
+def seconds(x: float) -> str:
+    """A time in the unit that suits it."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if x >= size:
+            return f"{three_figures(x / size)} {unit}"
+    return f"{three_figures(x * 1e6)} µs"
+
+
 def times(case: Case, name: str | None) -> str:
     return f"{three_figures(case.ratio(name))}× ({name})" if name else "–"
 
@@ -402,6 +420,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "drop-in": drop_in_block,
     "whole": whole_block,
     "storage": storage_block,
+    "clients": clients_block,
     "threads": threads_block,
 }  # fmt: skip
 

@@ -183,6 +183,16 @@ def test_the_whole_step_and_clipping():
     assert report.best_peer(found.select(suite="clip")[0]) is None
 
 
+def test_rows_of_adapters_are_kept_apart_from_the_cases(write):
+    row = {"host": "thinc", "what": "Adam, 100 elements", "stock_s": 15e-6, "fastopt_s": 2.5e-6}
+    source = write("a.json", run(info(), {"clients": [row]}))
+    cases, runs = compare.load([source])
+    assert len(cases) == 1 and runs[0]["clients"] == [row]
+    block = report.clients_block(report.Results(list(cases.values()), runs))
+    assert "| thinc | Adam, 100 elements | 15.0 µs | 2.50 µs | 6.00× |" in block
+    assert [report.seconds(x) for x in (2.0, 0.0345, 1e-6)] == ["2.00 s", "34.5 ms", "1.00 µs"]
+
+
 def test_filling_keeps_what_stands_outside():
     page = "before\n<!-- begin a -->\nold\n<!-- end a -->\nbetween <!-- begin b -->\n<!-- end b -->\nafter\n"
     filled = report.fill(page, {"a": r"new \1", "b": "more"})
