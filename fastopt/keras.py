@@ -13,7 +13,8 @@ What the compiled step cannot do as Keras does is done by Keras' own code, with 
 
 - Variables that are not float32 or float64, or not on the CPU, or not contiguous: each by itself. Where their dtypes
   differ, all on the torch backend, since Keras computes there with the scalars of the first one's dtype.
-- Gradients of another type or shape than their variable, sparse ones, and those that share memory with a variable.
+- Each by itself: gradients of another type or shape than their variable, and sparse ones. The whole step: gradients
+  that share memory with a variable, a variable that is given twice, another number of gradients than of variables.
 - Hyperparameters that fastopt refuses, such as a negative learning rate.
 - Variables with ``overwrite_with_gradient``, the sums of ``gradient_accumulation_steps``, constraints, the weight decay
   of some but not all variables. Around a step over some of the variables, and on the numpy backend, also clipping and
@@ -560,7 +561,10 @@ class _Compiled:
 
     @property
     def left_to_keras(self) -> list[str]:
-        """What Keras' own code updated at the last step, and why: a line a variable, none if all was compiled."""
+        """Which variables Keras' own code updated at the last step, and why: one line each, or one for all.
+
+        Clipping, decay and averages that Keras does around a compiled step are not listed.
+        """
         return list(self._worker().left)
 
     def _worker(self) -> _Worker:

@@ -997,6 +997,19 @@ def test_a_saved_model_opens_without_fastopt(tmp_path):
 
 
 @on_torch
+def test_a_model_saved_with_keras_goes_on_here(tmp_path, steps):
+    model = small_model()
+    model.compile(optimizer=keras.optimizers.Adam(1e-2), loss="mse")
+    model.fit(*data_of(model), batch_size=32, verbose=0)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras", custom_objects={"Adam": fastopt.keras.Adam})
+    states = [[value(v) for v in m.optimizer.variables] for m in (again, model)]
+    assert type(again.optimizer) is fastopt.keras.Adam and distance(*states) == 0
+    again.fit(*data_of(model), batch_size=32, verbose=0)
+    assert int(value(again.optimizer.iterations)) == 16 and steps == {"Adam": 8}
+
+
+@on_torch
 def test_layers_that_are_frozen_later(steps):
     """Keras' optimizers know the variables they were built with, and take some of them."""
     ends = []
