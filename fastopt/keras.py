@@ -587,6 +587,17 @@ def _host(public: Any) -> Any:
     return type(public.__new__(public))
 
 
+def _adam_options(optimizer: Any) -> tuple[dict[str, Any], list[Any]]:
+    """The options and the state of Adam and of AdamW."""
+    options = {
+        "betas": (float(optimizer.beta_1), float(optimizer.beta_2)),
+        "eps": float(optimizer.epsilon),
+        "amsgrad": bool(optimizer.amsgrad),
+    }
+    maxima = optimizer._velocity_hats if optimizer.amsgrad else None
+    return options, [optimizer._momentums, optimizer._velocities, maxima]
+
+
 _SGD: Any = _host(keras.optimizers.SGD)
 _Adagrad: Any = _host(keras.optimizers.Adagrad)
 _Adadelta: Any = _host(keras.optimizers.Adadelta)
@@ -700,13 +711,7 @@ class Adam(_Compiled, _Adam):
     _public = keras.optimizers.Adam
 
     def _rule(self) -> tuple[str, dict[str, Any], list[Any]]:
-        options = {
-            "betas": (float(self.beta_1), float(self.beta_2)),
-            "eps": float(self.epsilon),
-            "amsgrad": bool(self.amsgrad),
-        }
-        maxima = self._velocity_hats if self.amsgrad else None
-        return "adam", options, [self._momentums, self._velocities, maxima]
+        return "adam", *_adam_options(self)
 
 
 @_saved
@@ -725,13 +730,8 @@ class AdamW(_Compiled, _AdamW):
     _public = keras.optimizers.AdamW
 
     def _rule(self) -> tuple[str, dict[str, Any], list[Any]]:
-        options = {
-            "betas": (float(self.beta_1), float(self.beta_2)),
-            "eps": float(self.epsilon),
-            "amsgrad": bool(self.amsgrad),
-        }
-        maxima = self._velocity_hats if self.amsgrad else None
-        return "adamw", {**options, "weight_decay": 0.0}, [self._momentums, self._velocities, maxima]
+        options, state = _adam_options(self)
+        return "adamw", {**options, "weight_decay": 0.0}, state
 
 
 @_saved
