@@ -404,14 +404,18 @@ class _Worker:
         rate = plan.rate[()]
         return float(1 - rate.dtype.type(optimizer.weight_decay) * rate)
 
-    def update(self, optimizer: Any, grads: Sequence[Any], variables: list[Any], rate: Any) -> bool:
-        """The update of variables alone, between what Keras does; False if nothing was done."""
+    def may_update(self, grads: Sequence[Any], variables: list[Any]) -> bool:
+        """Whether an update of variables is one that can be compiled; if not, `left` says why."""
         self.left = []
         if self.changed_update or _in_scope():
             self.left = [f"all variables: {self.kept_away or 'their values are those of a scope'}"]
-            return False
-        if len(grads) != len(variables):
+        elif len(grads) != len(variables):
             self.left = [f"all variables: {len(grads)} gradients of {len(variables)} variables"]
+        return not self.left
+
+    def update(self, optimizer: Any, grads: Sequence[Any], variables: list[Any], rate: Any) -> bool:
+        """The update of variables alone, between what Keras does; False if nothing was done."""
+        if not self.may_update(grads, variables):
             return False
         plan = self.find(optimizer, list(variables), False)
         if plan.bound is None:
@@ -441,12 +445,7 @@ class _CopyingWorker(_Worker):
         return False
 
     def update(self, optimizer: Any, grads: Sequence[Any], variables: list[Any], rate: Any) -> bool:
-        self.left = []
-        if self.changed_update or _in_scope():
-            self.left = [f"all variables: {self.kept_away or 'their values are those of a scope'}"]
-            return False
-        if len(grads) != len(variables):
-            self.left = [f"all variables: {len(grads)} gradients of {len(variables)} variables"]
+        if not self.may_update(grads, variables):
             return False
         if len(set(map(id, variables))) < len(variables):
             self.left = ["all variables: one of them is given twice"]
